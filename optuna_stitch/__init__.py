@@ -1,0 +1,77 @@
+"""Stitch two trained networks into one supernetwork and search its subnetworks with Optuna."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from optuna_stitch.data import Data, Split, load_data
+    from optuna_stitch.errors import OptunaStitchError
+    from optuna_stitch.evaluation.evaluator import Evaluator
+    from optuna_stitch.evaluation.metrics import Cost, Metric
+    from optuna_stitch.networks.training import Recipe, train_parent
+    from optuna_stitch.networks.view import View
+    from optuna_stitch.networks.zoo import Parent, load_parent
+    from optuna_stitch.results.front import Front, evaluate_front
+    from optuna_stitch.search.objective import Objective
+    from optuna_stitch.search.space import enqueue_starts
+    from optuna_stitch.stitching.artifact import load_supernetwork, save_supernetwork
+    from optuna_stitch.stitching.fitting import StitchFit, fit
+    from optuna_stitch.stitching.genotype import Genotype
+    from optuna_stitch.stitching.supernetwork import Supernetwork, stitch
+
+__version__ = "0.1.0"
+
+_MODULES = {
+    "data": ("Data", "Split", "load_data"),
+    "errors": ("OptunaStitchError",),
+    "evaluation.evaluator": ("Evaluator",),
+    "evaluation.metrics": ("Cost", "Metric"),
+    "networks.training": ("Recipe", "train_parent"),
+    "networks.view": ("View",),
+    "networks.zoo": ("Parent", "load_parent"),
+    "results.front": ("Front", "evaluate_front"),
+    "search.objective": ("Objective",),
+    "search.space": ("enqueue_starts",),
+    "stitching.artifact": ("load_supernetwork", "save_supernetwork"),
+    "stitching.fitting": ("StitchFit", "fit"),
+    "stitching.genotype": ("Genotype",),
+    "stitching.supernetwork": ("Supernetwork", "stitch"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = [
+    "Cost",
+    "Data",
+    "Evaluator",
+    "Front",
+    "Genotype",
+    "Metric",
+    "Objective",
+    "OptunaStitchError",
+    "Parent",
+    "Recipe",
+    "Split",
+    "StitchFit",
+    "Supernetwork",
+    "View",
+    "__version__",
+    "enqueue_starts",
+    "evaluate_front",
+    "fit",
+    "load_data",
+    "load_parent",
+    "load_supernetwork",
+    "save_supernetwork",
+    "stitch",
+    "train_parent",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # torch and timm take seconds to import: the command line's help and a wrong key in a study
+    # file should not wait for them
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

@@ -1,0 +1,157 @@
+"""The command line: parse, call, print."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from optuna_stitch.config import load_study_file
+from optuna_stitch.errors import OptunaStitchError, RunError
+from optuna_stitch.progress import console
+
+if TYPE_CHECKING:
+    from optuna_stitch.results.front import Front
+    from optuna_stitch.run import Run
+
+# Commands import what they need themselves: torch and timm take seconds, which neither the help
+# nor a wrong key in a study file should cost.
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Stitch two trained networks into one supernetwork and search it with Optuna.",
+)
+
+StudyArgument = Annotated[
+    Path, typer.Argument(help="A study file, or the folder of a run.", metavar="STUDY")
+]
+FolderOption = Annotated[
+    # typer evaluates this at run time, on Python 3.10 too
+    Optional[Path],  # noqa: UP045
+    typer.Option("--run", help="Folder of the run; runs/<name of the study file>, if absent."),
+]
+
+
+def main() -> None:
+    """Run the command line; an expected error is one message and exit code 2."""
+    try:
+        app()
+    except OptunaStitchError as error:
+        console.print(f"[red]Error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except OSError as error:
+        place = f" ({error.filename})" if error.filename else ""
+        text = escape(f"{error.strerror or error}{place}")
+        console.print(f"[red]Error:[/red] {text}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+@app.command()
+def run(study: StudyArgument, folder: FolderOption = None) -> None:
+    """Build, search and report; after an interruption, go on where it was."""
+    with _resumable():
+        opened = _open(study, folder)
+        supernetwork = opened.build(show_progress_bar=True)
+        opened.search(supernetwork, show_progress_bar=True)
+        _show(opened, opened.report(supernetwork))
+
+
+@app.command()
+def build(study: StudyArgument, folder: FolderOption = None) -> None:
+    """Load or train the parents, match them, fit the stitches, save the supernetwork."""
+    with _resumable():
+        opened = _open(study, folder)
+        supernetwork = opened.build(show_progress_bar=True)
+    Console().print(
+        f"{supernetwork.a.name} × {supernetwork.b.name}: {len(supernetwork.matches)} matches, "
+        f"{len(supernetwork.switches)} stitches, in {opened.folder}"
+    )
+
+
+@app.command()
+def search(
+    study: StudyArgument,
+    folder: FolderOption = None,
+    trials: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Trials to add; up to the study file's number, if absent.", min=1),
+    ] = None,
+) -> None:
+    """Search for subnetworks, building first where that was not done."""
+    with _resumable():
+        opened = _open(study, folder)
+        supernetwork = opened.build(show_progress_bar=True)
+        found = opened.search(supernetwork, more=trials, show_progress_bar=True)
+    Console().print(f"{len(found.trials)} trials; next: optuna-stitch report {opened.folder}")
+
+
+@app.command()
+def report(study: StudyArgument, folder: FolderOption = None) -> None:
+    """Evaluate the front on the test split and write the report."""
+    with _resumable():
+        opened = _open(study, folder)
+        _show(opened, opened.report(opened.build(show_progress_bar=True)))
+
+
+@app.command()
+def dashboard(
+    study: StudyArgument,
+    folder: FolderOption = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
+) -> None:
+    """Open optuna-dashboard on a run's study."""
+    import optuna
+
+    from optuna_stitch.results.dashboard import serve_dashboard
+    from optuna_stitch.search.study import open_storage
+
+    opened = _open(study, folder)
+    storage = open_storage(opened.storage_url)
+    if opened.name not in optuna.get_all_study_names(storage):
+        raise RunError(
+            f"{opened.folder} has no study yet; run `optuna-stitch search {opened.folder}` first."
+        )
+    console.print(f"The study {opened.name!r} is at http://{host}:{port}/ (stop with Ctrl-C)")
+    serve_dashboard(storage, host=host, port=port)
+
+
+def _open(study: Path, folder: Path | None) -> Run:
+    if not study.is_dir():
+        load_study_file(study)  # its errors should not wait for the imports below
+    with console.status("Loading torch and timm"):
+        import optuna
+
+        from optuna_stitch.run import Run
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return Run.open(study) if study.is_dir() else Run.start(study, folder)
+
+
+def _show(opened: Run, front: Front) -> None:
+    from optuna_stitch.results.report import headline, rich_table
+
+    out = Console()
+    out.print(rich_table(front))
+    out.print(headline(front), highlight=False)
+    folder = opened.folder
+    out.print(f"\nThe report is {folder}/report.md, the plot {folder}/front.html", soft_wrap=True)
+    out.print(f"Look at every trial: optuna-stitch dashboard {folder}", soft_wrap=True)
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """Turn Ctrl-C into a hint and the shell's own exit code."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print("Interrupted. Run the same command again to go on where it was.")
+        raise typer.Exit(130) from None

@@ -1,0 +1,268 @@
+"""Images for every stage: three disjoint splits, seen by each parent as it was trained to.
+
+Stitches are fitted on ``train``, the search sees ``val`` only, and the reported front is evaluated
+again on ``test``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import timm.data
+import torch
+from PIL import Image
+from torch import Tensor
+
+from optuna_stitch.errors import DataError
+from optuna_stitch.networks.view import View
+
+SPLITS = ("train", "val", "test")
+
+# Transformed images are kept in memory up to this many bytes a split; beyond it they are decoded
+# again in every pass.
+_CACHE_BYTES = 1 << 30
+
+
+class ImageDataset(Protocol):
+    """What a data set must offer: a length, and (PIL image, label) by index."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some images, as every parent sees them.
+
+    Args:
+        images: One tensor ``(N, C, H, W)`` per view.
+        targets: Labels ``(N,)``, int64.
+    """
+
+    images: tuple[Tensor, ...]
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+@dataclass
+class Split:
+    """Part of a data set, in a fixed order.
+
+    Args:
+        name: ``train``, ``val`` or ``test``.
+        dataset: Where the images come from.
+        indices: Which of them belong to this split.
+        source: What identifies the data set, for `fingerprint`.
+    """
+
+    name: str
+    dataset: ImageDataset
+    indices: Sequence[int]
+    source: str
+    _cache: dict[View, Tensor] = field(default_factory=dict, repr=False)
+    _targets: Tensor | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of which images these are."""
+        text = json.dumps([self.source, list(map(int, self.indices))])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def take(self, images: int | None) -> Split:
+        """The first so many images of this split (all, if None or more than there are)."""
+        if images is None or images >= len(self):
+            return self
+        return Split(self.name, self.dataset, self.indices[:images], self.source)
+
+    @property
+    def targets(self) -> Tensor:
+        """Labels ``(len(self),)`` in the split's order."""
+        if self._targets is None:
+            self._targets = torch.tensor([int(self._read(i)[1]) for i in range(len(self))])
+        return self._targets
+
+    def batches(self, views: Sequence[View], batch_size: int = 100) -> Iterator[Batch]:
+        """Go through the split once, in order.
+
+        Args:
+            views: How the images are wanted; each is decoded once and transformed per view.
+            batch_size: Number of images in a batch.
+
+        Yields:
+            Batches with one tensor per view.
+        """
+        needed = sum(4 * int(np.prod(view.input_size)) for view in set(views)) * len(self)
+        if needed <= _CACHE_BYTES:
+            self._fill(views)
+        for start in range(0, len(self), batch_size):
+            stop = min(start + batch_size, len(self))
+            if needed <= _CACHE_BYTES:
+                images = tuple(self._cache[view][start:stop] for view in views)
+                yield Batch(images, self.targets[start:stop])
+            else:
+                yield self._load(views, range(start, stop))
+
+    def _fill(self, views: Sequence[View]) -> None:
+        missing = [view for view in dict.fromkeys(views) if view not in self._cache]
+        if missing:
+            everything = self._load(missing, range(len(self)))
+            self._cache.update(zip(missing, everything.images, strict=True))
+            self._targets = everything.targets
+
+    def _load(self, views: Sequence[View], positions: Sequence[int]) -> Batch:
+        transforms = [(view, view.transform()) for view in views]
+        seen: list[list[Tensor]] = [[] for _ in views]
+        targets: list[int] = []
+        for position in positions:
+            image, target = self._read(position)
+            targets.append(int(target))
+            for column, (view, transform) in zip(seen, transforms, strict=True):
+                column.append(transform(image.convert(view.mode)))
+        return Batch(tuple(torch.stack(column) for column in seen), torch.tensor(targets))
+
+    def _read(self, position: int) -> tuple[Image.Image, int]:
+        index = self.indices[position]
+        try:
+            return self.dataset[index]
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"Image {index} of the {self.name} split ({self.source}) cannot be read: {error}"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Data:
+    """Three disjoint splits of labelled images.
+
+    Args:
+        train: For training parents and fitting stitches.
+        val: For the search.
+        test: For the report.
+        classes: Number of classes.
+    """
+
+    train: Split
+    val: Split
+    test: Split
+    classes: int
+
+
+def load_data(
+    dataset: str = "sklearn/digits",
+    *,
+    root: str | Path | None = None,
+    class_map: str | Path | None = None,
+    train: Mapping[str, Any] | None = None,
+    val: Mapping[str, Any] | None = None,
+    test: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Data:
+    """Load a data set and divide it into three disjoint splits.
+
+    Splits that name the same source (for ``sklearn/digits``, all three) share it out among
+    themselves: the images are shuffled with ``seed`` and dealt in the order train, val, test.
+
+    Args:
+        dataset: ``sklearn/digits``, or what ``timm.data.create_dataset`` takes as a name; the
+            empty string reads a folder or an archive at ``root``.
+        root: Where the data lie.
+        class_map: timm's file of class names in the order of their labels.
+        train: What differs for this split: ``dataset``, ``root``, ``class_map``, ``split`` (the
+            data set's own name of a part) and ``images`` (how many to take; the rest, if absent).
+        val: The same for the validation split.
+        test: The same for the test split.
+        seed: Decides which images are taken, and in which order.
+
+    Returns:
+        The splits.
+
+    Raises:
+        DataError: If a source cannot be read or has too few images.
+    """
+    shared = {"dataset": dataset, "root": root, "class_map": class_map, "split": None}
+    wanted = {
+        name: {**shared, **{key: value for key, value in (own or {}).items() if value is not None}}
+        for name, own in zip(SPLITS, (train, val, test), strict=True)
+    }
+    sources: dict[str, tuple[ImageDataset, list[int]]] = {}
+    splits: dict[str, Split] = {}
+    for name, spec in wanted.items():
+        count = spec.pop("images", None)
+        source = json.dumps({key: str(value) for key, value in spec.items() if value is not None})
+        if source not in sources:
+            opened = _open(name, **spec)
+            order = np.random.default_rng(seed).permutation(len(opened))
+            sources[source] = (opened, order.tolist())
+        opened, left = sources[source]
+        taken = left if count is None else left[:count]
+        if not taken or (count is not None and len(taken) < count):
+            raise DataError(
+                f"The {name} split wants {count or 'some'} images, but only {len(left)} of "
+                f"{source} are left; give its `images` a smaller number, or splits of its own."
+            )
+        sources[source] = (opened, left[len(taken) :])
+        splits[name] = Split(name, opened, taken, f"{source} of {len(opened)} images")
+    classes = _count_classes(splits)
+    return Data(splits["train"], splits["val"], splits["test"], classes)
+
+
+def _open(
+    name: str,
+    dataset: str,
+    root: str | Path | None,
+    class_map: str | Path | None,
+    split: str | None,
+) -> ImageDataset:
+    if dataset == "sklearn/digits":
+        return _Digits()
+    if root is not None and not Path(root).exists():
+        raise DataError(f"The {name} split's images are not at {root}: there is no such path.")
+    arguments = {"split": split} if split else {}
+    try:
+        opened: ImageDataset = timm.data.create_dataset(
+            dataset, root=root, class_map=str(class_map) if class_map else "", **arguments
+        )
+    except Exception as error:  # timm's readers raise whatever their format's library raises
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise DataError(
+            f"The {name} split cannot be read as timm data set {dataset!r} at {root}: {reason}"
+        ) from error
+    return opened
+
+
+def _count_classes(splits: dict[str, Split]) -> int:
+    """Number of classes by the data set's own list, else by its largest label."""
+    dataset = splits["train"].dataset
+    index = getattr(getattr(dataset, "reader", None), "class_to_idx", None)
+    if index:
+        return int(max(index.values())) + 1
+    return max(int(split.targets.max()) for split in splits.values()) + 1
+
+
+class _Digits:
+    """The 1,797 scanned digits that come with scikit-learn, 8 × 8 pixels each."""
+
+    def __init__(self) -> None:
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        self._images = np.round(digits.images * (255 / 16)).astype(np.uint8)
+        self._labels = digits.target
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return Image.fromarray(self._images[index]), int(self._labels[index])

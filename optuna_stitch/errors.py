@@ -1,0 +1,51 @@
+"""The errors a user can cause and mend.
+
+Each carries one message that names the thing, the place and the way out. The command line prints
+it and exits with code 2; from Python they are ordinary exceptions.
+"""
+
+from __future__ import annotations
+
+
+class OptunaStitchError(Exception):
+    """Base of every error whose message is meant for the user."""
+
+
+class UnknownNetworkError(OptunaStitchError):
+    """A network's name is in no zoo we know."""
+
+
+class CheckpointError(OptunaStitchError):
+    """A checkpoint is missing, broken or does not fit its architecture."""
+
+
+class CaptureError(OptunaStitchError):
+    """A network cannot be captured as a graph."""
+
+
+class MatchError(OptunaStitchError):
+    """Two networks cannot be stitched together."""
+
+
+class DataError(OptunaStitchError):
+    """A data set is missing, too small, or does not fit the parents."""
+
+
+class FitError(OptunaStitchError):
+    """A stitch cannot be fitted on the features it is given."""
+
+
+class ConfigError(OptunaStitchError):
+    """A study file is wrong."""
+
+
+class StudyError(OptunaStitchError):
+    """A study or its storage cannot be used."""
+
+
+class RunError(OptunaStitchError):
+    """A run folder is missing, incomplete, or belongs to another study."""
+
+
+class ArtifactError(OptunaStitchError):
+    """A saved supernetwork is missing, broken, or made by an incompatible version."""

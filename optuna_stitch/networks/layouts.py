@@ -1,0 +1,94 @@
+"""How a feature lies in its tensor, and one canonical view of every layout.
+
+The canonical view of a feature is a grid of C-vectors, ``(N, C, H, W)``, plus prefix tokens,
+``(N, P, C)`` (class, register and distillation tokens). A pooled vector is a grid of 1 × 1.
+Stitches are linear maps between canonical views, so that any layout can meet any other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Kind = Literal["NCHW", "NHWC", "NLC", "NC"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the channels, the grid and the prefix tokens of a feature are.
+
+    Args:
+        kind: Order of the dimensions, as timm's ``Format`` names them, and ``NC`` for vectors.
+        channels: Length C of the vectors.
+        grid: Height and width (H, W) of the grid, in positions.
+        prefix: Number P of prefix tokens (``NLC`` only).
+    """
+
+    kind: Kind
+    channels: int
+    grid: tuple[int, int]
+    prefix: int = 0
+
+    @property
+    def positions(self) -> int:
+        """Number of grid positions, H · W."""
+        return self.grid[0] * self.grid[1]
+
+    def __str__(self) -> str:
+        if self.kind == "NC":
+            return f"NC {self.channels}"
+        prefix = f"{self.prefix}+" if self.prefix else ""
+        return f"{self.kind} {self.channels}×{prefix}{self.grid[0]}×{self.grid[1]}"
+
+    def split(self, feature: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the canonical view of a feature.
+
+        Args:
+            feature: A tensor in this layout, N images.
+
+        Returns:
+            The grid ``(N, C, H, W)`` and the prefix tokens ``(N, P, C)``, None where P = 0.
+        """
+        if self.kind == "NCHW":
+            return feature, None
+        if self.kind == "NHWC":
+            return feature.permute(0, 3, 1, 2), None
+        if self.kind == "NC":
+            return feature[:, :, None, None], None
+        tokens = feature[:, self.prefix :].transpose(1, 2)
+        grid = tokens.reshape(*tokens.shape[:2], *self.grid)
+        return grid, feature[:, : self.prefix] if self.prefix else None
+
+    def join(self, grid: Tensor, prefix: Tensor | None) -> Tensor:
+        """Inverse of `split`: lay a grid and prefix tokens out as this layout says."""
+        if self.kind == "NCHW":
+            return grid
+        if self.kind == "NHWC":
+            return grid.permute(0, 2, 3, 1)
+        if self.kind == "NC":
+            return grid.flatten(1)
+        tokens = grid.flatten(2).transpose(1, 2)
+        return tokens if prefix is None else torch.cat([prefix, tokens], dim=1)
+
+
+def resample(grid: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resample a grid linearly: average where it shrinks, bilinear where it grows.
+
+    Args:
+        grid: ``(N, C, H, W)``.
+        size: The new height and width.
+
+    Returns:
+        ``(N, C, *size)``; the grid itself where the size does not change.
+    """
+    height, width = grid.shape[-2:]
+    shrunk = (min(height, size[0]), min(width, size[1]))
+    if shrunk != (height, width):
+        grid = F.adaptive_avg_pool2d(grid, shrunk)
+    if shrunk != size:
+        grid = F.interpolate(grid, size=size, mode="bilinear", align_corners=False)
+    return grid

@@ -1,0 +1,61 @@
+"""How a network sees an image: size, crop and normalization."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import timm.data
+from torch import nn
+
+
+@dataclass(frozen=True)
+class View:
+    """What turns a decoded image into a network's input, as timm's ``pretrained_cfg`` says it.
+
+    Args:
+        input_size: Shape (C, H, W); C = 1 means greyscale, 3 means RGB.
+        mean: Mean by channel, of pixels in [0, 1].
+        std: Standard deviation by channel.
+        interpolation: timm's name of the resampling filter.
+        crop_pct: Share of the resized image that the crop keeps.
+        crop_mode: timm's name of the crop.
+    """
+
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    interpolation: str = "bicubic"
+    crop_pct: float = 1.0
+    crop_mode: str = "center"
+
+    def transform(self) -> Any:
+        """timm's evaluation transform: a PIL image in, a float32 tensor (C, H, W) out."""
+        return timm.data.create_transform(**asdict(self), is_training=False)
+
+    @property
+    def mode(self) -> str:
+        """PIL's name of the colour mode that the input has."""
+        return "L" if self.input_size[0] == 1 else "RGB"
+
+
+def view_of(module: nn.Module, **overrides: Any) -> View:
+    """Ask a timm network how it sees images.
+
+    Args:
+        module: A network; where it has no ``pretrained_cfg``, timm's defaults hold.
+        **overrides: Fields of `View` to use instead of what the network says.
+    """
+    known = timm.data.resolve_model_data_config(module)
+    given = {name: value for name, value in overrides.items() if value is not None}
+    return make_view({**known, **given})
+
+
+def make_view(fields: Mapping[str, Any]) -> View:
+    """A view from its fields by name, as JSON or timm hold them; others are passed over."""
+    wanted = {name: fields[name] for name in View.__dataclass_fields__ if name in fields}
+    for name in ("input_size", "mean", "std"):
+        if name in wanted:
+            wanted[name] = tuple(wanted[name])
+    return View(**wanted)

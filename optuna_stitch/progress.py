@@ -1,0 +1,67 @@
+"""Progress bars with the time left, the same for every stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+T = TypeVar("T")
+
+# What is said about the work goes to stderr; results go to stdout.
+console = Console(stderr=True)
+
+
+@contextmanager
+def progress_bar(*, show_progress_bar: bool) -> Iterator[Progress]:
+    """Open a group of progress bars.
+
+    Args:
+        show_progress_bar: Whether anything is shown.
+    """
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("·"),
+        TimeRemainingColumn(),
+        TextColumn("left  {task.fields[note]}"),
+        console=console,
+        disable=not show_progress_bar,
+    ) as progress:
+        yield progress
+
+
+def track(
+    items: Iterable[T],
+    description: str,
+    *,
+    total: int | None = None,
+    show_progress_bar: bool,
+) -> Iterator[T]:
+    """Go through items under a progress bar.
+
+    Args:
+        items: What to go through.
+        description: What is being done.
+        total: How many items there are, where they do not say.
+        show_progress_bar: Whether anything is shown.
+    """
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    with progress_bar(show_progress_bar=show_progress_bar) as progress:
+        task = progress.add_task(description, total=total, note="")
+        for item in items:
+            yield item
+            progress.advance(task)

@@ -1,0 +1,187 @@
+"""The report: what was found, in one sentence, one picture and one table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from optuna_stitch.results.front import Claim, Entry, Front
+
+# Networks that lose more than this much accuracy against the weaker parent are left to the CSV.
+_WORTH_SHOWING = 0.10
+# A saving is worth the headline where the accuracy differs by no more than this.
+_NEAR = 0.01
+
+
+def headline(front: Front) -> str:
+    """What was found, in one plain sentence that the paired tests bear out."""
+    parents = {entry.name: entry for entry in front.baselines}
+    shown = [entry for entry in front.stitched if entry.on_front]
+    better = [
+        (claim.difference, entry, claim)
+        for entry in shown
+        for claim in entry.claims
+        if claim.significant
+        and claim.difference > 0
+        and entry.test["macs"] <= parents[claim.baseline].test["macs"]
+    ]
+    if better:
+        _, entry, claim = max(better, key=lambda found: found[0])
+        return (
+            f"{_capital(entry.name)} is more accurate than {claim.baseline} "
+            f"({_percent(entry)} against {_percent(parents[claim.baseline])}, p = "
+            f"{claim.p_value:.3g} after correction) and needs "
+            f"{_saving(entry, parents[claim.baseline])} fewer multiply-accumulates."
+        )
+    near = [
+        (1 - entry.test["macs"] / parents[claim.baseline].test["macs"], entry, claim)
+        for entry in shown
+        for claim in entry.claims
+        if claim.difference >= -_NEAR
+        and not claim.significant
+        and entry.test["macs"] < parents[claim.baseline].test["macs"]
+        and not _dominated_by_a_parent(entry, front)
+    ]
+    if near:
+        _, entry, claim = max(near, key=lambda found: found[0])
+        return (
+            f"{_capital(entry.name)} needs {_saving(entry, parents[claim.baseline])} fewer "
+            f"multiply-accumulates than {claim.baseline}; its accuracy of {_percent(entry)} "
+            f"differs from {claim.baseline}'s {_percent(parents[claim.baseline])} by "
+            f"{100 * claim.difference:+.1f} points, which {front.images} test images cannot tell "
+            f"from chance (p = {claim.p_value:.2g})."
+        )
+    if shown:
+        return (
+            f"{len(shown)} stitched networks lie between the parents on the front, but none is "
+            "both as accurate as a parent or the ensemble and cheaper."
+        )
+    return "No stitched network is better than the parents and their ensemble."
+
+
+def worth_showing(front: Front) -> list[Entry]:
+    """Entries for a table that people read: not the cheap networks that are far too inaccurate."""
+    floor = min(e.test["accuracy"] for e in front.baselines or front.entries) - _WORTH_SHOWING
+    return [entry for entry in front.entries if entry.test["accuracy"] >= floor]
+
+
+def rich_table(front: Front) -> Table:
+    """Parents, ensemble and front, for the screen; networks off the front are dim."""
+    table = Table(title=f"On {front.images} test images", caption=_CAPTION)
+    for column in _SHOWN:
+        table.add_column(column, justify="right" if _COLUMNS[column] else "left", no_wrap=True)
+    for entry in worth_showing(front):
+        cells = _cells(entry)
+        style = "bold" if entry.kind != "stitched" else "" if entry.on_front else "dim"
+        table.add_row(*(cells[column] for column in _SHOWN), style=style)
+    return table
+
+
+def write_report(
+    front: Front, *, title: str, facts: Sequence[tuple[str, str]], commands: Sequence[str]
+) -> str:
+    """The report as Markdown.
+
+    Args:
+        front: What was found.
+        title: Of the report.
+        facts: What the figures come from, as (what, which).
+        commands: What reproduces or continues this, in a shell.
+    """
+    shown = worth_showing(front)
+    hidden = len(front.entries) - len(shown)
+    lines = [
+        f"# {title}",
+        "",
+        headline(front),
+        "",
+        "![Accuracy against cost of the parents, their ensemble and the front](front.png)",
+        "",
+        "| " + " | ".join(_COLUMNS) + " |",
+        "|" + "|".join("---:" if number else "---" for number in _COLUMNS.values()) + "|",
+        *("| " + " | ".join(_cells(entry).values()) + " |" for entry in shown),
+        "",
+        f"Accuracy is measured on {front.images} test images that neither the fit of the "
+        "stitches nor the search has seen, with its 95% interval (Wilson). *front* means that no "
+        "other network here is at least as good in every objective and better in one, on the test "
+        "images; the networks were chosen by their validation figures. *vs* columns are "
+        "differences in accuracy, in points, against parent a, parent b and their plain ensemble; "
+        "a star marks those that a paired test on the same images (McNemar, corrected by Holm for "
+        "all comparisons of this report) tells from chance at the 5% level.",
+        "",
+    ]
+    if hidden:
+        lines += [
+            f"{hidden} more networks of the validation front are cheap but more than "
+            f"{100 * _WORTH_SHOWING:.0f} points less accurate than the weaker parent; they are in "
+            "`front.csv`.",
+            "",
+        ]
+    lines += ["## Where this comes from", "", "| | |", "|---|---|"]
+    lines += [f"| {what} | {which} |" for what, which in facts]
+    lines += ["", "```sh", *commands, "```", ""]
+    return "\n".join(lines)
+
+
+# Columns of the report, and whether they are numbers.
+_COLUMNS = {
+    "network": False,
+    "front": False,
+    "accuracy %": True,
+    "95% interval": True,
+    "MACs, M": True,
+    "parameters": True,
+    "output": False,
+    "stitches": True,
+    "vs a": True,
+    "vs b": True,
+    "vs both": True,
+}
+# What of it fits a terminal of 80 columns.
+_SHOWN = [name for name in _COLUMNS if name not in ("front", "parameters", "output")]
+_CAPTION = "vs: accuracy against parent a, b and their ensemble, in points; * p < 0.05"
+
+
+def _cells(entry: Entry) -> dict[str, str]:
+    claims = {claim.baseline: claim for claim in entry.claims}
+    low, high = entry.interval
+    return {
+        "network": entry.name,
+        "front": "yes" if entry.on_front else "",
+        "accuracy %": f"{100 * entry.test['accuracy']:.2f}",
+        "95% interval": f"{100 * low:.1f}–{100 * high:.1f}",
+        "MACs, M": f"{entry.test['macs'] / 1e6:.3f}",
+        "parameters": f"{entry.parameters:,}",
+        "output": entry.genotype.output,
+        "stitches": str(len(entry.genotype.on)),
+        "vs a": _difference(claims.get("parent a")),
+        "vs b": _difference(claims.get("parent b")),
+        "vs both": _difference(claims.get("ensemble")),
+    }
+
+
+def _difference(claim: Claim | None) -> str:
+    if claim is None:
+        return ""
+    return f"{100 * claim.difference:+.2f}{'*' if claim.significant else ''}"
+
+
+def _dominated_by_a_parent(entry: Entry, front: Front) -> bool:
+    return any(
+        parent.test["macs"] <= entry.test["macs"]
+        and parent.test["accuracy"] >= entry.test["accuracy"]
+        for parent in front.baselines
+    )
+
+
+def _percent(entry: Entry) -> str:
+    return f"{100 * entry.test['accuracy']:.1f}%"
+
+
+def _saving(entry: Entry, other: Entry) -> str:
+    return f"{100 * (1 - entry.test['macs'] / other.test['macs']):.0f}%"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,286 @@
+"""A run: one study file, one folder, and the stages from names to a front."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+import timm
+import torch
+
+from optuna_stitch.config import (
+    ParentConfig,
+    StudyFile,
+    dump_study_file,
+    load_study_file,
+)
+from optuna_stitch.data import Data, load_data
+from optuna_stitch.errors import DataError, RunError
+from optuna_stitch.networks.training import Recipe, train_parent
+from optuna_stitch.networks.zoo import Parent, load_parent
+from optuna_stitch.results.front import Front, evaluate_front
+from optuna_stitch.results.plots import write_html, write_png
+from optuna_stitch.results.report import write_report
+from optuna_stitch.search.objective import Objective
+from optuna_stitch.search.samplers import make_sampler
+from optuna_stitch.search.study import hide_password, open_storage, open_study
+from optuna_stitch.search.worker import search
+from optuna_stitch.stitching.artifact import is_saved, load_supernetwork, save_supernetwork
+from optuna_stitch.stitching.fitting import fit
+from optuna_stitch.stitching.supernetwork import Supernetwork, stitch
+
+# What may change while a run goes on; anything else makes it another run.
+_CHANGEABLE = {"study.trials", "study.batch"}
+
+
+class Run:
+    """The stages of a study file, each of which picks up where it was.
+
+    Args:
+        study_file: What to do.
+        folder: Where everything is kept.
+    """
+
+    def __init__(self, study_file: StudyFile, folder: Path) -> None:
+        self.study_file = study_file
+        self.folder = folder
+        self.name = study_file.study.name or folder.name
+        self._data: Data | None = None
+
+    @staticmethod
+    def start(path: Path, folder: Path | None = None) -> Run:
+        """Begin, or go on with, the run of a study file.
+
+        Args:
+            path: The study file.
+            folder: Where the run is kept; ``runs/<name of the file>`` if None.
+
+        Raises:
+            ConfigError: If the study file is wrong.
+            RunError: If the folder belongs to another study file.
+        """
+        study_file = load_study_file(path)
+        folder = folder or Path("runs") / path.stem
+        copy = folder / "study.yaml"
+        if copy.is_file():
+            _refuse_another(study_file, load_study_file(copy), path, folder)
+        elif folder.is_dir() and any(folder.iterdir()):
+            raise RunError(
+                f"The folder {folder} has files in it but no study.yaml, so it is no run. Choose "
+                "another with `--run`."
+            )
+        # checked before anything is made, so that a typing error costs nothing
+        make_sampler(study_file.study.sampler.name, study_file.study.sampler.arguments, seed=0)
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(copy, dump_study_file(study_file))
+        return Run(study_file, folder)
+
+    @staticmethod
+    def open(folder: Path) -> Run:
+        """Open an existing run.
+
+        Raises:
+            RunError: If the folder is no run.
+        """
+        copy = folder / "study.yaml"
+        if not copy.is_file():
+            raise RunError(f"{folder} is no run: it has no study.yaml. Start with a study file.")
+        return Run(load_study_file(copy), folder)
+
+    @property
+    def data(self) -> Data:
+        """The three splits."""
+        if self._data is None:
+            self._data = load_data(**self.study_file.data.model_dump())
+        return self._data
+
+    @property
+    def storage_url(self) -> str:
+        """Where the study is kept."""
+        return self.study_file.study.storage.replace("{run}", self.folder.as_posix())
+
+    def build(self, *, show_progress_bar: bool = False) -> Supernetwork:
+        """Load or train the parents, match them, fit the stitches, save the supernetwork.
+
+        Returns:
+            The supernetwork, from the run's folder where it was built before.
+        """
+        if is_saved(self.folder):
+            return load_supernetwork(self.folder)
+        parents = self.study_file.parents
+        a = self._parent("a", parents.a, show_progress_bar)
+        b = self._parent("b", parents.b, show_progress_bar)
+        supernetwork = stitch(a, b, **self.study_file.stitching.model_dump())
+        if supernetwork.classes != self.data.classes:
+            raise DataError(
+                f"{a.name} and {b.name} tell {supernetwork.classes} classes apart, the data set "
+                f"{self.study_file.data.dataset!r} has {self.data.classes}. Give parents trained "
+                "on it, or a `class_map`."
+            )
+        fits = fit(
+            supernetwork,
+            self.data.train,
+            **self.study_file.fit.model_dump(),
+            show_progress_bar=show_progress_bar,
+        )
+        _write(self.folder / "fit.csv", pd.DataFrame(fits).to_csv(index=False))
+        save_supernetwork(supernetwork, self.folder)
+        return supernetwork
+
+    def search(
+        self,
+        supernetwork: Supernetwork,
+        *,
+        more: int | None = None,
+        show_progress_bar: bool = False,
+    ) -> optuna.Study:
+        """Search until the study has as many trials as its file says.
+
+        Args:
+            supernetwork: What `build` returned.
+            more: How many trials to add to those there are, instead.
+            show_progress_bar: Whether to show a progress bar.
+        """
+        objective = self._objective(supernetwork)
+        study = self._study(objective)
+        wanted = self.study_file.study.trials
+        if more is not None:
+            wanted = more + sum(t.state.name == "COMPLETE" for t in study.get_trials(False))
+        search(
+            study,
+            objective,
+            n_trials=wanted,
+            batch=self.study_file.study.batch,
+            show_progress_bar=show_progress_bar,
+        )
+        return study
+
+    def report(self, supernetwork: Supernetwork) -> Front:
+        """Evaluate the front on the test split, and write tables, plots and the report."""
+        objective = self._objective(supernetwork)
+        study = self._study(objective)
+        front = evaluate_front(study, objective, self.data.test)
+        switches = [switch.name for switch in supernetwork.switches]
+        _write(self.folder / "front.csv", front.table(switches).to_csv(index=False))
+        title = f"{self.name}: {supernetwork.a.name} × {supernetwork.b.name}"
+        write_html(front, title, self.folder / "front.html")
+        write_png(front, title, self.folder / "front.png")
+        text = write_report(
+            front,
+            title=title,
+            facts=self._facts(supernetwork, study),
+            commands=[
+                f"optuna-stitch dashboard {self.folder}     # look at every trial",
+                f"optuna-stitch search {self.folder} --trials 500   # go on searching",
+                f"optuna-stitch report {self.folder}        # make this report again",
+            ],
+        )
+        _write(self.folder / "report.md", text)
+        return front
+
+    def _parent(self, side: str, config: ParentConfig, show_progress_bar: bool) -> Parent:
+        arguments = dict(config.model_args)
+        if config.train is not None:
+            arguments.setdefault("num_classes", self.data.classes)
+        parent = load_parent(
+            config.network,
+            pretrained=config.pretrained,
+            checkpoint=config.checkpoint,
+            model_args=arguments,
+            input_size=config.input_size,
+            mean=config.mean,
+            std=config.std,
+            interpolation=config.interpolation,
+            crop_pct=config.crop_pct,
+        )
+        if config.train is not None:
+            recipe = Recipe(**config.train.model_dump())
+            train_parent(parent, self.data.train, recipe, show_progress_bar=show_progress_bar)
+        return parent
+
+    def _objective(self, supernetwork: Supernetwork) -> Objective:
+        return Objective(supernetwork, self.data.val, self.study_file.study.objectives)
+
+    def _study(self, objective: Objective) -> optuna.Study:
+        config = self.study_file.study
+        storage = open_storage(self.storage_url)
+        study = open_study(
+            self.name,
+            storage,
+            objective,
+            make_sampler(config.sampler.name, config.sampler.arguments, seed=config.seed),
+            population=config.start.population,
+            probability=config.start.probability,
+            seed=config.seed,
+        )
+        # a sampler that starts anew with the same seed would propose the same trials again
+        started = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
+        study.sampler = make_sampler(
+            config.sampler.name, config.sampler.arguments, seed=config.seed + started
+        )
+        return study
+
+    def _facts(self, supernetwork: Supernetwork, study: optuna.Study) -> list[tuple[str, str]]:
+        data = self.data
+        parents = ((supernetwork.a, "a"), (supernetwork.b, "b"))
+        return [
+            *(
+                (f"parent {side}", f"{parent.name}, input {parent.view.input_size}")
+                for parent, side in parents
+            ),
+            ("data", self.study_file.data.dataset or str(self.study_file.data.root)),
+            ("images", f"{len(data.train)} train, {len(data.val)} val, {len(data.test)} test"),
+            ("stitches", f"{len(supernetwork.switches)}, two at each match"),
+            ("ensemble", "mean of the parents' class probabilities"),
+            ("supernetwork", supernetwork.content_hash()),
+            ("study", f"{study.study_name} in {hide_password(self.storage_url)}"),
+            ("trials", str(len(study.get_trials(deepcopy=False)))),
+            ("sampler", self.study_file.study.sampler.name),
+            ("versions", _versions()),
+        ]
+
+
+def _refuse_another(new: StudyFile, old: StudyFile, path: Path, folder: Path) -> None:
+    """Raise if a run's folder belongs to a study file that says something else."""
+    before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    differing = sorted(
+        key for key in {*before, *after} - _CHANGEABLE if before.get(key) != after.get(key)
+    )
+    if differing:
+        shown = ", ".join(
+            f"{key} ({before.get(key)!r} there, {after.get(key)!r} here)" for key in differing[:3]
+        )
+        raise RunError(
+            f"The folder {folder} belongs to another study file than {path}: they differ in "
+            f"{shown}{' and more' if len(differing) > 3 else ''}. Choose another folder with "
+            "`--run`, or remove this one."
+        )
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix.removesuffix("."): tree}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.")
+    return flat
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    unfinished = path.with_name(f"{path.name}.part")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def _versions() -> str:
+    from optuna_stitch import __version__
+
+    return (
+        f"optuna_stitch {__version__}, optuna {optuna.__version__}, torch {torch.__version__}, "
+        f"timm {timm.__version__}, Python {platform.python_version()}"
+    )

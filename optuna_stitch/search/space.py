@@ -1,0 +1,89 @@
+"""The search space: switches as Optuna's categorical parameters, and where a search starts."""
+
+from __future__ import annotations
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+
+from optuna_stitch.stitching.genotype import OUTPUT, OUTPUTS, STATES, Genotype
+from optuna_stitch.stitching.supernetwork import Supernetwork
+
+
+def distributions(supernetwork: Supernetwork) -> dict[str, BaseDistribution]:
+    """Every switch as a parameter, by name: ``off`` or ``on``, and the output's choices."""
+    space: dict[str, BaseDistribution] = {
+        switch.name: CategoricalDistribution(STATES) for switch in supernetwork.switches
+    }
+    space[OUTPUT] = CategoricalDistribution(OUTPUTS)
+    return space
+
+
+def suggest(trial: optuna.trial.BaseTrial, supernetwork: Supernetwork) -> Genotype:
+    """Ask a trial for every switch."""
+    params = {
+        switch.name: trial.suggest_categorical(switch.name, STATES)
+        for switch in supernetwork.switches
+    }
+    params[OUTPUT] = trial.suggest_categorical(OUTPUT, OUTPUTS)
+    return supernetwork.genotype(params)
+
+
+def baselines() -> list[Genotype]:
+    """Parent a, parent b and their plain ensemble."""
+    return [Genotype(output) for output in OUTPUTS]
+
+
+def sparse_genotypes(
+    supernetwork: Supernetwork, count: int, *, probability: float, seed: int = 0
+) -> list[Genotype]:
+    """Random genotypes with few switches on, no two of them the same subnetwork.
+
+    With half of all stitches on, as a sampler would start by itself, nearly every network is
+    broken.
+
+    Args:
+        supernetwork: Whose switches.
+        count: How many; fewer are returned where the space has no more.
+        probability: Probability of each switch to be on.
+        seed: Of the draws.
+    """
+    rng = np.random.default_rng(seed)
+    found: dict[Genotype, None] = dict.fromkeys(baselines())
+    wanted = count + len(found)
+    for _ in range(100 * count):  # draws that repeat a subnetwork are thrown away
+        if len(found) >= wanted:
+            break
+        drawn = np.flatnonzero(rng.random(len(supernetwork.switches)) < probability)
+        output = OUTPUTS[rng.integers(len(OUTPUTS))]
+        genotype = Genotype(output, frozenset(drawn.tolist()))
+        found[supernetwork.canonical(genotype)] = None
+    return list(found)[len(OUTPUTS) :]
+
+
+def enqueue_starts(
+    study: optuna.Study,
+    supernetwork: Supernetwork,
+    *,
+    population: int = 50,
+    probability: float = 0.05,
+    seed: int = 0,
+) -> None:
+    """Enqueue a study's first trials: both parents, their ensemble, then sparse random ones.
+
+    Whatever sampler the study has, it starts from these.
+
+    Args:
+        study: A study over this supernetwork's switches.
+        supernetwork: Whose switches.
+        population: How many trials in all.
+        probability: Probability of each switch to be on in the random ones.
+        seed: Of the random ones.
+    """
+    rest = max(population - len(OUTPUTS), 0)
+    starts = [
+        *baselines(),
+        *sparse_genotypes(supernetwork, rest, probability=probability, seed=seed),
+    ]
+    for genotype in starts[: max(population, len(OUTPUTS))]:
+        study.enqueue_trial(supernetwork.params(genotype), skip_if_exists=True)

@@ -1,0 +1,147 @@
+"""Studies in storages: made once for one supernetwork, and joined again later."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.trial import TrialState
+
+from optuna_stitch.errors import StudyError
+from optuna_stitch.search.objective import Objective
+from optuna_stitch.search.space import enqueue_starts
+
+# The study's attribute that says which supernetwork it was made for.
+_CONTENT = "supernetwork"
+# SQLite makes a writer wait this long, in seconds, for another before it gives up.
+_BUSY_TIMEOUT = 300
+
+
+def open_storage(url: str) -> optuna.storages.BaseStorage:
+    """Open a storage by its URL, and make its tables where it has none.
+
+    Args:
+        url: A database URL of SQLAlchemy's.
+
+    Raises:
+        StudyError: If it cannot be reached.
+    """
+    try:
+        parsed = sqlalchemy.make_url(url)
+        sqlite = parsed.get_backend_name() == "sqlite"
+        arguments: dict[str, Any] = {"timeout": _BUSY_TIMEOUT} if sqlite else {}
+        storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": arguments})
+        if sqlite:
+            _use_write_ahead_log(storage.engine)
+    except Exception as error:  # every database driver has exceptions of its own
+        raise StudyError(
+            f"The storage {hide_password(url)} cannot be opened: {_reason(error)}. Check the URL, "
+            "that the database runs, and that its folder exists."
+        ) from error
+    return storage
+
+
+def hide_password(url: str) -> str:
+    """A storage URL as it may be shown."""
+    try:
+        return sqlalchemy.make_url(url).render_as_string(hide_password=True)
+    except sqlalchemy.exc.ArgumentError:
+        return repr(url)
+
+
+def open_study(
+    name: str,
+    storage: optuna.storages.BaseStorage,
+    objective: Objective,
+    sampler: optuna.samplers.BaseSampler,
+    *,
+    population: int = 50,
+    probability: float = 0.05,
+    seed: int = 0,
+) -> optuna.Study:
+    """Create a study with its first trials enqueued, or join it where it exists.
+
+    Args:
+        name: The study's.
+        storage: Where it is kept.
+        objective: What it optimizes.
+        sampler: What proposes trials.
+        population: How many trials are enqueued at the start; see `enqueue_starts`.
+        probability: Probability of each switch to be on in the random ones.
+        seed: Of the random ones.
+
+    Raises:
+        StudyError: If a study of that name was made for another supernetwork or for other
+            objectives, or the storage fails.
+    """
+    content = objective.supernetwork.content_hash()
+    try:
+        study = optuna.create_study(
+            study_name=name,
+            storage=storage,
+            sampler=sampler,
+            directions=objective.directions,
+            load_if_exists=True,
+        )
+        found = study.user_attrs.get(_CONTENT)
+        if found is None:
+            with warnings.catch_warnings():
+                # the dashboard shows these names; that the call may change is for us to follow
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                study.set_metric_names(objective.metric_names)
+            enqueue_starts(
+                study,
+                objective.supernetwork,
+                population=population,
+                probability=probability,
+                seed=seed,
+            )
+            # last, so that a start that was interrupted is made again
+            study.set_user_attr(_CONTENT, content)
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        raise StudyError(f"The study {name!r} cannot be opened: {_reason(error)}.") from error
+    if found is not None and found != content:
+        raise StudyError(
+            f"The study {name!r} was made for the supernetwork {found}, not for {content}. Give "
+            "this one another study name, or another storage."
+        )
+    if study.metric_names != objective.metric_names:
+        raise StudyError(
+            f"The study {name!r} has the objectives {study.metric_names}, not "
+            f"{objective.metric_names}. Give this one another study name."
+        )
+    return study
+
+
+def reclaim_trials(study: optuna.Study) -> int:
+    """Fail the trials that an interrupted search left running, and enqueue them again.
+
+    Returns:
+        How many there were.
+    """
+    left = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    for trial in left:
+        study.tell(trial.number, state=TrialState.FAIL)
+        if trial.params:
+            study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
+    return len(left)
+
+
+def _use_write_ahead_log(engine: sqlalchemy.Engine) -> None:
+    """Let readers and a writer of an SQLite file work side by side, with one sync a commit."""
+
+    def prepare(connection: Any, _: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=NORMAL")
+        cursor.close()
+
+    sqlalchemy.event.listen(engine, "connect", prepare)
+    engine.dispose()
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0].rstrip(".") if text else repr(error)

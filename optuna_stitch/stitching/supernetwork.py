@@ -1,0 +1,156 @@
+"""The supernetwork: two frozen parents, the stitches between them, and the switches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from optuna_stitch.errors import MatchError
+from optuna_stitch.networks.graph import NetworkGraph
+from optuna_stitch.networks.view import View
+from optuna_stitch.networks.zoo import Parent
+from optuna_stitch.stitching.genotype import Genotype, Side, Switch
+from optuna_stitch.stitching.layers import Stitch
+from optuna_stitch.stitching.matching import Match, PointKind, match
+from optuna_stitch.stitching.subnetwork import extract
+from optuna_stitch.stitching.supergraph import SIDES, Supergraph
+
+
+class Supernetwork:
+    """Two parents with stitches in both directions at every match.
+
+    Every stitch has a switch, ``off`` (the parent's own feature) or ``on`` (the stitched one); an
+    output switch picks parent a, parent b or their ensemble, the mean of their probabilities. As
+    made, stitches are zero: see `fit`.
+
+    Args:
+        a: Parent a.
+        b: Parent b.
+        graphs: Both captured, by side.
+        matches: Pairs of points, in the order of both networks.
+
+    Attributes:
+        switches: One per stitch: for each match ``a -> b``, then ``b -> a``.
+        stitches: In the switches' order.
+        supergraph: What a genotype computes.
+    """
+
+    def __init__(
+        self, a: Parent, b: Parent, graphs: dict[Side, NetworkGraph], matches: Sequence[Match]
+    ) -> None:
+        self.a = a
+        self.b = b
+        self.graphs = graphs
+        self.matches = tuple(matches)
+        switches: list[Switch] = []
+        stitches: list[Stitch] = []
+        for pair in self.matches:
+            into_b = f"a.{pair.a.name} -> b.{pair.b.name}"
+            into_a = f"b.{pair.b.name} -> a.{pair.a.name}"
+            switches.append(Switch(into_b, pair.a.node, pair.b.node, "b"))
+            stitches.append(Stitch(pair.a.layout, pair.b.layout))
+            switches.append(Switch(into_a, pair.b.node, pair.a.node, "a"))
+            stitches.append(Stitch(pair.b.layout, pair.a.layout))
+        self.switches = tuple(switches)
+        self.stitches = nn.ModuleList(stitches)
+        self.supergraph = Supergraph(graphs, {"a": a.view, "b": b.view}, self.switches, stitches)
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """The distinct ways in which the parents see images; batches hold one tensor for each."""
+        return self.supergraph.views
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return self.graphs["a"].classes
+
+    def genotype(self, params: Mapping[str, Any] | Genotype) -> Genotype:
+        """The genotype of a trial's parameters.
+
+        Raises:
+            StudyError: If a parameter is no switch of this supernetwork.
+        """
+        return params if isinstance(params, Genotype) else Genotype.of(params, self.switches)
+
+    def params(self, genotype: Genotype) -> dict[str, str]:
+        """A genotype as a trial's parameters."""
+        return genotype.params(self.switches)
+
+    def canonical(self, genotype: Genotype) -> Genotype:
+        """The same subnetwork with every switch off that cannot reach the output."""
+        return Genotype(genotype.output, self.supergraph.resolve(genotype).used)
+
+    def macs(self, genotype: Genotype) -> int:
+        """Multiply-accumulates per image, counted over what the output needs."""
+        return self.supergraph.macs(self.supergraph.resolve(genotype))
+
+    def parameters(self, genotype: Genotype) -> int:
+        """Number of parameters of all that the output needs, stitches included."""
+        return self.supergraph.parameters(self.supergraph.resolve(genotype))
+
+    def extract(self, params: Mapping[str, Any] | Genotype) -> nn.Module:
+        """Take a subnetwork out as a plain module that needs none of us to run.
+
+        Args:
+            params: A trial's parameters, or a genotype.
+
+        Returns:
+            A module with only what it uses. It takes one tensor of images per view that it needs
+            (one, where both parents see images alike) and returns logits ``(N, classes)``.
+
+        Raises:
+            StudyError: If a parameter is no switch of this supernetwork.
+        """
+        resolved = self.supergraph.resolve(self.genotype(params))
+        modules = {side: self.graphs[side].module for side in SIDES}
+        return extract(self.supergraph, resolved, modules, self.stitches)
+
+    def content_hash(self) -> str:
+        """A hash of all that a subnetwork's figures depend on: weights, matches and views."""
+        digest = hashlib.sha256()
+        for side in SIDES:
+            digest.update(repr((self.graphs[side].name, self.views)).encode())
+            _update(digest, self.graphs[side].module)
+        digest.update(repr([switch.name for switch in self.switches]).encode())
+        _update(digest, self.stitches)
+        return digest.hexdigest()[:16]
+
+
+def stitch(
+    a: Parent, b: Parent, *, points: PointKind = "dominators", resize: bool = True
+) -> Supernetwork:
+    """Match the layers of two trained networks and lay stitches between them, both ways.
+
+    Args:
+        a: Parent a.
+        b: Parent b.
+        points: Which points may be matched: ``all``, the ``dominators`` that everything flows
+            through, or the outputs of ``blocks``.
+        resize: Whether grids of different size may be matched.
+
+    Returns:
+        The supernetwork; its stitches are still to be fitted.
+
+    Raises:
+        CaptureError: If a parent cannot be captured.
+        MatchError: If the parents differ in their classes or have no compatible points.
+    """
+    graphs: dict[Side, NetworkGraph] = {"a": a.graph(), "b": b.graph()}
+    classes = {side: graphs[side].classes for side in SIDES}
+    if classes["a"] != classes["b"]:
+        raise MatchError(
+            f"{a.name} tells {classes['a']} classes apart and {b.name} {classes['b']}; both "
+            "parents must be trained on the same classes."
+        )
+    matches = match(graphs["a"], graphs["b"], points=points, resize=resize)
+    return Supernetwork(a, b, graphs, matches)
+
+
+def _update(digest: Any, module: nn.Module) -> None:
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
