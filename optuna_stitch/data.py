@@ -239,7 +239,8 @@ def _open(
         raise DataError(
             f"The {name} split cannot be read as timm data set {dataset!r} at {root}: {reason}"
         ) from error
-    return opened
+    reader = getattr(opened, "reader", None)
+    return opened if reader is None else _Files(reader)
 
 
 def _count_classes(splits: dict[str, Split]) -> int:
@@ -249,6 +250,26 @@ def _count_classes(splits: dict[str, Split]) -> int:
     if index:
         return int(max(index.values())) + 1
     return max(int(split.targets.max()) for split in splits.values()) + 1
+
+
+class _Files:
+    """Images as timm's readers find them.
+
+    timm's own data set passes over an image that does not decode and returns the next one in its
+    place, which would be another image without anybody knowing.
+    """
+
+    def __init__(self, reader: Any) -> None:
+        self.reader = reader
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        file, label = self.reader[index][:2]
+        image = Image.open(file)
+        image.load()
+        return image, int(label)
 
 
 class _Digits:

@@ -60,8 +60,8 @@ def capture(module: nn.Module, name: str) -> fx.GraphModule:
         stack = node.meta.get("nn_module_stack") or {}
         node.meta["module"] = next(reversed(stack), "")
     captured = fx.GraphModule(module, graph)
-    _drop_checks(captured.graph)
     _make_functional(captured)
+    captured.recompile()
     captured.eval().requires_grad_(False)
     return captured
 
@@ -100,37 +100,61 @@ def _defaults(forward: Callable[..., Any]) -> dict[str, Any]:
     }
 
 
-def _drop_checks(graph: fx.Graph) -> None:
-    """Erase assertions about shapes, and the placeholders of fixed arguments."""
+def drop_checks(captured: fx.GraphModule) -> None:
+    """Erase assertions about shapes, the placeholders of fixed arguments, and what only they use.
+
+    To be done when the network was seen to take its images.
+    """
+    graph = captured.graph
     for node in reversed(list(graph.nodes)):
         fixed = node.op == "placeholder" and node is not next(iter(graph.nodes))
         check = node.op == "call_function" and "assert" in getattr(node.target, "__name__", "")
         if (fixed or check) and not node.users:
             graph.erase_node(node)
     graph.eliminate_dead_code()
-
-
-def _make_functional(captured: fx.GraphModule) -> None:
-    """Replace in-place operations: a feature read after one would not be the feature."""
-    modules = dict(captured.named_modules())
-    for node in captured.graph.nodes:
-        if node.kwargs.get("inplace"):
-            node.kwargs = {**node.kwargs, "inplace": False}
-        if node.op == "call_function":
-            node.target = _FUNCTIONAL.get(node.target, node.target)
-        elif node.op == "call_method":
-            out_of_place = node.target.rstrip("_")
-            if node.target.endswith("_") and not node.target.startswith("__"):
-                node.target = out_of_place
-        elif node.op == "call_module" and _works_in_place(modules[node.target]):
-            # the module may be shared with the user's network: change a copy
-            changed = copy.deepcopy(modules[node.target])
-            for part in changed.modules():
-                if hasattr(part, "inplace"):
-                    part.inplace = False
-            captured.set_submodule(node.target, changed)
     captured.recompile()
 
 
-def _works_in_place(module: nn.Module) -> bool:
-    return any(getattr(part, "inplace", False) for part in module.modules())
+def _make_functional(captured: fx.GraphModule) -> None:
+    """Replace in-place operations: a feature read after one would not be the feature.
+
+    Whatever reads the changed tensor afterwards reads the operation's result instead.
+    """
+    modules = dict(captured.named_modules())
+    place = {node: index for index, node in enumerate(captured.graph.nodes)}
+    for node in captured.graph.nodes:
+        if not _works_in_place(node, modules):
+            continue
+        if node.op == "call_module":
+            _replace_by_copy(captured, str(node.target), modules)
+        elif node.op == "call_method":
+            node.target = node.target.rstrip("_")
+        elif node.kwargs.get("inplace"):
+            node.kwargs = {**node.kwargs, "inplace": False}
+        else:
+            node.target = _FUNCTIONAL[node.target]
+        changed = node.args[0]
+        if isinstance(changed, fx.Node):
+            changed.replace_all_uses_with(
+                node,
+                delete_user_cb=lambda user, node=node: place[user] > place[node],  # type: ignore[misc]
+            )
+
+
+def _works_in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    if node.op == "call_module":
+        parts = modules[str(node.target)].modules()
+        return any(getattr(part, "inplace", False) for part in parts)
+    if node.op == "call_method":
+        return str(node.target).endswith("_") and not str(node.target).startswith("__")
+    return bool(node.kwargs.get("inplace")) or node.target in _FUNCTIONAL
+
+
+def _replace_by_copy(captured: fx.GraphModule, path: str, modules: dict[str, nn.Module]) -> None:
+    """Put a copy that does not work in place where a module is: it may be the user's own."""
+    changed = copy.deepcopy(modules[path])
+    part: Any
+    for part in changed.modules():
+        if hasattr(part, "inplace"):
+            part.inplace = False
+    captured.set_submodule(path, changed)

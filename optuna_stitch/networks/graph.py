@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import fx, nn
 
-from optuna_stitch.networks.capture import capture
+from optuna_stitch.networks.capture import capture, drop_checks
 from optuna_stitch.networks.cost import NodeCost, measure
 from optuna_stitch.networks.points import Point, find_points
 
@@ -21,6 +22,7 @@ class NetworkGraph:
         input_shape: Shape (C, H, W) of one image.
         points: Every point, in topological order.
         costs: Shape and multiply-accumulates by node name.
+        captured_by: ``fx`` for a graph of modules, ``export`` for one of operators.
         excluded: Values that cannot be points, by name, with the reason.
     """
 
@@ -29,6 +31,7 @@ class NetworkGraph:
     input_shape: tuple[int, int, int]
     points: tuple[Point, ...]
     costs: dict[str, NodeCost]
+    captured_by: Literal["fx", "export"]
     excluded: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -72,5 +75,6 @@ def capture_graph(module: nn.Module, input_shape: tuple[int, int, int], name: st
     """
     captured = capture(module, name)
     costs = measure(captured, input_shape, name)
+    drop_checks(captured)
     points, excluded = find_points(captured, module, costs)
-    return NetworkGraph(name, captured, input_shape, points, costs, excluded)
+    return NetworkGraph(name, captured, input_shape, points, costs, "fx", excluded)

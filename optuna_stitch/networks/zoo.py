@@ -60,6 +60,7 @@ def load_parent(
     std: tuple[float, ...] | None = None,
     interpolation: str | None = None,
     crop_pct: float | None = None,
+    view: View | None = None,
     name: str | None = None,
 ) -> Parent:
     """Load a network by timm's name, or wrap a module of your own.
@@ -76,6 +77,7 @@ def load_parent(
         std: Standard deviation by channel.
         interpolation: Name of the resampling filter.
         crop_pct: Share of the resized image that the crop keeps.
+        view: All of the last five at once; another parent's, say.
         name: What to call a module of your own.
 
     Returns:
@@ -100,7 +102,7 @@ def load_parent(
         input_size = arguments.get("img_size")
     if isinstance(input_size, int):
         input_size = (int(arguments.get("in_chans", 3)), input_size, input_size)
-    view = view_of(
+    view = view or view_of(
         module,
         input_size=input_size,
         mean=mean,

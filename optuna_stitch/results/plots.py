@@ -65,7 +65,7 @@ def draw_front(front: Front, title: str) -> go.Figure:
             },
             mode="markers" if kind == "stitched" else "markers+text",
             text=[entry.name for entry in entries],
-            textposition="top center",
+            textposition="top left",
             name=f"{kind} (test, 95% interval)",
             marker={"color": colour, "symbol": symbol, "size": 10},
             customdata=[[e.genotype.output, len(e.genotype.on), e.parameters] for e in entries],
@@ -134,8 +134,9 @@ def write_png(front: Front, title: str, path: Path) -> None:
                 axes.annotate(
                     entry.name,
                     (entry.test["macs"] / 1e6, accuracy),
-                    xytext=(6, 5),
+                    xytext=(-7, 5),
                     textcoords="offset points",
+                    horizontalalignment="right",
                     fontsize=9,
                 )
     axes.set_ylim(low, high)

@@ -10,7 +10,7 @@ from optuna_stitch.results.front import Claim, Entry, Front
 
 # Networks that lose more than this much accuracy against the weaker parent are left to the CSV.
 _WORTH_SHOWING = 0.10
-# A saving is worth the headline where the accuracy differs by no more than this.
+# Networks whose accuracies differ by no more than this are about as accurate.
 _NEAR = 0.01
 
 
@@ -28,34 +28,33 @@ def headline(front: Front) -> str:
     ]
     if better:
         _, entry, claim = max(better, key=lambda found: found[0])
+        rival = parents[claim.baseline]
+        saving = 1 - entry.test["macs"] / rival.test["macs"]
         return (
-            f"{_capital(entry.name)} is more accurate than {claim.baseline} "
-            f"({_percent(entry)} against {_percent(parents[claim.baseline])}, p = "
-            f"{claim.p_value:.3g} after correction) and needs "
-            f"{_saving(entry, parents[claim.baseline])} fewer multiply-accumulates."
+            f"{_capital(entry.name)} is more accurate than {_the(claim.baseline)} "
+            f"({_percent(entry)} against {_percent(rival)}, p = {claim.p_value:.3g} after "
+            f"correction) and needs {100 * saving:.0f}% fewer multiply-accumulates."
         )
-    near = [
-        (1 - entry.test["macs"] / parents[claim.baseline].test["macs"], entry, claim)
+    savings = [
+        (1 - entry.test["macs"] / rival.test["macs"], entry, rival)
         for entry in shown
-        for claim in entry.claims
-        if claim.difference >= -_NEAR
-        and not claim.significant
-        and entry.test["macs"] < parents[claim.baseline].test["macs"]
-        and not _dominated_by_a_parent(entry, front)
+        for rival in _rival(entry, front)
+        if entry.test["macs"] < rival.test["macs"]
     ]
-    if near:
-        _, entry, claim = max(near, key=lambda found: found[0])
+    if savings:
+        saving, entry, rival = max(savings, key=lambda found: found[0])
+        claim = next(claim for claim in entry.claims if claim.baseline == rival.name)
+        chance = "can tell" if claim.significant else "cannot tell"
         return (
-            f"{_capital(entry.name)} needs {_saving(entry, parents[claim.baseline])} fewer "
-            f"multiply-accumulates than {claim.baseline}; its accuracy of {_percent(entry)} "
-            f"differs from {claim.baseline}'s {_percent(parents[claim.baseline])} by "
-            f"{100 * claim.difference:+.1f} points, which {front.images} test images cannot tell "
-            f"from chance (p = {claim.p_value:.2g})."
+            f"{_capital(entry.name)} needs {100 * saving:.0f}% fewer multiply-accumulates than "
+            f"{_the(rival.name)}; its accuracy of {_percent(entry)} differs from the latter's "
+            f"{_percent(rival)} by {100 * claim.difference:+.1f} points, which {front.images} "
+            f"test images {chance} from chance (p = {claim.p_value:.2g})."
         )
     if shown:
         return (
-            f"{len(shown)} stitched networks lie between the parents on the front, but none is "
-            "both as accurate as a parent or the ensemble and cheaper."
+            f"{len(shown)} stitched networks lie on the front, but none is cheaper than a parent "
+            "or the ensemble of about the same accuracy."
         )
     return "No stitched network is better than the parents and their ensemble."
 
@@ -105,10 +104,11 @@ def write_report(
         f"Accuracy is measured on {front.images} test images that neither the fit of the "
         "stitches nor the search has seen, with its 95% interval (Wilson). *front* means that no "
         "other network here is at least as good in every objective and better in one, on the test "
-        "images; the networks were chosen by their validation figures. *vs* columns are "
-        "differences in accuracy, in points, against parent a, parent b and their plain ensemble; "
-        "a star marks those that a paired test on the same images (McNemar, corrected by Holm for "
-        "all comparisons of this report) tells from chance at the 5% level.",
+        "images; the networks were chosen by their validation figures. *on* counts the stitches "
+        "that are switched on and matter. *vs* columns are differences in accuracy, in points, "
+        "against parent a, parent b and their plain ensemble; a star marks those that a paired "
+        "test on the same images (McNemar, corrected by Holm for all comparisons of this report) "
+        "tells from chance at the 5% level.",
         "",
     ]
     if hidden:
@@ -128,19 +128,19 @@ def write_report(
 _COLUMNS = {
     "network": False,
     "front": False,
-    "accuracy %": True,
-    "95% interval": True,
+    "acc. %": True,
+    "95% range": True,
     "MACs, M": True,
     "parameters": True,
     "output": False,
-    "stitches": True,
+    "on": True,
     "vs a": True,
     "vs b": True,
-    "vs both": True,
+    "vs ens.": True,
 }
 # What of it fits a terminal of 80 columns.
 _SHOWN = [name for name in _COLUMNS if name not in ("front", "parameters", "output")]
-_CAPTION = "vs: accuracy against parent a, b and their ensemble, in points; * p < 0.05"
+_CAPTION = "on: stitches. vs: points of accuracy against each. * p < 0.05"
 
 
 def _cells(entry: Entry) -> dict[str, str]:
@@ -149,15 +149,15 @@ def _cells(entry: Entry) -> dict[str, str]:
     return {
         "network": entry.name,
         "front": "yes" if entry.on_front else "",
-        "accuracy %": f"{100 * entry.test['accuracy']:.2f}",
-        "95% interval": f"{100 * low:.1f}–{100 * high:.1f}",
+        "acc. %": f"{100 * entry.test['accuracy']:.2f}",
+        "95% range": f"{100 * low:.1f}–{100 * high:.1f}",
         "MACs, M": f"{entry.test['macs'] / 1e6:.3f}",
         "parameters": f"{entry.parameters:,}",
         "output": entry.genotype.output,
-        "stitches": str(len(entry.genotype.on)),
+        "on": str(len(entry.genotype.on)),
         "vs a": _difference(claims.get("parent a")),
         "vs b": _difference(claims.get("parent b")),
-        "vs both": _difference(claims.get("ensemble")),
+        "vs ens.": _difference(claims.get("ensemble")),
     }
 
 
@@ -167,20 +167,23 @@ def _difference(claim: Claim | None) -> str:
     return f"{100 * claim.difference:+.2f}{'*' if claim.significant else ''}"
 
 
-def _dominated_by_a_parent(entry: Entry, front: Front) -> bool:
-    return any(
-        parent.test["macs"] <= entry.test["macs"]
-        and parent.test["accuracy"] >= entry.test["accuracy"]
-        for parent in front.baselines
-    )
+def _rival(entry: Entry, front: Front) -> list[Entry]:
+    """The cheapest baseline that one would take instead, if it is about as accurate."""
+    as_good = [
+        other
+        for other in front.baselines
+        if other.test["accuracy"] >= entry.test["accuracy"] - _NEAR
+    ]
+    cheapest = sorted(as_good, key=lambda other: other.test["macs"])[:1]
+    return [o for o in cheapest if o.test["accuracy"] <= entry.test["accuracy"] + _NEAR]
+
+
+def _the(name: str) -> str:
+    return f"the {name}" if name == "ensemble" else name
 
 
 def _percent(entry: Entry) -> str:
     return f"{100 * entry.test['accuracy']:.1f}%"
-
-
-def _saving(entry: Entry, other: Entry) -> str:
-    return f"{100 * (1 - entry.test['macs'] / other.test['macs']):.0f}%"
 
 
 def _capital(text: str) -> str:

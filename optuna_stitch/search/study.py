@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import optuna
 import sqlalchemy
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from optuna_stitch.errors import StudyError
 from optuna_stitch.search.objective import Objective
@@ -115,18 +116,14 @@ def open_study(
     return study
 
 
-def reclaim_trials(study: optuna.Study) -> int:
-    """Fail the trials that an interrupted search left running, and enqueue them again.
-
-    Returns:
-        How many there were.
-    """
-    left = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    for trial in left:
-        study.tell(trial.number, state=TrialState.FAIL)
-        if trial.params:
-            study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
-    return len(left)
+def release_trials(study: optuna.Study, trials: Iterable[FrozenTrial]) -> None:
+    """Fail trials that nothing works on any more, and enqueue them again."""
+    for trial in trials:
+        study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+        # a trial that was enqueued keeps what it was enqueued with, also before it has asked
+        params = trial.system_attrs.get("fixed_params") or trial.params
+        if params:
+            study.enqueue_trial(params, user_attrs={"retry_of": trial.number})
 
 
 def _use_write_ahead_log(engine: sqlalchemy.Engine) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import optuna
 import sqlalchemy
+from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 
 from optuna_stitch.errors import StudyError
 from optuna_stitch.progress import progress_bar
 from optuna_stitch.search.objective import Objective
 from optuna_stitch.search.space import distributions
-from optuna_stitch.search.study import reclaim_trials
+from optuna_stitch.search.study import release_trials
 
 
 def search(
@@ -38,19 +39,36 @@ def search(
     """
     space = distributions(objective.supernetwork)
     try:
-        reclaim_trials(study)
+        release_trials(study, study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
         done = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
         with progress_bar(show_progress_bar=show_progress_bar) as progress:
             task = progress.add_task("Search", total=n_trials, completed=done, note="")
             while done < n_trials:
-                trials = [study.ask(space) for _ in range(min(batch, n_trials - done))]
-                genotypes = [objective.supernetwork.genotype(t.params) for t in trials]
-                for trial, values in zip(trials, objective.evaluate(genotypes), strict=True):
-                    study.tell(trial, values)
-                done += len(trials)
+                _work(study, objective, space, min(batch, n_trials - done))
+                done = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
                 progress.update(task, completed=done, note=f"front of {len(study.best_trials)}")
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         raise StudyError(
             f"The storage failed during the search: {str(error).splitlines()[0]}. Finished trials "
             "are kept; run the same command again to go on."
         ) from error
+
+
+def _work(
+    study: optuna.Study, objective: Objective, space: dict[str, BaseDistribution], count: int
+) -> None:
+    """Ask for some trials, judge them together, tell the results."""
+    trials: list[optuna.Trial] = []
+    try:
+        for _ in range(count):
+            trials.append(study.ask(space))
+        genotypes = [objective.supernetwork.genotype(trial.params) for trial in trials]
+        values = objective.evaluate(genotypes)
+    except BaseException:
+        # also on Ctrl-C: no trial shall look as if somebody were still working on it
+        numbers = {trial.number for trial in trials}
+        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        release_trials(study, (trial for trial in running if trial.number in numbers))
+        raise
+    for trial, found in zip(trials, values, strict=True):
+        study.tell(trial, found)

@@ -1,0 +1,27 @@
+"""Stitch two networks and search their supernetwork, in the lines that an Optuna user expects."""
+
+import optuna
+
+import optuna_stitch as st
+
+data = st.load_data("sklearn/digits", train={"images": 500}, val={"images": 500})
+a = st.load_parent("test_resnet", num_classes=10, input_size=32)  # or: pretrained=True
+b = st.load_parent("test_efficientnet", num_classes=10, view=a.view)
+st.train_parent(a, data.train, st.Recipe(epochs=6, learning_rate=4e-3, seed=1))
+st.train_parent(b, data.train, st.Recipe(epochs=12, learning_rate=4e-3, seed=1))
+
+supernetwork = st.stitch(a, b)
+st.fit(supernetwork, data.train)
+
+objective = st.Objective(supernetwork, data.val, metrics=["accuracy", "macs"])
+study = optuna.create_study(
+    directions=objective.directions,
+    sampler=optuna.samplers.NSGAIISampler(population_size=50, seed=0),
+    storage="sqlite:///digits.db",
+)
+st.enqueue_starts(study, supernetwork, population=50)
+study.optimize(objective, n_trials=100)
+
+best = max(study.best_trials, key=lambda trial: trial.values[0])
+network = supernetwork.extract(best.params)  # a plain nn.Module
+print(f"trial {best.number}: {best.values[0]:.1%} at {best.values[1] / 1e6:.2f} M MACs")

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as some
+from torch import Tensor
+
+import optuna_stitch as st
+from optuna_stitch.errors import ConfigError, DataError
+from optuna_stitch.evaluation.plan import plan
+
+
+@settings(max_examples=20, deadline=None)
+@given(some.data())
+@pytest.mark.parametrize("pair", ["supernetwork", "cnn_vit"])
+def test_together_or_alone_logits_are_equal_bit_for_bit(
+    request: pytest.FixtureRequest, images: Tensor, pair: str, draw: some.DataObject
+) -> None:
+    supernetwork: st.Supernetwork = request.getfixturevalue(pair)
+    switch = some.integers(0, len(supernetwork.switches) - 1)
+    genotype = some.builds(
+        st.Genotype,
+        some.sampled_from(["a", "b", "ensemble"]),
+        some.frozensets(switch, max_size=4),
+    )
+    genotypes = draw.draw(some.lists(genotype, min_size=1, max_size=6))
+    with torch.inference_mode():
+        together = plan(supernetwork.supergraph, genotypes).run([images])
+        for genotype_, logits in zip(genotypes, together, strict=True):
+            alone = supernetwork.extract(genotype_)(images)
+            # a crossover into a shallow point may overflow to NaN, then both must
+            assert torch.equal(logits.nan_to_num(), alone.nan_to_num())
+
+
+def test_what_subnetworks_share_is_computed_once(supernetwork: st.Supernetwork) -> None:
+    parents = [st.Genotype("a"), st.Genotype("b"), st.Genotype("ensemble")]
+    both = supernetwork.macs(st.Genotype("ensemble"))
+    assert plan(supernetwork.supergraph, parents).macs == both
+    last = len(supernetwork.switches) - 2
+    crossed = st.Genotype("b", frozenset([last]))
+    together = plan(supernetwork.supergraph, [*parents, crossed])
+    assert both < together.macs < both + supernetwork.macs(crossed) / 2
+
+
+def test_figures(supernetwork: st.Supernetwork, data: st.Data) -> None:
+    evaluator = st.Evaluator(supernetwork, data.val, ["accuracy", "macs", "parameters"])
+    genotype = st.Genotype("a")
+    figures = evaluator.evaluate([genotype])[0]
+    hits = evaluator.logits([genotype])[0].argmax(1) == data.val.targets
+    assert figures["accuracy"] == pytest.approx(float(hits.float().mean()))
+    assert figures["macs"] == supernetwork.graphs["a"].macs
+    assert figures["parameters"] == supernetwork.graphs["a"].parameters
+
+
+def test_a_users_own_metric_and_nothing_twice(
+    supernetwork: st.Supernetwork, data: st.Data
+) -> None:
+    calls = []
+
+    def worst_class(logits: Tensor, targets: Tensor) -> float:
+        calls.append(len(logits))
+        hits = (logits.argmax(1) == targets).float()
+        return min(float(hits[targets == label].mean()) for label in targets.unique())
+
+    metric = st.Metric("worst_class", worst_class)
+    evaluator = st.Evaluator(supernetwork, data.val, ["accuracy", metric])
+    into_b = next(i for i, switch in enumerate(supernetwork.switches) if switch.into == "b")
+    same = [st.Genotype("a"), st.Genotype("a", frozenset([into_b]))]
+    figures = evaluator.evaluate(same)
+    assert figures[0] == figures[1]
+    assert 0 <= figures[0]["worst_class"] <= figures[0]["accuracy"]
+    evaluator.evaluate(same)
+    assert calls == [len(data.val)]
+
+
+def test_every_known_metric_is_finite(supernetwork: st.Supernetwork, data: st.Data) -> None:
+    names = ["accuracy", "top5", "cross_entropy", "calibration_error", "macs", "parameters"]
+    figures = st.Evaluator(supernetwork, data.val, names).evaluate([st.Genotype("ensemble")])[0]
+    assert list(figures) == names
+    assert figures["accuracy"] < figures["top5"] <= 1
+    assert all(torch.tensor(value).isfinite() for value in figures.values())
+
+
+def test_unknown_metrics_are_answered_with_the_known(
+    supernetwork: st.Supernetwork, data: st.Data
+) -> None:
+    with pytest.raises(ConfigError, match=r"no metric 'acuracy'; known are accuracy"):
+        st.Evaluator(supernetwork, data.val, ["acuracy"])
+    with pytest.raises(ConfigError, match="once"):
+        st.Evaluator(supernetwork, data.val, ["macs", "macs"])
+
+
+def test_labels_out_of_range(data: st.Data) -> None:
+    few = [st.load_parent(n, num_classes=3, input_size=32) for n in ("test_resnet", "test_vit2")]
+    with pytest.raises(DataError, match="label 9"):
+        st.Evaluator(st.stitch(few[0], few[0]), data.val)

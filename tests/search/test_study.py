@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+import optuna_stitch as st
+from optuna_stitch.errors import ConfigError, StudyError
+from optuna_stitch.search.samplers import make_sampler
+from optuna_stitch.search.space import baselines, distributions, sparse_genotypes
+from optuna_stitch.search.study import open_storage, open_study
+from optuna_stitch.search.worker import search
+
+
+@pytest.fixture
+def objective(supernetwork: st.Supernetwork, data: st.Data) -> st.Objective:
+    return st.Objective(supernetwork, data.val.take(60))
+
+
+def _open(
+    objective: st.Objective, url: str, sampler: optuna.samplers.BaseSampler | None = None
+) -> optuna.Study:
+    sampler = sampler or optuna.samplers.NSGAIISampler(population_size=10, seed=0)
+    return open_study("test", open_storage(url), objective, sampler, population=10)
+
+
+def _url(folder: Path) -> str:
+    return f"sqlite:///{folder}/study.db"
+
+
+def _complete(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    return study.get_trials(states=(TrialState.COMPLETE,))
+
+
+def test_the_space_is_every_switch_and_the_output(supernetwork: st.Supernetwork) -> None:
+    space = distributions(supernetwork)
+    assert list(space) == [*(switch.name for switch in supernetwork.switches), "output"]
+    assert space["output"].choices == ("a", "b", "ensemble")  # type: ignore[attr-defined]
+
+
+def test_sparse_genotypes_are_sparse_distinct_and_repeatable(
+    supernetwork: st.Supernetwork,
+) -> None:
+    drawn = sparse_genotypes(supernetwork, 40, probability=0.05, seed=1)
+    assert len(drawn) == len(set(drawn)) == 40
+    assert not set(drawn) & set(baselines())
+    assert sum(len(genotype.on) for genotype in drawn) / 40 < 4
+    assert drawn == sparse_genotypes(supernetwork, 40, probability=0.05, seed=1)
+    assert drawn != sparse_genotypes(supernetwork, 40, probability=0.05, seed=2)
+
+
+def test_parents_and_ensemble_are_the_first_trials(
+    objective: st.Objective, tmp_path: Path
+) -> None:
+    study = _open(objective, _url(tmp_path))
+    search(study, objective, n_trials=12, batch=5)
+    trials = _complete(study)
+    assert len(trials) == 12
+    first = [objective.supernetwork.genotype(trial.params) for trial in trials[:3]]
+    assert first == baselines()
+    parents = objective.evaluate(baselines())
+    assert [tuple(trial.values) for trial in trials[:3]] == parents
+    assert study.metric_names == ["accuracy", "macs"]
+    assert set(trials[0].params) == set(distributions(objective.supernetwork))
+
+
+def test_one_by_one_or_together_values_are_the_same(
+    objective: st.Objective, tmp_path: Path
+) -> None:
+    together = _open(objective, _url(tmp_path), optuna.samplers.RandomSampler(seed=0))
+    search(together, objective, n_trials=12, batch=6)
+    alone = optuna.create_study(
+        directions=objective.directions, sampler=optuna.samplers.RandomSampler(seed=0)
+    )
+    st.enqueue_starts(alone, objective.supernetwork, population=10)
+    alone.optimize(objective, n_trials=12)
+    assert [t.params for t in alone.trials] == [t.params for t in together.trials]
+    assert [t.values for t in alone.trials] == [t.values for t in together.trials]
+
+
+def test_one_objective_is_a_number(supernetwork: st.Supernetwork, data: st.Data) -> None:
+    objective = st.Objective(supernetwork, data.val.take(60), ["accuracy"])
+    study = optuna.create_study(directions=objective.directions)
+    st.enqueue_starts(study, supernetwork, population=3)
+    study.optimize(objective, n_trials=3)
+    assert study.best_value == max(trial.value for trial in study.trials if trial.value)
+
+
+def test_an_interrupted_batch_is_taken_up_again(
+    objective: st.Objective, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = _open(objective, _url(tmp_path))
+    evaluate = objective.evaluate
+    calls = 0
+
+    def interrupted(genotypes: list[st.Genotype]) -> list[tuple[float, ...]]:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return evaluate(genotypes)
+
+    monkeypatch.setattr(objective, "evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        search(study, objective, n_trials=10, batch=4)
+    states = [trial.state for trial in study.get_trials()]
+    assert states.count(TrialState.COMPLETE) == 4
+    assert states.count(TrialState.FAIL) == 4
+    assert TrialState.RUNNING not in states
+    lost = [trial.params for trial in study.get_trials(states=(TrialState.FAIL,))]
+
+    again = _open(objective, _url(tmp_path))
+    search(again, objective, n_trials=10, batch=4)
+    assert len(_complete(again)) == 10
+    done = [trial.params for trial in _complete(again)]
+    assert all(params in done for params in lost)
+
+
+def test_trials_that_a_killed_worker_left_running_are_taken_up(
+    objective: st.Objective, tmp_path: Path
+) -> None:
+    killed = _open(objective, _url(tmp_path))
+    left = killed.ask(distributions(objective.supernetwork))
+    again = _open(objective, _url(tmp_path))
+    search(again, objective, n_trials=10, batch=5)
+    assert again.trials[left.number].state == TrialState.FAIL
+    assert len(_complete(again)) == 10
+    assert left.params in [trial.params for trial in _complete(again)]
+
+
+def test_a_study_of_another_supernetwork_is_refused(
+    objective: st.Objective, cnn_vit: st.Supernetwork, data: st.Data, tmp_path: Path
+) -> None:
+    _open(objective, _url(tmp_path))
+    with pytest.raises(StudyError, match="was made for the supernetwork") as caught:
+        _open(st.Objective(cnn_vit, data.val), _url(tmp_path))
+    assert cnn_vit.content_hash() in str(caught.value)
+    assert objective.supernetwork.content_hash() in str(caught.value)
+
+
+def test_other_objectives_are_refused(
+    objective: st.Objective, supernetwork: st.Supernetwork, data: st.Data, tmp_path: Path
+) -> None:
+    _open(objective, _url(tmp_path))
+    other = st.Objective(supernetwork, data.val, ["cross_entropy", "macs"])
+    with pytest.raises(StudyError, match="has the objectives"):
+        _open(other, _url(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite:////no/such/folder/study.db",
+        "nonsense",
+        "postgresql://user:secret@127.0.0.1:1/none",
+        "nosuchdialect://x/y",
+    ],
+)
+def test_a_storage_that_cannot_be_reached(url: str) -> None:
+    with pytest.raises(StudyError, match="cannot be opened") as caught:
+        open_storage(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_samplers_by_name_and_by_path() -> None:
+    made = make_sampler("nsga2", {"population_size": 7}, seed=1)
+    assert isinstance(made, optuna.samplers.NSGAIISampler)
+    path = "optuna.samplers.BruteForceSampler"
+    assert isinstance(make_sampler(path, {}, seed=1), optuna.samplers.BruteForceSampler)
+    with pytest.raises(ConfigError, match="no sampler 'nsga9'"):
+        make_sampler("nsga9", {}, seed=1)
+    with pytest.raises(ConfigError, match=r"takes no size; it takes .*population_size"):
+        make_sampler("nsga2", {"size": 7}, seed=1)
+    with pytest.raises(ConfigError, match="is no optuna sampler"):
+        make_sampler("optuna.Study", {}, seed=1)
+    with pytest.raises(ConfigError, match="cannot be made"):
+        make_sampler("nsga2", {"population_size": -1}, seed=1)

@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pandas as pd
+import pytest
+import yaml
+from optuna.trial import TrialState
+
+from optuna_stitch.cli import main
+
+TINY = """\
+parents:
+  a: {network: test_resnet, input_size: 32, train: {epochs: 1}}
+  b: {network: test_efficientnet, input_size: 32, train: {epochs: 1}}
+data: {train: {images: 100}, val: {images: 50}}
+stitching: {points: blocks}
+study:
+  trials: 12
+  batch: 4
+  sampler: {name: nsga2, population_size: 8}
+  start: {population: 8}
+"""
+PRODUCTS = {
+    "fit.csv",
+    "front.csv",
+    "front.html",
+    "front.png",
+    "report.md",
+    "study.db",
+    "study.yaml",
+    "supernetwork.json",
+    "supernetwork.safetensors",
+}
+
+
+@pytest.fixture(autouse=True)
+def _workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    Path("tiny.yaml").write_text(TINY)
+
+
+def _call(*arguments: str) -> int:
+    """Run the command line in this process; its exit code."""
+    argv = sys.argv
+    sys.argv = ["optuna-stitch", *arguments]
+    try:
+        main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    finally:
+        sys.argv = argv
+    return 0
+
+
+def _study(run: str = "runs/tiny") -> optuna.Study:
+    return optuna.load_study(study_name="tiny", storage=f"sqlite:///{run}/study.db")
+
+
+def _complete(study: optuna.Study) -> int:
+    return len(study.get_trials(states=(TrialState.COMPLETE,)))
+
+
+def test_run_leaves_everything_and_the_stages_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _call("run", "tiny.yaml") == 0
+    out = capsys.readouterr().out
+    assert "parent a" in out
+    assert "optuna-stitch dashboard runs/tiny" in out
+    folder = Path("runs/tiny")
+    assert {p.name for p in folder.iterdir()} - {"study.db-wal", "study.db-shm"} == PRODUCTS
+    front = pd.read_csv(folder / "front.csv")
+    assert list(front["name"][:3]) == ["parent a", "parent b", "ensemble"]
+    assert len(pd.read_csv(folder / "fit.csv")) == len(_study().trials[0].params) - 1
+    assert yaml.safe_load((folder / "study.yaml").read_text())["study"]["trials"] == 12
+    assert _complete(_study()) == 12
+    assert _study().trials[0].params["output"] == "a"
+
+    built = (folder / "supernetwork.json").stat().st_mtime_ns
+    assert _call("search", "runs/tiny", "--trials", "5") == 0
+    assert _complete(_study()) == 17
+    assert _call("report", "runs/tiny") == 0
+    assert _call("run", "tiny.yaml") == 0  # everything is there: nothing is done again
+    assert _complete(_study()) == 17
+    assert (folder / "supernetwork.json").stat().st_mtime_ns == built
+
+
+def test_a_killed_run_goes_on_where_it_was() -> None:
+    Path("tiny.yaml").write_text(TINY.replace("trials: 12", "trials: 60"))
+    command = [sys.executable, "-c", "from optuna_stitch.cli import main; main()"]
+    killed = subprocess.Popen([*command, "run", "tiny.yaml"], stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 240
+    while _finished_trials() < 9:
+        assert killed.poll() is None, killed.stderr and killed.stderr.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    before = _finished_trials()
+    assert 9 <= before < 60
+    assert _call("run", "tiny.yaml") == 0
+    study = _study()
+    assert _complete(study) == 60
+    assert not study.get_trials(states=(TrialState.RUNNING, TrialState.WAITING))
+    outputs = [trial.params["output"] for trial in study.trials[:3]]
+    assert outputs == ["a", "b", "ensemble"]
+
+
+def _finished_trials() -> int:
+    try:
+        with sqlite3.connect("file:runs/tiny/study.db?mode=ro", uri=True) as connection:
+            query = "SELECT COUNT(*) FROM trials WHERE state = 'COMPLETE'"
+            return int(connection.execute(query).fetchone()[0])
+    except sqlite3.OperationalError:  # not there yet
+        return 0
+
+
+def test_the_dashboard_needs_a_study(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _call("dashboard", "tiny.yaml") == 2
+    assert "has no study yet" in " ".join(capsys.readouterr().err.split())
+
+
+BAD_FILES = {
+    "unknown network": (
+        TINY.replace("test_resnet", "test_resnot"),
+        ["no network named 'test_resnot'", "Did you mean", "test_resnet"],
+    ),
+    "missing checkpoint": (
+        TINY.replace("train: {epochs: 1}", "checkpoint: none.safetensors", 1),
+        ["none.safetensors", "no such file"],
+    ),
+    "corrupt checkpoint": (
+        TINY.replace("train: {epochs: 1}", "checkpoint: broken.safetensors", 1),
+        ["broken.safetensors", "cannot be read"],
+    ),
+    "parents of different classes": (
+        TINY.replace("epochs: 1}}", "epochs: 1}, model_args: {num_classes: 12}}", 1),
+        ["test_resnet tells 12", "test_efficientnet 10"],
+    ),
+    "parents of other classes than the data": (
+        TINY.replace("epochs: 1}}", "epochs: 1}, model_args: {num_classes: 12}}"),
+        ["12 classes", "has 10"],
+    ),
+    "misspelt key": (
+        TINY.replace("points:", "ponts:"),
+        ["tiny.yaml:5", "unknown key `stitching.ponts`", "Did you mean `points`?"],
+    ),
+    "wrong value": (
+        TINY.replace("points: blocks", "points: some"),
+        ["tiny.yaml:5", "`stitching.points`", "'all', 'dominators' or 'blocks'"],
+    ),
+    "unknown objective": (
+        TINY.replace("study:", "study:\n  objectives: [acuracy]"),
+        ["no metric 'acuracy'", "accuracy, top5"],
+    ),
+    "unknown sampler": (
+        TINY.replace("name: nsga2", "name: nsga9"),
+        ["no sampler 'nsga9'", "nsga2, nsga3"],
+    ),
+    "unreachable storage": (
+        TINY.replace("study:", "study:\n  storage: sqlite:////no/such/folder/s.db"),
+        ["sqlite:////no/such/folder/s.db", "cannot be opened"],
+    ),
+    "too many images": (
+        TINY.replace("images: 100", "images: 5000"),
+        ["train split wants 5000", "1797"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_input_is_one_message_and_exit_code_2(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, expected = BAD_FILES[name]
+    Path("tiny.yaml").write_text(text)
+    Path("broken.safetensors").write_bytes(b"broken")
+    assert _call("run", "tiny.yaml") == 2
+    captured = capsys.readouterr()
+    message = " ".join(captured.err[captured.err.index("Error:") :].split())
+    for part in expected:
+        assert part in message
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+
+
+def test_a_folder_of_another_study_file_is_left_alone(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert _call("build", "tiny.yaml") == 0
+    before = {path: path.read_bytes() for path in Path("runs/tiny").iterdir()}
+    Path("tiny.yaml").write_text(TINY.replace("points: blocks", "points: all"))
+    assert _call("run", "tiny.yaml") == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert "belongs to another study file" in message
+    assert "stitching.points ('blocks' there, 'all' here)" in message
+    assert {path: path.read_bytes() for path in Path("runs/tiny").iterdir()} == before
+
+
+def test_a_folder_that_is_no_run_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine").mkdir()
+    Path("mine/thesis.txt").write_text("mine")
+    assert _call("run", "tiny.yaml", "--run", "mine") == 2
+    assert "it is no run" in " ".join(capsys.readouterr().err.split())
+    assert [path.name for path in Path("mine").iterdir()] == ["thesis.txt"]
+    assert _call("search", "mine") == 2
+
+
+def test_in_a_shell_there_is_no_traceback() -> None:
+    Path("tiny.yaml").write_text(TINY.replace("points:", "ponts:"))
+    command = [sys.executable, "-c", "from optuna_stitch.cli import main; main()"]
+    done = subprocess.run([*command, "run", "tiny.yaml"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: tiny.yaml:5: unknown key `stitching.ponts`")
+    assert done.stdout == ""
