@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -29,6 +30,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Stitch two trained networks into one supernetwork and search it with Optuna.",
 )
+
+
+class PointsChoice(str, Enum):
+    """Which points may be matched, as study files name them."""
+
+    auto = "auto"
+    all = "all"
+    dominators = "dominators"
+    blocks = "blocks"
+
 
 StudyArgument = Annotated[
     Path, typer.Argument(help="A study file, or the folder of a run.", metavar="STUDY")
@@ -122,6 +133,91 @@ def dashboard(
         )
     console.print(f"The study {opened.name!r} is at http://{host}:{port}/ (stop with Ctrl-C)")
     serve_dashboard(storage, host=host, port=port)
+
+
+@app.command()
+def zoo(
+    pattern: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(help="Names, with wildcards: '*vit_tiny*', 'torchvision/resnet*'."),
+    ] = None,
+    csv: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="File to write the networks into, every figure in full."),
+    ] = None,
+) -> None:
+    """List networks and whether they can be stitched; without a pattern, their families."""
+    if pattern is None and csv is not None:
+        raise typer.BadParameter("--csv needs a pattern that says which networks, '*vit_tiny*'")
+    with console.status("Loading torch and timm"):
+        from optuna_stitch.networks.zoo import list_families, list_networks
+        from optuna_stitch.results.inspection import (
+            families_table,
+            survey,
+            survey_tables,
+            write_survey,
+        )
+
+    out = Console()
+    if pattern is None:
+        families = list_families()
+        out.print(families_table(families))
+        out.print(
+            f"{sum(map(len, families.values())):,} networks. Choose some by a part of their name "
+            "to see their sizes and points: optuna-stitch zoo '*vit_tiny*'",
+            highlight=False,
+        )
+        return
+    found = survey(list_networks(pattern), show_progress_bar=True)
+    for table in survey_tables(found):
+        out.print(table)
+    if csv is not None:
+        write_survey(found, csv)
+
+
+@app.command()
+def inspect(
+    a: Annotated[str, typer.Argument(help="Name of parent a.", metavar="A")],
+    b: Annotated[str, typer.Argument(help="Name of parent b.", metavar="B")],
+    points: Annotated[
+        PointsChoice, typer.Option(help="Which points may be matched.")
+    ] = PointsChoice.auto,
+    resize: Annotated[
+        bool, typer.Option(help="Whether grids of different size may be matched.")
+    ] = True,
+    excluded: Annotated[
+        bool, typer.Option("--excluded", help="List every value that cannot be a point.")
+    ] = False,
+    svg: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="File to draw the pair into; A--B.svg, if absent."),
+    ] = None,
+) -> None:
+    """Show where two networks can be stitched: their matches, in a table and in a picture."""
+    with console.status("Loading torch and timm"):
+        from optuna_stitch.networks.zoo import load_parent
+        from optuna_stitch.results.drawing import draw_pair, write_svg
+        from optuna_stitch.results.inspection import describe, excluded_table, matches_table
+        from optuna_stitch.stitching.matching import candidates_of, match
+
+    with console.status("Capturing both networks"):
+        graphs = {side: load_parent(name).graph() for side, name in (("a", a), ("b", b))}
+    matches = match(graphs["a"], graphs["b"], points=points.value, resize=resize)
+    kind = candidates_of(matches, points.value)
+    picture = svg or Path(f"{a}--{b}.svg".replace("/", "-").lstrip("-"))
+    write_svg(draw_pair(graphs["a"], graphs["b"], matches, points=kind), picture)
+    out = Console()
+    out.print(matches_table(matches))
+    if any(graph.excluded for graph in graphs.values()):
+        out.print(excluded_table(graphs, every=excluded))
+    for side, graph in graphs.items():
+        out.print(f"{side}  {escape(describe(graph))}", highlight=False, soft_wrap=True)
+    out.print(f"{len(matches)} matches; the picture is {escape(str(picture))}", soft_wrap=True)
+    if graphs["a"].classes != graphs["b"].classes:
+        out.print(
+            "To be stitched, both must tell the same classes apart: give them the same "
+            "`num_classes`, and weights trained so."
+        )
 
 
 def _open(study: Path, folder: Path | None) -> Run:

@@ -85,8 +85,9 @@ class DataConfig(_Section):
 class StitchingConfig(_Section):
     """Which points are matched; see `stitch`."""
 
-    points: Literal["all", "dominators", "blocks"] = "dominators"
+    points: Literal["auto", "all", "dominators", "blocks"] = "auto"
     resize: bool = True
+    similarity_images: int | None = Field(None, gt=1)
 
 
 class FitConfig(_Section):

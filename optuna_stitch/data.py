@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from optuna_stitch.errors import DataError
+from optuna_stitch.errors import DataError, first_line
 from optuna_stitch.networks.view import View
 
 SPLITS = ("train", "val", "test")
@@ -235,9 +235,9 @@ def _open(
             dataset, root=root, class_map=str(class_map) if class_map else "", **arguments
         )
     except Exception as error:  # timm's readers raise whatever their format's library raises
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise DataError(
-            f"The {name} split cannot be read as timm data set {dataset!r} at {root}: {reason}"
+            f"The {name} split cannot be read as timm data set {dataset!r} at {root}: "
+            f"{first_line(error)}."
         ) from error
     reader = getattr(opened, "reader", None)
     return opened if reader is None else _Files(reader)

@@ -7,6 +7,13 @@ it and exits with code 2; from Python they are ordinary exceptions.
 from __future__ import annotations
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in one line, without a full stop."""
+    text = str(error).strip()
+    line = text.splitlines()[0].rstrip(". ") if text else ""
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__
+
+
 class OptunaStitchError(Exception):
     """Base of every error whose message is meant for the user."""
 

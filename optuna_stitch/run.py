@@ -114,7 +114,15 @@ class Run:
         parents = self.study_file.parents
         a = self._parent("a", parents.a, show_progress_bar)
         b = self._parent("b", parents.b, show_progress_bar)
-        supernetwork = stitch(a, b, **self.study_file.stitching.model_dump())
+        stitching = self.study_file.stitching
+        similar_on = stitching.similarity_images
+        supernetwork = stitch(
+            a,
+            b,
+            points=stitching.points,
+            resize=stitching.resize,
+            similar_on=self.data.train.take(similar_on) if similar_on else None,
+        )
         if supernetwork.classes != self.data.classes:
             raise DataError(
                 f"{a.name} and {b.name} tell {supernetwork.classes} classes apart, the data set "

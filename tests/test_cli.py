@@ -154,7 +154,7 @@ BAD_FILES = {
     ),
     "wrong value": (
         TINY.replace("points: blocks", "points: some"),
-        ["tiny.yaml:5", "`stitching.points`", "'all', 'dominators' or 'blocks'"],
+        ["tiny.yaml:5", "`stitching.points`", "'auto', 'all', 'dominators' or 'blocks'"],
     ),
     "unknown objective": (
         TINY.replace("study:", "study:\n  objectives: [acuracy]"),

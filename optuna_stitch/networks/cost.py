@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from optuna_stitch.errors import CaptureError
+from optuna_stitch.networks.capture import TRACED_BATCH
 
 
 @dataclass(frozen=True)
@@ -31,13 +34,7 @@ class NodeCost:
     holds_tensors: bool
 
 
-# A batch size that no other dimension is likely to have, so that dimension 0 is told apart.
-TRACED_BATCH = 3
-
-
-def measure(
-    captured: fx.GraphModule, input_shape: tuple[int, ...], name: str
-) -> dict[str, NodeCost]:
+def measure(captured: fx.GraphModule, input_shape: tuple[int, ...]) -> dict[str, NodeCost]:
     """Measure every node on fake tensors: nothing is allocated, nothing computed.
 
     A multiply-accumulate is half of what torch's flop counter counts, which covers convolutions,
@@ -47,25 +44,73 @@ def measure(
     Args:
         captured: The graph.
         input_shape: Shape (C, H, W) of one image.
-        name: The network, for errors.
 
     Returns:
         The figures by node name.
 
     Raises:
-        CaptureError: If the network refuses an input of this shape.
+        Exception: Whatever the network raises where it refuses an input of this shape.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        meter = _Meter(captured)
-        try:
-            meter.run(torch.empty(TRACED_BATCH, *input_shape))
-        except Exception as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-            raise CaptureError(
-                f"{name} refuses images of {'×'.join(map(str, input_shape))}: {reason}. "
-                "Give `input_size` a size that it was made for."
-            ) from error
+    meter = _Meter(captured)
+    with unchanged(captured), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        meter.run(torch.empty(TRACED_BATCH, *input_shape))
     return meter.costs
+
+
+def image_dependent(captured: fx.GraphModule, costs: dict[str, NodeCost]) -> set[fx.Node]:
+    """The nodes whose tensors, alone or in a tuple, are computed from the images.
+
+    A shape taken from a feature carries nothing of the feature, so it ends the dependence.
+    """
+    depends: set[fx.Node] = set()
+    for node in captured.graph.nodes:
+        if node.op == "placeholder" or (
+            node.op != "output"
+            and costs[node.name].holds_tensors
+            and any(n in depends for n in node.all_input_nodes)
+        ):
+            depends.add(node)
+    return depends
+
+
+@contextmanager
+def unchanged(module: nn.Module) -> Iterator[None]:
+    """Undo what modules keep for themselves meanwhile.
+
+    Some cache tensors in their forward (attention biases, relative positions); after a run on fake
+    tensors those would be fake.
+    """
+    before = [
+        (part, {k: dict(v) if isinstance(v, dict) else v for k, v in vars(part).items()})
+        for part in module.modules()
+    ]
+    try:
+        yield
+    finally:
+        for part, attributes in before:
+            vars(part).clear()
+            vars(part).update(attributes)
+
+
+def attention_flops(
+    query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], *_: Any, **__: Any
+) -> int:
+    """Floating-point operations of attention, from its definition: ``softmax(QKᵀ) V``.
+
+    Args:
+        query: Shape (N, heads, queries, D).
+        key: Shape (N, heads, keys, D).
+        value: Shape (N, heads, keys, D').
+    """
+    *batch, queries, width = query
+    keys, out = key[-2], value[-1]
+    return 2 * math.prod(batch) * queries * keys * (width + out)
+
+
+# Some of torch's builds for CPUs count their fused attention as nothing.
+_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
+}
 
 
 class _Meter(fx.Interpreter):
@@ -76,7 +121,7 @@ class _Meter(fx.Interpreter):
         self._alive: list[Any] = []  # a freed storage's id would be given out again
 
     def run_node(self, n: fx.Node) -> Any:
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter:
             output = super().run_node(n)
         macs = counter.get_total_flops() // 2 // TRACED_BATCH
         shape, storage = None, -1

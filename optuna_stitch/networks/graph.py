@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from torch import fx, nn
 
-from optuna_stitch.networks.capture import capture, drop_checks
-from optuna_stitch.networks.cost import NodeCost, measure
+from optuna_stitch.errors import CaptureError
+from optuna_stitch.networks.capture import (
+    Capture,
+    ProgramModule,
+    capture_export,
+    capture_fx,
+    capture_program,
+    drop_checks,
+    refusal,
+)
+from optuna_stitch.networks.cost import NodeCost, measure, unchanged
 from optuna_stitch.networks.points import Point, find_points
 
 
@@ -31,7 +39,7 @@ class NetworkGraph:
     input_shape: tuple[int, int, int]
     points: tuple[Point, ...]
     costs: dict[str, NodeCost]
-    captured_by: Literal["fx", "export"]
+    captured_by: Capture
     excluded: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -59,22 +67,61 @@ class NetworkGraph:
         return shape[1]
 
 
-def capture_graph(module: nn.Module, input_shape: tuple[int, int, int], name: str) -> NetworkGraph:
+def capture_graph(
+    module: nn.Module,
+    input_shape: tuple[int, int, int],
+    name: str,
+    *,
+    output: str | None = None,
+) -> NetworkGraph:
     """Capture a network and find its points.
 
     Args:
-        module: The network; put into eval mode.
+        module: The network, or an exported program's; put into eval mode.
         input_shape: Shape (C, H, W) of the images it is given.
         name: What to call it.
+        output: Key of the output to keep, where the network returns a dictionary.
 
     Returns:
         The graph. It shares its parameters with ``module``.
 
     Raises:
-        CaptureError: If the network cannot be captured, or refuses such images.
+        CaptureError: If the network cannot be captured, refuses such images, or has no such
+            output.
     """
-    captured = capture(module, name)
-    costs = measure(captured, input_shape, name)
+    if isinstance(module, ProgramModule):
+        captured = capture_program(module, name, output)
+        try:
+            costs = measure(captured, input_shape)
+        except Exception as error:
+            raise refusal(name, error, error) from error
+        return _graph(name, module, captured, input_shape, costs, "export")
+    try:
+        captured = capture_fx(module, name, output)
+        costs = measure(captured, input_shape)
+        return _graph(name, module, captured, input_shape, costs, "fx")
+    except CaptureError:
+        raise
+    except Exception as fx_error:  # both ways run the network's own code, which may raise anything
+        try:
+            with unchanged(module):
+                captured = capture_export(module, input_shape, name, output)
+            costs = measure(captured, input_shape)
+        except CaptureError:
+            raise
+        except Exception as error:
+            raise refusal(name, fx_error, error) from error
+        return _graph(name, module, captured, input_shape, costs, "export")
+
+
+def _graph(
+    name: str,
+    module: nn.Module,
+    captured: fx.GraphModule,
+    input_shape: tuple[int, int, int],
+    costs: dict[str, NodeCost],
+    captured_by: Capture,
+) -> NetworkGraph:
     drop_checks(captured)
     points, excluded = find_points(captured, module, costs)
-    return NetworkGraph(name, captured, input_shape, points, costs, "fx", excluded)
+    return NetworkGraph(name, captured, input_shape, points, costs, captured_by, excluded)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from optuna_stitch.networks.cost import NodeCost
-from optuna_stitch.networks.inference import infer_layouts
+from optuna_stitch.networks.cost import NodeCost, image_dependent
+from optuna_stitch.networks.inference import infer_layouts, operation_name
 from optuna_stitch.networks.layouts import Layout
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -51,12 +51,13 @@ def find_points(
     Returns:
         The points in topological order, and the values that cannot be points with the reason.
     """
-    groups = _distinct_values(captured, costs)
+    depends = image_dependent(captured, costs)
+    groups = _distinct_values(captured, costs, depends)
     layouts, reasons = infer_layouts(captured, costs)
     blocks = _block_paths(module)
     silent = {path for path, part in module.named_modules() if _passes_on(part)}
     output_storage = costs[str(captured.graph.output_node().args[0])].storage
-    dominators = _dominators(groups)
+    dominators = _dominators(groups, depends)
 
     found: list[tuple[int, fx.Node, str]] = []
     excluded: dict[str, str] = {}
@@ -91,23 +92,17 @@ def find_points(
 
 
 def _distinct_values(
-    captured: fx.GraphModule, costs: dict[str, NodeCost]
+    captured: fx.GraphModule, costs: dict[str, NodeCost], depends: set[fx.Node]
 ) -> dict[int, list[fx.Node]]:
     """Group the tensors that depend on the images by the memory they are views of."""
-    depends: set[fx.Node] = set()
     groups: dict[int, list[fx.Node]] = {}
     for node in captured.graph.nodes:
-        # a shape taken from a feature carries nothing of the feature, so it ends the dependence
-        if node.op == "output" or not costs[node.name].holds_tensors:
-            continue
-        if node.op == "placeholder" or any(n in depends for n in node.all_input_nodes):
-            depends.add(node)
-            if costs[node.name].shape is not None:
-                groups.setdefault(costs[node.name].storage, []).append(node)
+        if node in depends and costs[node.name].shape is not None:
+            groups.setdefault(costs[node.name].storage, []).append(node)
     return groups
 
 
-def _dominators(groups: dict[int, list[fx.Node]]) -> set[int]:
+def _dominators(groups: dict[int, list[fx.Node]], depends: set[fx.Node]) -> set[int]:
     """Storages of the values that no edge of the graph jumps over.
 
     In a topological order a node lies on every path from input to output exactly if no edge leads
@@ -120,19 +115,19 @@ def _dominators(groups: dict[int, list[fx.Node]]) -> set[int]:
         if furthest <= index:
             found.add(storage)
         for node in nodes:
-            readers = _readers(node, position)
+            readers = _readers(node, position, depends)
             furthest = max(furthest, *(position[reader] for reader in readers), 0)
     return found
 
 
-def _readers(node: fx.Node, position: dict[fx.Node, int]) -> set[fx.Node]:
+def _readers(node: fx.Node, position: dict[fx.Node, int], depends: set[fx.Node]) -> set[fx.Node]:
     """Tensors made from this one, through tuples where it is packed into one."""
     readers: set[fx.Node] = set()
     for user in node.users:
         if user in position:
             readers.add(user)
-        elif user.op != "output":
-            readers |= _readers(user, position)
+        elif user in depends:
+            readers |= _readers(user, position, depends)
     return readers
 
 
@@ -169,6 +164,6 @@ def _name(group: list[fx.Node], blocks: set[str], silent: set[str]) -> str:
     if paths:
         return min(paths, key=lambda path: path.count("."))
     node = group[0]
-    operation = getattr(node.target, "__name__", str(node.target)).rsplit(".", 1)[-1]
+    operation = operation_name(node)
     module = node.meta.get("module", "")
     return f"{module}.{operation}" if module and node.op != "placeholder" else operation

@@ -14,7 +14,9 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from optuna_stitch.data import Split
-from optuna_stitch.networks.zoo import Parent, create_module, load_weights
+from optuna_stitch.networks.checkpoints import load_weights
+from optuna_stitch.networks.sources import create_module
+from optuna_stitch.networks.zoo import Parent
 from optuna_stitch.progress import track
 
 # Part of every cache key: raise it when the same recipe starts to mean other weights.

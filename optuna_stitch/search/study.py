@@ -10,7 +10,7 @@ import optuna
 import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_stitch.errors import StudyError
+from optuna_stitch.errors import StudyError, first_line
 from optuna_stitch.search.objective import Objective
 from optuna_stitch.search.space import enqueue_starts
 
@@ -38,8 +38,8 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
             _use_write_ahead_log(storage.engine)
     except Exception as error:  # every database driver has exceptions of its own
         raise StudyError(
-            f"The storage {hide_password(url)} cannot be opened: {_reason(error)}. Check the URL, "
-            "that the database runs, and that its folder exists."
+            f"The storage {hide_password(url)} cannot be opened: {first_line(error)}. Check the "
+            "URL, that the database runs, and that its folder exists."
         ) from error
     return storage
 
@@ -102,7 +102,7 @@ def open_study(
             # last, so that a start that was interrupted is made again
             study.set_user_attr(_CONTENT, content)
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        raise StudyError(f"The study {name!r} cannot be opened: {_reason(error)}.") from error
+        raise StudyError(f"The study {name!r} cannot be opened: {first_line(error)}.") from error
     if found is not None and found != content:
         raise StudyError(
             f"The study {name!r} was made for the supernetwork {found}, not for {content}. Give "
@@ -137,8 +137,3 @@ def _use_write_ahead_log(engine: sqlalchemy.Engine) -> None:
 
     sqlalchemy.event.listen(engine, "connect", prepare)
     engine.dispose()
-
-
-def _reason(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0].rstrip(".") if text else repr(error)

@@ -7,7 +7,7 @@ import sqlalchemy
 from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 
-from optuna_stitch.errors import StudyError
+from optuna_stitch.errors import StudyError, first_line
 from optuna_stitch.progress import progress_bar
 from optuna_stitch.search.objective import Objective
 from optuna_stitch.search.space import distributions
@@ -49,7 +49,7 @@ def search(
                 progress.update(task, completed=done, note=f"front of {len(study.best_trials)}")
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         raise StudyError(
-            f"The storage failed during the search: {str(error).splitlines()[0]}. Finished trials "
+            f"The storage failed during the search: {first_line(error)}. Finished trials "
             "are kept; run the same command again to go on."
         ) from error
 

@@ -10,10 +10,11 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from optuna_stitch.errors import ArtifactError, OptunaStitchError
+from optuna_stitch.errors import ArtifactError, OptunaStitchError, first_line
 from optuna_stitch.networks.graph import NetworkGraph
+from optuna_stitch.networks.sources import create_module
 from optuna_stitch.networks.view import make_view
-from optuna_stitch.networks.zoo import Parent, create_module
+from optuna_stitch.networks.zoo import Parent
 from optuna_stitch.stitching.genotype import Side
 from optuna_stitch.stitching.matching import Match
 from optuna_stitch.stitching.supergraph import SIDES
@@ -110,10 +111,8 @@ def load_supernetwork(
     except OptunaStitchError:
         raise
     except Exception as error:  # a broken file can fail in any of the steps above
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise ArtifactError(
-            f"The supernetwork in {folder} cannot be loaded ({type(error).__name__}: {reason}); "
-            "build it again."
+            f"The supernetwork in {folder} cannot be loaded ({first_line(error)}); build it again."
         ) from error
     if supernetwork.content_hash() != description["content"]:
         raise ArtifactError(
@@ -129,16 +128,18 @@ def _describe(parent: Parent) -> dict[str, Any]:
         "source": parent.source,
         "model_args": parent.model_args,
         "view": asdict(parent.view),
+        "output": parent.output,
     }
 
 
 def _make(side: Side, description: dict[str, Any]) -> Parent:
     name, source = description["name"], description["source"]
-    if source != "timm":
+    if source == "module":
         raise ArtifactError(
             f"Parent {side}, {name}, is a module of your own: no name can bring its architecture "
             f"back. Load the supernetwork from Python and pass it as `{side}=`."
         )
     module = create_module(name, description["model_args"])
     view = make_view(description["view"])
-    return Parent(name, module, view, description["model_args"], source)
+    arguments, output = description["model_args"], description["output"]
+    return Parent(name, module, view, arguments, source, output)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +13,16 @@ from optuna_stitch.errors import MatchError
 from optuna_stitch.networks.graph import NetworkGraph
 from optuna_stitch.networks.points import Point
 
-PointKind = Literal["all", "dominators", "blocks"]
+PointKind = Literal["auto", "all", "dominators", "blocks"]
+
+# Fewer matches among the dominators than this, and `auto` takes all points.
+_FEW = 4
+
+
+# Takes both networks and the candidates of each, returns (n, m) factors from 0 to 1.
+Similarity = Callable[
+    [NetworkGraph, NetworkGraph, Sequence[Point], Sequence[Point]], NDArray[np.float64]
+]
 
 
 @dataclass(frozen=True)
@@ -30,30 +39,38 @@ def select_points(graph: NetworkGraph, kind: PointKind) -> tuple[Point, ...]:
     Args:
         graph: The network.
         kind: ``all`` points, the ``dominators`` that everything flows through, or the outputs of
-            ``blocks``.
+            ``blocks``; ``auto`` starts with the dominators.
     """
     if kind == "all":
         return graph.points
-    if kind == "dominators":
+    if kind in ("dominators", "auto"):
         return tuple(point for point in graph.points if point.dominator)
     return tuple(point for point in graph.points if point.block)
 
 
 def match(
-    a: NetworkGraph, b: NetworkGraph, *, points: PointKind = "dominators", resize: bool = True
+    a: NetworkGraph,
+    b: NetworkGraph,
+    *,
+    points: PointKind = "auto",
+    resize: bool = True,
+    similarity: Similarity | None = None,
 ) -> list[Match]:
     """Find the heaviest order-preserving matching, by dynamic programming.
 
     With points in topological order and weight w(i, j) for a compatible pair, the best total over
     the first i and j points is ``S(i, j) = max(S(i-1, j), S(i, j-1), S(i-1, j-1) + w(i, j))``. The
     weight is one less the difference of the points' relative depths. Order keeps the supernetwork
-    acyclic, whatever its switches.
+    acyclic, whatever its switches. Grids are matched with grids and vectors with vectors; only
+    where that gives nothing at all, with each other.
 
     Args:
         a: Parent a.
         b: Parent b.
-        points: Which points are candidates: ``all``, ``dominators`` or ``blocks``.
+        points: Which points are candidates: ``all``, ``dominators`` or ``blocks``. ``auto`` takes
+            the dominators, or all points where those give few matches.
         resize: Whether grids of different size may be matched; stitches then resample.
+        similarity: Weighs pairs by how alike their features are besides; see `LinearCKA`.
 
     Returns:
         Matches in topological order of both networks.
@@ -61,16 +78,35 @@ def match(
     Raises:
         MatchError: If no two points are compatible.
     """
-    of_a, of_b = select_points(a, points), select_points(b, points)
-    weights = _weights(of_a, of_b, resize=resize)
-    matches = [Match(of_a[i], of_b[j]) for i, j in heaviest_in_order(weights)]
+
+    def among(kind: PointKind, *, mixed: bool = False) -> list[Match]:
+        of_a, of_b = select_points(a, kind), select_points(b, kind)
+        weights = _weights(of_a, of_b, resize=resize, mixed=mixed)
+        if similarity is not None and weights.size:
+            weights = weights * similarity(a, b, of_a, of_b)
+        return [Match(of_a[i], of_b[j]) for i, j in heaviest_in_order(weights)]
+
+    matches = among(points)
+    if points == "auto" and len(matches) < _FEW:
+        points = "all"
+        matches = among(points)
+    matches = matches or among(points, mixed=True)
     if not matches:
         raise MatchError(
             f"{a.name} and {b.name} have no compatible points among their {points} "
-            f"({len(of_a)} and {len(of_b)} candidates). Try `points: all`"
+            f"({len(select_points(a, points))} and {len(select_points(b, points))} candidates). "
+            "`optuna-stitch inspect` shows why; try `points: all`"
             + (" or `resize: true`." if not resize else ".")
         )
     return matches
+
+
+def candidates_of(matches: Sequence[Match], points: PointKind) -> PointKind:
+    """Which points were candidates for these matches, where ``points`` was maybe ``auto``."""
+    if points != "auto":
+        return points
+    dominators = all(pair.a.dominator and pair.b.dominator for pair in matches)
+    return "dominators" if dominators and len(matches) >= _FEW else "all"
 
 
 def heaviest_in_order(weights: NDArray[np.float64]) -> list[tuple[int, int]]:
@@ -102,17 +138,21 @@ def heaviest_in_order(weights: NDArray[np.float64]) -> list[tuple[int, int]]:
     return pairs[::-1]
 
 
-def _weights(of_a: Sequence[Point], of_b: Sequence[Point], *, resize: bool) -> NDArray[np.float64]:
+def _weights(
+    of_a: Sequence[Point], of_b: Sequence[Point], *, resize: bool, mixed: bool
+) -> NDArray[np.float64]:
     depth_a = np.array([point.depth for point in of_a])
     depth_b = np.array([point.depth for point in of_b])
     compatible = np.array(
-        [[_compatible(p, q, resize=resize) for q in of_b] for p in of_a], dtype=bool
+        [[_compatible(p, q, resize=resize, mixed=mixed) for q in of_b] for p in of_a], dtype=bool
     ).reshape(len(of_a), len(of_b))
-    return np.where(compatible, 1 - np.abs(depth_a[:, None] - depth_b[None, :]), 0.0)
+    # points at opposite ends are still better matched than not at all
+    near = np.maximum(1 - np.abs(depth_a[:, None] - depth_b[None, :]), 1e-6)
+    return np.where(compatible, near, 0.0)
 
 
-def _compatible(p: Point, q: Point, *, resize: bool) -> bool:
+def _compatible(p: Point, q: Point, *, resize: bool, mixed: bool) -> bool:
     """Whether both are grids or both are vectors, and of a size that may be matched."""
-    if (p.layout.positions == 1) != (q.layout.positions == 1):
+    if (p.layout.positions == 1) != (q.layout.positions == 1) and not mixed:
         return False
     return resize or p.layout.grid == q.layout.grid

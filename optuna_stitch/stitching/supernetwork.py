@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from optuna_stitch.data import Split
 from optuna_stitch.errors import MatchError
 from optuna_stitch.networks.graph import NetworkGraph
 from optuna_stitch.networks.view import View
@@ -15,6 +16,7 @@ from optuna_stitch.networks.zoo import Parent
 from optuna_stitch.stitching.genotype import Genotype, Side, Switch
 from optuna_stitch.stitching.layers import Stitch
 from optuna_stitch.stitching.matching import Match, PointKind, match
+from optuna_stitch.stitching.similarity import LinearCKA
 from optuna_stitch.stitching.subnetwork import extract
 from optuna_stitch.stitching.supergraph import SIDES, Supergraph
 
@@ -121,7 +123,12 @@ class Supernetwork:
 
 
 def stitch(
-    a: Parent, b: Parent, *, points: PointKind = "dominators", resize: bool = True
+    a: Parent,
+    b: Parent,
+    *,
+    points: PointKind = "auto",
+    resize: bool = True,
+    similar_on: Split | None = None,
 ) -> Supernetwork:
     """Match the layers of two trained networks and lay stitches between them, both ways.
 
@@ -129,8 +136,11 @@ def stitch(
         a: Parent a.
         b: Parent b.
         points: Which points may be matched: ``all``, the ``dominators`` that everything flows
-            through, or the outputs of ``blocks``.
+            through, or the outputs of ``blocks``. ``auto`` takes the dominators, or all points
+            where those give few matches.
         resize: Whether grids of different size may be matched.
+        similar_on: A few images; if given, pairs are weighed by the linear CKA of their features
+            on these, besides their depth.
 
     Returns:
         The supernetwork; its stitches are still to be fitted.
@@ -146,7 +156,8 @@ def stitch(
             f"{a.name} tells {classes['a']} classes apart and {b.name} {classes['b']}; both "
             "parents must be trained on the same classes."
         )
-    matches = match(graphs["a"], graphs["b"], points=points, resize=resize)
+    similarity = LinearCKA((a.view, b.view), similar_on) if similar_on is not None else None
+    matches = match(graphs["a"], graphs["b"], points=points, resize=resize, similarity=similarity)
     return Supernetwork(a, b, graphs, matches)
 
 
