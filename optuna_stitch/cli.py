@@ -44,6 +44,10 @@ class PointsChoice(str, Enum):
 StudyArgument = Annotated[
     Path, typer.Argument(help="A study file, or the folder of a run.", metavar="STUDY")
 ]
+SmokeOption = Annotated[
+    bool,
+    typer.Option("--smoke", help="Try the study file out, with random weights and few images."),
+]
 FolderOption = Annotated[
     # typer evaluates this at run time, on Python 3.10 too
     Optional[Path],  # noqa: UP045
@@ -66,10 +70,10 @@ def main() -> None:
 
 
 @app.command()
-def run(study: StudyArgument, folder: FolderOption = None) -> None:
+def run(study: StudyArgument, folder: FolderOption = None, smoke: SmokeOption = False) -> None:
     """Build, search and report; after an interruption, go on where it was."""
     with _resumable():
-        opened = _open(study, folder)
+        opened = _open(study, folder, smoke)
         supernetwork = opened.build(show_progress_bar=True)
         opened.search(supernetwork, show_progress_bar=True)
         _show(opened, opened.report(supernetwork))
@@ -220,7 +224,7 @@ def inspect(
         )
 
 
-def _open(study: Path, folder: Path | None) -> Run:
+def _open(study: Path, folder: Path | None, smoke: bool = False) -> Run:
     if not study.is_dir():
         load_study_file(study)  # its errors should not wait for the imports below
     with console.status("Loading torch and timm"):
@@ -229,7 +233,7 @@ def _open(study: Path, folder: Path | None) -> Run:
         from optuna_stitch.run import Run
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return Run.open(study) if study.is_dir() else Run.start(study, folder)
+    return Run.open(study) if study.is_dir() else Run.start(study, folder, tiny=smoke)
 
 
 def _show(opened: Run, front: Front) -> None:

@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from optuna_stitch.errors import ConfigError
 
+# How the file of a program saved by `torch.export.save` ends.
+PROGRAM = ".pt2"
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
@@ -30,12 +33,14 @@ class RecipeConfig(_Section):
 
 
 class ParentConfig(_Section):
-    """A parent: a timm name, and exactly one source of its weights."""
+    """A parent: a name or the path of an exported program, and one source of its weights."""
 
     network: str
     pretrained: bool = False
     checkpoint: Path | None = None
     train: RecipeConfig | None = None
+    random_weights: bool = False
+    output: str | None = None
     model_args: dict[str, Any] = {}
     input_size: int | tuple[int, int, int] | None = None
     mean: tuple[float, ...] | None = None
@@ -45,10 +50,18 @@ class ParentConfig(_Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> ParentConfig:
-        sources = [self.pretrained, self.checkpoint is not None, self.train is not None]
+        sources = [
+            self.pretrained,
+            self.checkpoint is not None,
+            self.train is not None,
+            self.random_weights,
+            self.network.endswith(PROGRAM),  # comes with its weights
+        ]
         if sum(sources) != 1:
             raise ValueError(
-                "give exactly one of `pretrained: true`, `checkpoint: FILE` and `train: {...}`"
+                "give exactly one of `pretrained: true`, `checkpoint: FILE` and `train: {...}` "
+                "(or `random_weights: true`, to try something out); an exported program has its "
+                "own weights"
             )
         return self
 
@@ -174,6 +187,30 @@ def load_study_file(path: str | Path) -> StudyFile:
     return _with_absolute_paths(study_file, path.parent.resolve())
 
 
+def smoke(study_file: StudyFile) -> StudyFile:
+    """The same study, tiny: random weights, random images and few trials.
+
+    It shows whether a study file works from end to end where neither weights nor data are at hand.
+    """
+    tiny = study_file.model_copy(deep=True)
+    segments = "mean_iou" in tiny.study.objectives or "pixel_accuracy" in tiny.study.objectives
+    for parent in (tiny.parents.a, tiny.parents.b):
+        if not parent.network.endswith(PROGRAM):
+            parent.pretrained, parent.checkpoint, parent.train = False, None, None
+            parent.random_weights = True
+            if segments:  # every pixel costs, and convolutions take any size
+                parent.input_size = 128
+    classes = tiny.parents.a.model_args.get("num_classes", 21 if segments else 1000)
+    part = SplitConfig(images=12)
+    tiny.data = DataConfig(
+        dataset=f"noise/{classes}{'/pixels' if segments else ''}", train=part, val=part, test=part
+    )
+    tiny.stitching.similarity_images = tiny.stitching.similarity_images and 4
+    tiny.fit.images, tiny.fit.positions = 12, 8
+    tiny.study.trials, tiny.study.batch, tiny.study.start.population = 6, 3, 6
+    return tiny
+
+
 def dump_study_file(study_file: StudyFile) -> str:
     """A study file as YAML, with every default filled in."""
     return yaml.safe_dump(study_file.model_dump(mode="json"), sort_keys=False)
@@ -188,6 +225,8 @@ def _with_absolute_paths(study_file: StudyFile, folder: Path) -> StudyFile:
     for parent in (study_file.parents.a, study_file.parents.b):
         if parent.checkpoint is not None:
             parent.checkpoint = folder / parent.checkpoint
+        if parent.network.endswith(PROGRAM):
+            parent.network = str(folder / parent.network)
     return study_file
 
 

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from optuna_stitch.datasets import VOC, Digits, Files, Noise
 from optuna_stitch.errors import DataError, first_line
 from optuna_stitch.networks.view import View
 
@@ -30,11 +31,14 @@ _CACHE_BYTES = 1 << 30
 
 
 class ImageDataset(Protocol):
-    """What a data set must offer: a length, and (PIL image, label) by index."""
+    """What a data set must offer: a length, and (PIL image, label) by index.
+
+    For segmentation the label is a PIL image of classes, 255 where nothing is asked.
+    """
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]: ...
+    def __getitem__(self, index: int) -> tuple[Image.Image, int | Image.Image]: ...
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Batch:
 
     Args:
         images: One tensor ``(N, C, H, W)`` per view.
-        targets: Labels ``(N,)``, int64.
+        targets: Labels ``(N,)``, or ``(N, H, W)`` for segmentation, int64.
     """
 
     images: tuple[Tensor, ...]
@@ -69,7 +73,7 @@ class Split:
     indices: Sequence[int]
     source: str
     _cache: dict[View, Tensor] = field(default_factory=dict, repr=False)
-    _targets: Tensor | None = field(default=None, repr=False)
+    _targets: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -88,9 +92,10 @@ class Split:
 
     @property
     def targets(self) -> Tensor:
-        """Labels ``(len(self),)`` in the split's order."""
-        if self._targets is None:
-            self._targets = torch.tensor([int(self._read(i)[1]) for i in range(len(self))])
+        """Labels ``(len(self),)`` in the split's order, where there is one an image."""
+        if len(self._targets) != len(self):
+            labels = [self._read(position)[1] for position in range(len(self))]
+            self._targets = torch.tensor([int(label) for label in labels])  # type: ignore[arg-type]
         return self._targets
 
     def batches(self, views: Sequence[View], batch_size: int = 100) -> Iterator[Batch]:
@@ -110,7 +115,7 @@ class Split:
             stop = min(start + batch_size, len(self))
             if needed <= _CACHE_BYTES:
                 images = tuple(self._cache[view][start:stop] for view in views)
-                yield Batch(images, self.targets[start:stop])
+                yield Batch(images, self._targets[start:stop])
             else:
                 yield self._load(views, range(start, stop))
 
@@ -124,15 +129,18 @@ class Split:
     def _load(self, views: Sequence[View], positions: Sequence[int]) -> Batch:
         transforms = [(view, view.transform()) for view in views]
         seen: list[list[Tensor]] = [[] for _ in views]
-        targets: list[int] = []
+        targets: list[Tensor] = []
         for position in positions:
             image, target = self._read(position)
-            targets.append(int(target))
+            if isinstance(target, Image.Image):
+                targets.append(views[0].transform_mask(target))
+            else:
+                targets.append(torch.tensor(int(target)))
             for column, (view, transform) in zip(seen, transforms, strict=True):
                 column.append(transform(image.convert(view.mode)))
-        return Batch(tuple(torch.stack(column) for column in seen), torch.tensor(targets))
+        return Batch(tuple(torch.stack(column) for column in seen), torch.stack(targets))
 
-    def _read(self, position: int) -> tuple[Image.Image, int]:
+    def _read(self, position: int) -> tuple[Image.Image, int | Image.Image]:
         index = self.indices[position]
         try:
             return self.dataset[index]
@@ -175,8 +183,9 @@ def load_data(
     themselves: the images are shuffled with ``seed`` and dealt in the order train, val, test.
 
     Args:
-        dataset: ``sklearn/digits``, or what ``timm.data.create_dataset`` takes as a name; the
-            empty string reads a folder or an archive at ``root``.
+        dataset: ``sklearn/digits``; ``torch/voc`` (or ``torch/voc2007``, …) for segmentation; or
+            what ``timm.data.create_dataset`` takes as a name, where the empty string reads a
+            folder or an archive at ``root``.
         root: Where the data lie.
         class_map: timm's file of class names in the order of their labels.
         train: What differs for this split: ``dataset``, ``root``, ``class_map``, ``split`` (the
@@ -200,6 +209,8 @@ def load_data(
     splits: dict[str, Split] = {}
     for name, spec in wanted.items():
         count = spec.pop("images", None)
+        if spec["dataset"].startswith("torch/voc"):
+            spec["split"] = spec["split"] or name  # VOC has parts of the same names
         source = json.dumps({key: str(value) for key, value in spec.items() if value is not None})
         if source not in sources:
             opened = _open(name, **spec)
@@ -226,10 +237,14 @@ def _open(
     split: str | None,
 ) -> ImageDataset:
     if dataset == "sklearn/digits":
-        return _Digits()
+        return Digits()
+    if dataset.startswith("noise/"):
+        return Noise(dataset)
     if root is not None and not Path(root).exists():
         raise DataError(f"The {name} split's images are not at {root}: there is no such path.")
     arguments = {"split": split} if split else {}
+    if dataset.startswith("torch/voc"):
+        return VOC(dataset, root, str(split))
     try:
         opened: ImageDataset = timm.data.create_dataset(
             dataset, root=root, class_map=str(class_map) if class_map else "", **arguments
@@ -240,50 +255,13 @@ def _open(
             f"{first_line(error)}."
         ) from error
     reader = getattr(opened, "reader", None)
-    return opened if reader is None else _Files(reader)
+    return opened if reader is None else Files(reader)
 
 
 def _count_classes(splits: dict[str, Split]) -> int:
     """Number of classes by the data set's own list, else by its largest label."""
     dataset = splits["train"].dataset
-    index = getattr(getattr(dataset, "reader", None), "class_to_idx", None)
-    if index:
-        return int(max(index.values())) + 1
+    known = getattr(dataset, "class_count", None)
+    if known is not None:
+        return int(known)
     return max(int(split.targets.max()) for split in splits.values()) + 1
-
-
-class _Files:
-    """Images as timm's readers find them.
-
-    timm's own data set passes over an image that does not decode and returns the next one in its
-    place, which would be another image without anybody knowing.
-    """
-
-    def __init__(self, reader: Any) -> None:
-        self.reader = reader
-
-    def __len__(self) -> int:
-        return len(self.reader)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        file, label = self.reader[index][:2]
-        image = Image.open(file)
-        image.load()
-        return image, int(label)
-
-
-class _Digits:
-    """The 1,797 scanned digits that come with scikit-learn, 8 × 8 pixels each."""
-
-    def __init__(self) -> None:
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        self._images = np.round(digits.images * (255 / 16)).astype(np.uint8)
-        self._labels = digits.target
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return Image.fromarray(self._images[index]), int(self._labels[index])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,13 @@ import pandas as pd
 import timm
 import torch
 
+from optuna_stitch.cache import write_whole
 from optuna_stitch.config import (
     ParentConfig,
     StudyFile,
     dump_study_file,
     load_study_file,
+    smoke,
 )
 from optuna_stitch.data import Data, load_data
 from optuna_stitch.errors import DataError, RunError
@@ -52,19 +53,22 @@ class Run:
         self._data: Data | None = None
 
     @staticmethod
-    def start(path: Path, folder: Path | None = None) -> Run:
+    def start(path: Path, folder: Path | None = None, *, tiny: bool = False) -> Run:
         """Begin, or go on with, the run of a study file.
 
         Args:
             path: The study file.
             folder: Where the run is kept; ``runs/<name of the file>`` if None.
+            tiny: Whether to try the file out, with random weights and images; see `smoke`.
 
         Raises:
             ConfigError: If the study file is wrong.
             RunError: If the folder belongs to another study file.
         """
         study_file = load_study_file(path)
-        folder = folder or Path("runs") / path.stem
+        if tiny:
+            study_file = smoke(study_file)
+        folder = folder or Path("runs") / f"{path.stem}{'-smoke' if tiny else ''}"
         copy = folder / "study.yaml"
         if copy.is_file():
             _refuse_another(study_file, load_study_file(copy), path, folder)
@@ -204,6 +208,7 @@ class Run:
             std=config.std,
             interpolation=config.interpolation,
             crop_pct=config.crop_pct,
+            output=config.output,
         )
         if config.train is not None:
             recipe = Recipe(**config.train.model_dump())
@@ -279,10 +284,7 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    unfinished = path.with_name(f"{path.name}.part")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
+    write_whole(path, lambda unfinished: Path(unfinished).write_text(text, encoding="utf-8"))
 
 
 def _versions() -> str:

@@ -213,6 +213,28 @@ def test_a_folder_that_is_no_run_is_left_alone(capsys: pytest.CaptureFixture[str
     assert _call("search", "mine") == 2
 
 
+def test_a_study_file_is_tried_out_tiny(capsys: pytest.CaptureFixture[str]) -> None:
+    """Pretrained weights and image folders that are not there need not be, with --smoke."""
+    text = TINY.replace("train: {epochs: 1}", "pretrained: true")
+    Path("tiny.yaml").write_text(text.replace("data: {", "data: {root: nowhere, "))
+    assert _call("run", "tiny.yaml", "--smoke") == 0
+    assert "parent a" in capsys.readouterr().out
+    assert {p.name for p in Path("runs/tiny-smoke").iterdir()} >= PRODUCTS
+    filled = yaml.safe_load(Path("runs/tiny-smoke/study.yaml").read_text())
+    assert filled["parents"]["a"]["random_weights"]
+
+
+STUDIES = sorted((Path(__file__).parent.parent / "studies").glob("*.yaml"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_study_file_runs_tiny(path: Path) -> None:
+    assert _call("run", str(path), "--smoke") == 0
+    assert (Path("runs") / f"{path.stem}-smoke" / "front.png").is_file()
+
+
 def test_in_a_shell_there_is_no_traceback() -> None:
     Path("tiny.yaml").write_text(TINY.replace("points:", "ponts:"))
     command = [sys.executable, "-c", "from optuna_stitch.cli import main; main()"]

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as some
 from timm.layers import set_fused_attn
 from torch.utils.flop_counter import FlopCounterMode
 
+import optuna_stitch as st
 from optuna_stitch.networks.capture import TRACED_BATCH
+from optuna_stitch.networks.graph import NetworkGraph
 from optuna_stitch.networks.zoo import load_parent
+from optuna_stitch.stitching.genotype import Output, Side
+from optuna_stitch.stitching.matching import PointKind, match
 
 from . import sweep
 
@@ -105,3 +112,34 @@ def test_200_random_pairs_are_stitched() -> None:
         if row["parents_exact"] != "True" or row["genotypes_finite"] != "5" or row["error"]
     ]
     assert bad == []
+
+
+@functools.cache
+def _parent(name: str) -> st.Parent:
+    return load_parent(name, num_classes=sweep.CLASSES)
+
+
+@functools.cache
+def _graph(name: str) -> NetworkGraph:
+    return _parent(name).graph()
+
+
+@settings(max_examples=60, deadline=None)
+@given(some.data())
+def test_no_genotype_of_any_pair_makes_a_cycle(draw: some.DataObject) -> None:
+    """Whatever is on, an operation reads only what was computed before it."""
+    a, b = (draw.draw(some.sampled_from(SAMPLE)) for _ in range(2))
+    kind: PointKind = draw.draw(some.sampled_from(["auto", "all", "dominators"]))
+    graphs: dict[Side, NetworkGraph] = {"a": _graph(a), "b": _graph(b)}
+    matches = match(graphs["a"], graphs["b"], points=kind)
+    supernetwork = st.Supernetwork(_parent(a), _parent(b), graphs, matches)
+    switches = len(supernetwork.switches)
+    for _ in range(5):
+        on = draw.draw(some.frozensets(some.integers(0, switches - 1)))
+        output: Output = draw.draw(some.sampled_from(["a", "b", "ensemble"]))
+        resolved = supernetwork.supergraph.resolve(st.Genotype(output, on))
+        computed: set[int] = set()
+        for place, reads in resolved.steps:
+            assert computed.issuperset(reads)
+            computed.add(place)
+        assert resolved.output in computed

@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torchmetrics
 from torch import Tensor
 from torch.nn import functional as F
+from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
     multiclass_calibration_error,
@@ -18,6 +20,9 @@ from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.stitching.supernetwork import Supernetwork
 
 Direction = Literal["maximize", "minimize"]
+
+# The label of pixels that count for nothing, as in Pascal VOC.
+VOID = 255
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,22 @@ class Metric:
 
 
 @dataclass(frozen=True)
+class StreamedMetric:
+    """A figure gathered batch by batch, for answers too large to keep: those of segmentation.
+
+    Args:
+        name: What it is called.
+        make: Takes the number of classes, returns a new metric of torchmetrics' that is updated
+            with logits ``(N, classes, ...)`` and labels ``(N, ...)``.
+        direction: Which way is better.
+    """
+
+    name: str
+    make: Callable[[int], torchmetrics.Metric]
+    direction: Direction = "maximize"
+
+
+@dataclass(frozen=True)
 class Cost:
     """A figure known from a genotype alone, without running it.
 
@@ -48,6 +69,9 @@ class Cost:
     name: str
     compute: Callable[[Supernetwork, Genotype], float]
     direction: Direction = "minimize"
+
+
+AnyMetric = Metric | StreamedMetric | Cost
 
 
 def accuracy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -66,26 +90,38 @@ def calibration_error(logits: Tensor, targets: Tensor) -> Tensor:
     return multiclass_calibration_error(logits, targets, num_classes=logits.shape[1])
 
 
-METRICS: dict[str, Metric | Cost] = {
+def _mean_iou(classes: int) -> torchmetrics.Metric:
+    """Intersection over union, averaged over classes."""
+    return MulticlassJaccardIndex(classes, ignore_index=VOID)
+
+
+def _pixel_accuracy(classes: int) -> torchmetrics.Metric:
+    """Share of pixels whose largest logit is the label's."""
+    return MulticlassAccuracy(classes, average="micro", ignore_index=VOID)
+
+
+METRICS: dict[str, AnyMetric] = {
     metric.name: metric
     for metric in (
         Metric("accuracy", accuracy),
         Metric("top5", top5),
         Metric("cross_entropy", F.cross_entropy, "minimize"),
         Metric("calibration_error", calibration_error, "minimize"),
+        StreamedMetric("mean_iou", _mean_iou),
+        StreamedMetric("pixel_accuracy", _pixel_accuracy),
         Cost("macs", lambda supernetwork, genotype: supernetwork.macs(genotype)),
         Cost("parameters", lambda supernetwork, genotype: supernetwork.parameters(genotype)),
     )
 }
 
 
-def resolve_metrics(metrics: Sequence[str | Metric | Cost]) -> tuple[Metric | Cost, ...]:
+def resolve_metrics(metrics: Sequence[str | AnyMetric]) -> tuple[AnyMetric, ...]:
     """Look names up, and pass metrics through.
 
     Raises:
         ConfigError: If a name is unknown, or is there twice.
     """
-    found: list[Metric | Cost] = []
+    found: list[AnyMetric] = []
     for metric in metrics:
         if isinstance(metric, str):
             if metric not in METRICS:

@@ -17,6 +17,7 @@ from optuna_stitch.networks.capture import (
     refusal,
 )
 from optuna_stitch.networks.cost import NodeCost, measure, unchanged
+from optuna_stitch.networks.measured import load_measured, measured_path, save_measured
 from optuna_stitch.networks.points import Point, find_points
 
 
@@ -76,6 +77,8 @@ def capture_graph(
 ) -> NetworkGraph:
     """Capture a network and find its points.
 
+    What is measured of a graph is kept in the cache folder by the graph's content.
+
     Args:
         module: The network, or an exported program's; put into eval mode.
         input_shape: Shape (C, H, W) of the images it is given.
@@ -92,26 +95,23 @@ def capture_graph(
     if isinstance(module, ProgramModule):
         captured = capture_program(module, name, output)
         try:
-            costs = measure(captured, input_shape)
-        except Exception as error:
+            return _graph(name, module, captured, input_shape, "export")
+        except Exception as error:  # the program's own operators may raise anything
             raise refusal(name, error, error) from error
-        return _graph(name, module, captured, input_shape, costs, "export")
     try:
         captured = capture_fx(module, name, output)
-        costs = measure(captured, input_shape)
-        return _graph(name, module, captured, input_shape, costs, "fx")
+        return _graph(name, module, captured, input_shape, "fx")
     except CaptureError:
         raise
     except Exception as fx_error:  # both ways run the network's own code, which may raise anything
         try:
             with unchanged(module):
                 captured = capture_export(module, input_shape, name, output)
-            costs = measure(captured, input_shape)
+            return _graph(name, module, captured, input_shape, "export")
         except CaptureError:
             raise
         except Exception as error:
             raise refusal(name, fx_error, error) from error
-        return _graph(name, module, captured, input_shape, costs, "export")
 
 
 def _graph(
@@ -119,9 +119,14 @@ def _graph(
     module: nn.Module,
     captured: fx.GraphModule,
     input_shape: tuple[int, int, int],
-    costs: dict[str, NodeCost],
     captured_by: Capture,
 ) -> NetworkGraph:
+    path = measured_path(captured, input_shape)
+    measured = load_measured(path)
+    costs = measured[0] if measured else measure(captured, input_shape)
     drop_checks(captured)
-    points, excluded = find_points(captured, module, costs)
+    if measured is None:
+        measured = costs, *find_points(captured, module, costs)
+        save_measured(path, measured)
+    _, points, excluded = measured
     return NetworkGraph(name, captured, input_shape, points, costs, captured_by, excluded)

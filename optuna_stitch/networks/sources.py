@@ -14,6 +14,7 @@ import torch
 import torchvision
 from torch import nn
 
+from optuna_stitch.config import PROGRAM
 from optuna_stitch.errors import CheckpointError, UnknownNetworkError, first_line
 from optuna_stitch.networks.capture import ProgramModule
 from optuna_stitch.networks.view import View, view_of
@@ -23,7 +24,6 @@ from optuna_stitch.networks.view import View, view_of
 Source = Literal["timm", "torchvision", "program", "module"]
 
 TORCHVISION = "torchvision/"
-PROGRAM = ".pt2"
 
 
 def source_of(network: str) -> Source:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
+from optuna_stitch.cache import cache_folder, content_key, write_whole
 from optuna_stitch.data import Split
 from optuna_stitch.networks.checkpoints import load_weights
 from optuna_stitch.networks.sources import create_module
@@ -68,7 +65,9 @@ def train_parent(
         CheckpointError: If the cached weights are broken.
     """
     folder = Path(cache) if cache is not None else cache_folder()
-    path = folder / f"{parent.name}-{_key(parent, split, recipe)}.safetensors"
+    made_of = parent.model_args, asdict(parent.view), asdict(recipe), split.fingerprint
+    key = content_key(_VERSION, parent.name, *made_of)
+    path = folder / "parents" / f"{parent.name.replace('/', '-')}-{key}.safetensors"
     if path.is_file():
         load_weights(parent.module, path, parent.name)
         return False
@@ -77,34 +76,9 @@ def train_parent(
         fresh = create_module(parent.name, parent.model_args)
         parent.module.load_state_dict(fresh.state_dict())
         _train(parent, split, recipe, show_progress_bar)
-    folder.mkdir(parents=True, exist_ok=True)
-    # written aside and renamed, so that an interruption leaves no half file under the key
-    handle, unfinished = tempfile.mkstemp(dir=folder, suffix=".part")
-    os.close(handle)
     weights = {key: value.contiguous() for key, value in parent.module.state_dict().items()}
-    save_file(weights, unfinished)
-    os.replace(unfinished, path)
+    write_whole(path, lambda unfinished: save_file(weights, unfinished))
     return True
-
-
-def cache_folder() -> Path:
-    """Where trained parents are kept: ``$OPTUNA_STITCH_CACHE``, or the user's cache folder."""
-    named = os.environ.get("OPTUNA_STITCH_CACHE")
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(named) if named else base / "optuna_stitch"
-
-
-def _key(parent: Parent, split: Split, recipe: Recipe) -> str:
-    made_of = [
-        _VERSION,
-        parent.name,
-        parent.model_args,
-        asdict(parent.view),
-        asdict(recipe),
-        split.fingerprint,
-    ]
-    text = json.dumps(made_of, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _train(parent: Parent, split: Split, recipe: Recipe, show_progress_bar: bool) -> None:

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import timm.data
-from torch import nn
+import torch
+from PIL import Image
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,12 @@ class View:
     def transform(self) -> Any:
         """timm's evaluation transform: a PIL image in, a float32 tensor (C, H, W) out."""
         return timm.data.create_transform(**asdict(self), is_training=False)
+
+    def transform_mask(self, mask: Image.Image) -> Tensor:
+        """A mask of classes as the network's output is compared with it: ``(H, W)``, int64."""
+        height, width = self.input_size[1:]
+        resized = mask.resize((width, height), Image.Resampling.NEAREST)
+        return torch.from_numpy(np.array(resized, dtype=np.int64))
 
     @property
     def mode(self) -> str:

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
-from torch import Tensor
 
 from optuna_stitch.data import Split
 from optuna_stitch.errors import StudyError
 from optuna_stitch.evaluation.evaluator import Evaluator
-from optuna_stitch.evaluation.metrics import Cost, Metric, resolve_metrics
-from optuna_stitch.results.statistics import holm, mcnemar, wilson_interval
+from optuna_stitch.evaluation.metrics import AnyMetric, resolve_metrics
+from optuna_stitch.results.evidence import Evidence, gather_evidence
+from optuna_stitch.results.statistics import holm
 from optuna_stitch.search.objective import Objective
 from optuna_stitch.search.space import baselines
 from optuna_stitch.stitching.genotype import Genotype
@@ -27,8 +27,9 @@ class Claim:
 
     Args:
         baseline: Name of the baseline.
-        difference: Accuracy of the network less that of the baseline.
-        p_value: McNemar's, corrected by Holm for all claims of the report.
+        difference: Quality of the network less that of the baseline.
+        p_value: McNemar's for accuracy, the paired bootstrap's for mean IoU; corrected by Holm
+            for all claims of the report.
     """
 
     baseline: str
@@ -51,8 +52,9 @@ class Entry:
         trial: Number of the study's trial.
         genotype: In canonical form.
         values: The objectives on the validation split, by name.
-        test: The objectives on the test split, by name, and always ``accuracy`` and ``macs``.
-        interval: 95% interval (Wilson) of the test accuracy.
+        test: The objectives on the test split, by name, and always the quality and ``macs``.
+        quality: Test accuracy, or mean IoU for segmentation.
+        interval: Its 95% interval: Wilson's for accuracy, the bootstrap's for mean IoU.
         parameters: Number of parameters.
         on_front: Whether no other entry is at least as good in every objective on the test split
             and better in one.
@@ -65,6 +67,7 @@ class Entry:
     genotype: Genotype
     values: dict[str, float]
     test: dict[str, float]
+    quality: float
     interval: tuple[float, float]
     parameters: int
     on_front: bool = False
@@ -81,12 +84,14 @@ class Front:
         trials: Objectives on the validation split of every complete trial, for the background of
             a plot; one row per trial, a column per objective.
         images: Number of test images.
+        metric: What `Entry.quality` is, ``accuracy`` or ``mean_iou``.
     """
 
     entries: list[Entry]
     objectives: list[str]
     trials: pd.DataFrame
     images: int
+    metric: str = "accuracy"
 
     @property
     def baselines(self) -> list[Entry]:
@@ -115,21 +120,21 @@ class Front:
             row |= {f"val_{name}": value for name, value in entry.values.items()}
             row |= {f"test_{name}": value for name, value in entry.test.items()}
             row |= {
-                "test_accuracy_low": entry.interval[0],
-                "test_accuracy_high": entry.interval[1],
+                f"test_{self.metric}_low": entry.interval[0],
+                f"test_{self.metric}_high": entry.interval[1],
                 "parameters": entry.parameters,
                 "output": entry.genotype.output,
                 "stitches": "; ".join(switches[i] for i in sorted(entry.genotype.on)),
             }
             for claim in entry.claims:
-                row[f"accuracy_minus_{claim.baseline.replace(' ', '_')}"] = claim.difference
+                row[f"{self.metric}_minus_{claim.baseline.replace(' ', '_')}"] = claim.difference
                 row[f"p_value_{claim.baseline.replace(' ', '_')}"] = claim.p_value
             rows.append(row)
         return pd.DataFrame(rows)
 
 
 def evaluate_front(
-    study: optuna.Study, objective: Objective, split: Split, *, batch_size: int = 100
+    study: optuna.Study, objective: Objective, split: Split, *, batch_size: int | None = None
 ) -> Front:
     """Evaluate the best trials of a study, the parents and their ensemble on the test split.
 
@@ -137,7 +142,7 @@ def evaluate_front(
         study: Over the switches of the objective's supernetwork.
         objective: What the study optimized.
         split: The test split, seen neither by the fit nor by the search.
-        batch_size: Images per batch.
+        batch_size: Images per batch; if None, as the supernetwork says.
 
     Raises:
         StudyError: If no trial is complete.
@@ -159,8 +164,10 @@ def evaluate_front(
     stitched = sorted((g for g in chosen if g.on), key=supernetwork.macs)
     genotypes = [*base, *stitched]
 
-    evaluator = Evaluator(supernetwork, split, _with_basics(metrics), batch_size=batch_size)
-    right = [logits.argmax(dim=1) == split.targets for logits in evaluator.logits(genotypes)]
+    metric = "mean_iou" if supernetwork.segments else "accuracy"
+    figures_wanted = _with_basics(metrics, metric)
+    evaluator = Evaluator(supernetwork, split, figures_wanted, batch_size=batch_size)
+    evidence = gather_evidence(evaluator, genotypes)
     figures = evaluator.evaluate(genotypes)
     names = {"a": "parent a", "b": "parent b", "ensemble": "ensemble"}
     kinds = {"a": "parent", "b": "parent", "ensemble": "ensemble"}
@@ -172,21 +179,22 @@ def evaluate_front(
             genotype=g,
             values=dict(zip(objective.metric_names, chosen[g].values, strict=True)),
             test=test,
-            interval=wilson_interval(int(hits.sum()), len(split)),
+            quality=found.figure,
+            interval=found.interval(),
             parameters=supernetwork.parameters(g),
         )
-        for g, hits, test in zip(genotypes, right, figures, strict=True)
+        for g, found, test in zip(genotypes, evidence, figures, strict=True)
     ]
-    _claim(entries, right)
+    _claim(entries, evidence)
     _mark_front(entries, metrics)
     trials = pd.DataFrame([trial.values for trial in complete], columns=objective.metric_names)
-    return Front(entries, objective.metric_names, trials, len(split))
+    return Front(entries, objective.metric_names, trials, len(split), metric)
 
 
-def _with_basics(metrics: Sequence[Metric | Cost]) -> list[Metric | Cost]:
-    """The study's metrics, and accuracy and cost in any case."""
+def _with_basics(metrics: Sequence[AnyMetric], quality: str) -> list[AnyMetric]:
+    """The study's metrics, and quality and cost in any case."""
     known = {metric.name for metric in metrics}
-    return [*metrics, *resolve_metrics([m for m in ("accuracy", "macs") if m not in known])]
+    return [*metrics, *resolve_metrics([m for m in (quality, "macs") if m not in known])]
 
 
 def _distinct(
@@ -200,7 +208,7 @@ def _distinct(
     return found
 
 
-def _claim(entries: Sequence[Entry], right: Sequence[Tensor]) -> None:
+def _claim(entries: Sequence[Entry], evidence: Sequence[Evidence]) -> None:
     """Compare every stitched network with every baseline, corrected for all comparisons."""
     pairs = [
         (i, j)
@@ -209,13 +217,13 @@ def _claim(entries: Sequence[Entry], right: Sequence[Tensor]) -> None:
         for j, other in enumerate(entries)
         if other.kind != "stitched"
     ]
-    corrected = holm([mcnemar(right[i], right[j]) for i, j in pairs])
+    corrected = holm([evidence[i].p_value(evidence[j]) for i, j in pairs])
     for (i, j), p_value in zip(pairs, corrected, strict=True):
-        difference = float(right[i].float().mean() - right[j].float().mean())
+        difference = evidence[i].figure - evidence[j].figure
         entries[i].claims.append(Claim(entries[j].name, difference, p_value))
 
 
-def _mark_front(entries: Sequence[Entry], metrics: Sequence[Metric | Cost]) -> None:
+def _mark_front(entries: Sequence[Entry], metrics: Sequence[AnyMetric]) -> None:
     signs = {metric.name: -1 if metric.direction == "maximize" else 1 for metric in metrics}
     points = [[sign * entry.test[name] for name, sign in signs.items()] for entry in entries]
     for entry, point in zip(entries, points, strict=True):

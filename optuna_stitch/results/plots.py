@@ -34,7 +34,7 @@ def draw_front(front: Front, title: str) -> go.Figure:
     if background is not None:
         figure.add_scatter(
             x=background["macs"] / 1e6,
-            y=100 * background["accuracy"],
+            y=100 * background[front.metric],
             mode="markers",
             name="all trials (validation)",
             marker={"color": "#999999", "size": 5, "opacity": 0.35},
@@ -43,7 +43,7 @@ def draw_front(front: Front, title: str) -> go.Figure:
     line = _front_line(front)
     figure.add_scatter(
         x=[entry.test["macs"] / 1e6 for entry in line],
-        y=[100 * entry.test["accuracy"] for entry in line],
+        y=[100 * entry.quality for entry in line],
         mode="lines",
         name="front (test)",
         line={"color": "#d62728", "width": 1, "shape": "hv"},
@@ -55,12 +55,12 @@ def draw_front(front: Front, title: str) -> go.Figure:
             continue
         figure.add_scatter(
             x=[entry.test["macs"] / 1e6 for entry in entries],
-            y=[100 * entry.test["accuracy"] for entry in entries],
+            y=[100 * entry.quality for entry in entries],
             error_y={
                 "type": "data",
                 "symmetric": False,
-                "array": [100 * (e.interval[1] - e.test["accuracy"]) for e in entries],
-                "arrayminus": [100 * (e.test["accuracy"] - e.interval[0]) for e in entries],
+                "array": [100 * (e.interval[1] - e.quality) for e in entries],
+                "arrayminus": [100 * (e.quality - e.interval[0]) for e in entries],
                 "thickness": 1,
             },
             mode="markers" if kind == "stitched" else "markers+text",
@@ -70,7 +70,7 @@ def draw_front(front: Front, title: str) -> go.Figure:
             marker={"color": colour, "symbol": symbol, "size": 10},
             customdata=[[e.genotype.output, len(e.genotype.on), e.parameters] for e in entries],
             hovertemplate=(
-                "<b>%{text}</b><br>accuracy %{y:.2f}%<br>%{x:.3f} M multiply-accumulates<br>"
+                "<b>%{text}</b><br>%{y:.2f}%<br>%{x:.3f} M multiply-accumulates<br>"
                 "output %{customdata[0]}, %{customdata[1]} stitches<br>"
                 "%{customdata[2]:,} parameters<extra></extra>"
             ),
@@ -79,7 +79,7 @@ def draw_front(front: Front, title: str) -> go.Figure:
         title=title,
         template="plotly_white",
         xaxis_title=_X_TITLE,
-        yaxis={"title": "accuracy (%)", "range": _frame(front)},
+        yaxis={"title": f"{front.metric} (%)", "range": _frame(front)},
         legend={"yanchor": "bottom", "y": 0.02, "xanchor": "right", "x": 0.98},
     )
     return figure
@@ -97,7 +97,7 @@ def write_png(front: Front, title: str, path: Path) -> None:
     if background is not None:
         axes.scatter(
             background["macs"] / 1e6,
-            100 * background["accuracy"],
+            100 * background[front.metric],
             s=8,
             color="#999999",
             alpha=0.35,
@@ -107,7 +107,7 @@ def write_png(front: Front, title: str, path: Path) -> None:
     line = _front_line(front)
     axes.step(
         [entry.test["macs"] / 1e6 for entry in line],
-        [100 * entry.test["accuracy"] for entry in line],
+        [100 * entry.quality for entry in line],
         where="post",
         color="#d62728",
         linewidth=1,
@@ -117,7 +117,7 @@ def write_png(front: Front, title: str, path: Path) -> None:
     for kind, (colour, _, marker) in _STYLES.items():
         entries = [entry for entry in front.entries if entry.kind == kind]
         for index, entry in enumerate(entries):
-            accuracy = 100 * entry.test["accuracy"]
+            accuracy = 100 * entry.quality
             interval = [100 * bound for bound in entry.interval]
             axes.errorbar(
                 entry.test["macs"] / 1e6,
@@ -141,7 +141,7 @@ def write_png(front: Front, title: str, path: Path) -> None:
                 )
     axes.set_ylim(low, high)
     axes.set_xlabel(_X_TITLE)
-    axes.set_ylabel("accuracy (%)")
+    axes.set_ylabel(f"{front.metric} (%)")
     axes.set_title(title)
     axes.grid(alpha=0.25)
     axes.legend(loc="lower right", fontsize=8)
@@ -152,7 +152,7 @@ def write_png(front: Front, title: str, path: Path) -> None:
 
 def _background(front: Front) -> pd.DataFrame | None:
     """Validation figures of all trials, where the study has both axes as objectives."""
-    if {"accuracy", "macs"} <= set(front.trials.columns):
+    if {front.metric, "macs"} <= set(front.trials.columns):
         return front.trials
     return None
 

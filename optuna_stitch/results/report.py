@@ -12,6 +12,11 @@ from optuna_stitch.results.front import Claim, Entry, Front
 _WORTH_SHOWING = 0.10
 # Networks whose accuracies differ by no more than this are about as accurate.
 _NEAR = 0.01
+# How intervals are made and differences tested.
+_METHODS = {
+    "accuracy": ("Wilson", "McNemar"),
+    "mean_iou": ("bootstrap over images", "paired bootstrap"),
+}
 
 
 def headline(front: Front) -> str:
@@ -31,7 +36,7 @@ def headline(front: Front) -> str:
         rival = parents[claim.baseline]
         saving = 1 - entry.test["macs"] / rival.test["macs"]
         return (
-            f"{_capital(entry.name)} is more accurate than {_the(claim.baseline)} "
+            f"{_capital(entry.name)} has a higher {_what(front)} than {_the(claim.baseline)} "
             f"({_percent(entry)} against {_percent(rival)}, p = {claim.p_value:.3g} after "
             f"correction) and needs {100 * saving:.0f}% fewer multiply-accumulates."
         )
@@ -47,22 +52,22 @@ def headline(front: Front) -> str:
         chance = "can tell" if claim.significant else "cannot tell"
         return (
             f"{_capital(entry.name)} needs {100 * saving:.0f}% fewer multiply-accumulates than "
-            f"{_the(rival.name)}; its accuracy of {_percent(entry)} differs from the latter's "
+            f"{_the(rival.name)}; its {_what(front)} of {_percent(entry)} differs from that one's "
             f"{_percent(rival)} by {100 * claim.difference:+.1f} points, which {front.images} "
             f"test images {chance} from chance (p = {claim.p_value:.2g})."
         )
     if shown:
         return (
             f"{len(shown)} stitched networks lie on the front, but none is cheaper than a parent "
-            "or the ensemble of about the same accuracy."
+            f"or the ensemble of about the same {_what(front)}."
         )
     return "No stitched network is better than the parents and their ensemble."
 
 
 def worth_showing(front: Front) -> list[Entry]:
     """Entries for a table that people read: not the cheap networks that are far too inaccurate."""
-    floor = min(e.test["accuracy"] for e in front.baselines or front.entries) - _WORTH_SHOWING
-    return [entry for entry in front.entries if entry.test["accuracy"] >= floor]
+    floor = min(e.quality for e in front.baselines or front.entries) - _WORTH_SHOWING
+    return [entry for entry in front.entries if entry.quality >= floor]
 
 
 def rich_table(front: Front) -> Table:
@@ -90,25 +95,26 @@ def write_report(
     """
     shown = worth_showing(front)
     hidden = len(front.entries) - len(shown)
+    interval, test = _METHODS[front.metric]
     lines = [
         f"# {title}",
         "",
         headline(front),
         "",
-        "![Accuracy against cost of the parents, their ensemble and the front](front.png)",
+        f"![{_capital(_what(front))} against cost: parents, ensemble and front](front.png)",
         "",
         "| " + " | ".join(_COLUMNS) + " |",
         "|" + "|".join("---:" if number else "---" for number in _COLUMNS.values()) + "|",
         *("| " + " | ".join(_cells(entry).values()) + " |" for entry in shown),
         "",
-        f"Accuracy is measured on {front.images} test images that neither the fit of the "
-        "stitches nor the search has seen, with its 95% interval (Wilson). *front* means that no "
-        "other network here is at least as good in every objective and better in one, on the test "
-        "images; the networks were chosen by their validation figures. *on* counts the stitches "
-        "that are switched on and matter. *vs* columns are differences in accuracy, in points, "
-        "against parent a, parent b and their plain ensemble; a star marks those that a paired "
-        "test on the same images (McNemar, corrected by Holm for all comparisons of this report) "
-        "tells from chance at the 5% level.",
+        f"{_capital(_what(front))} is measured on {front.images} test images that neither the fit "
+        f"of the stitches nor the search has seen, with its 95% interval ({interval}). *front* "
+        "means that no other network here is at least as good in every objective and better in "
+        "one, on the test images; the networks were chosen by their validation figures. *on* "
+        "counts the stitches that are switched on and matter. *vs* columns are differences in "
+        f"{_what(front)}, in points, against parent a, parent b and their plain ensemble; a star "
+        f"marks those that a paired test on the same images ({test}, corrected by Holm for all "
+        "comparisons of this report) tells from chance at the 5% level.",
         "",
     ]
     if hidden:
@@ -128,7 +134,7 @@ def write_report(
 _COLUMNS = {
     "network": False,
     "front": False,
-    "acc. %": True,
+    "result %": True,
     "95% range": True,
     "MACs, M": True,
     "parameters": True,
@@ -140,7 +146,7 @@ _COLUMNS = {
 }
 # What of it fits a terminal of 80 columns.
 _SHOWN = [name for name in _COLUMNS if name not in ("front", "parameters", "output")]
-_CAPTION = "on: stitches. vs: points of accuracy against each. * p < 0.05"
+_CAPTION = "on: stitches. vs: difference to each, in points. * p < 0.05"
 
 
 def _cells(entry: Entry) -> dict[str, str]:
@@ -149,7 +155,7 @@ def _cells(entry: Entry) -> dict[str, str]:
     return {
         "network": entry.name,
         "front": "yes" if entry.on_front else "",
-        "acc. %": f"{100 * entry.test['accuracy']:.2f}",
+        "result %": f"{100 * entry.quality:.2f}",
         "95% range": f"{100 * low:.1f}–{100 * high:.1f}",
         "MACs, M": f"{entry.test['macs'] / 1e6:.3f}",
         "parameters": f"{entry.parameters:,}",
@@ -169,13 +175,9 @@ def _difference(claim: Claim | None) -> str:
 
 def _rival(entry: Entry, front: Front) -> list[Entry]:
     """The cheapest baseline that one would take instead, if it is about as accurate."""
-    as_good = [
-        other
-        for other in front.baselines
-        if other.test["accuracy"] >= entry.test["accuracy"] - _NEAR
-    ]
+    as_good = [other for other in front.baselines if other.quality >= entry.quality - _NEAR]
     cheapest = sorted(as_good, key=lambda other: other.test["macs"])[:1]
-    return [o for o in cheapest if o.test["accuracy"] <= entry.test["accuracy"] + _NEAR]
+    return [o for o in cheapest if o.quality <= entry.quality + _NEAR]
 
 
 def _the(name: str) -> str:
@@ -183,7 +185,11 @@ def _the(name: str) -> str:
 
 
 def _percent(entry: Entry) -> str:
-    return f"{100 * entry.test['accuracy']:.1f}%"
+    return f"{100 * entry.quality:.1f}%"
+
+
+def _what(front: Front) -> str:
+    return front.metric.replace("_", " ").replace("iou", "IoU")
 
 
 def _capital(text: str) -> str:

@@ -8,7 +8,7 @@ import optuna
 
 from optuna_stitch.data import Split
 from optuna_stitch.evaluation.evaluator import Evaluator
-from optuna_stitch.evaluation.metrics import Cost, Metric
+from optuna_stitch.evaluation.metrics import AnyMetric
 from optuna_stitch.search.space import suggest
 from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.stitching.supernetwork import Supernetwork
@@ -21,7 +21,7 @@ class Objective:
         supernetwork: Whose subnetworks are searched.
         split: Images to judge them on: the validation split.
         metrics: One objective each; names of known metrics, or metrics of your own.
-        batch_size: Images per batch.
+        batch_size: Images per batch; if None, as the supernetwork says.
 
     Attributes:
         directions: For ``optuna.create_study(directions=...)``.
@@ -37,9 +37,9 @@ class Objective:
         self,
         supernetwork: Supernetwork,
         split: Split,
-        metrics: Sequence[str | Metric | Cost] = ("accuracy", "macs"),
+        metrics: Sequence[str | AnyMetric] = ("accuracy", "macs"),
         *,
-        batch_size: int = 100,
+        batch_size: int | None = None,
     ) -> None:
         self.supernetwork = supernetwork
         self.evaluator = Evaluator(supernetwork, split, metrics, batch_size=batch_size)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from optuna_stitch.cache import write_whole
 from optuna_stitch.errors import ArtifactError, OptunaStitchError, first_line
 from optuna_stitch.networks.graph import NetworkGraph
 from optuna_stitch.networks.sources import create_module
@@ -59,11 +59,9 @@ def save_supernetwork(supernetwork: Supernetwork, folder: str | Path) -> None:
         "switches": [switch.name for switch in supernetwork.switches],
     }
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(weights, folder / f"{_WEIGHTS}.part")
-        os.replace(folder / f"{_WEIGHTS}.part", folder / _WEIGHTS)
-        (folder / f"{_DESCRIPTION}.part").write_text(json.dumps(description, indent=2) + "\n")
-        os.replace(folder / f"{_DESCRIPTION}.part", folder / _DESCRIPTION)
+        write_whole(folder / _WEIGHTS, lambda unfinished: save_file(weights, unfinished))
+        text = json.dumps(description, indent=2) + "\n"
+        write_whole(folder / _DESCRIPTION, lambda unfinished: Path(unfinished).write_text(text))
     except Exception as error:  # safetensors wraps a full disk in an exception of its own
         raise ArtifactError(f"The supernetwork cannot be written to {folder}: {error}") from error
 

@@ -52,7 +52,7 @@ def fit(
     images: int | None = None,
     positions: int = 64,
     match_variance: bool = True,
-    batch_size: int = 50,
+    batch_size: int | None = None,
     seed: int = 0,
     show_progress_bar: bool = False,
 ) -> list[StitchFit]:
@@ -68,7 +68,7 @@ def fit(
         images: How many of them (all, if None).
         positions: How many grid positions of an image to use at most, drawn at random.
         match_variance: Whether to restore the variance that ridge takes.
-        batch_size: Images per batch.
+        batch_size: Images per batch; if None, as the supernetwork says.
         seed: Draws the positions.
         show_progress_bar: Whether to show a progress bar.
 
@@ -92,7 +92,7 @@ def fit(
     with torch.inference_mode(), progress_bar(show_progress_bar=show_progress_bar) as progress:
         task = progress.add_task("Read features", total=len(taken), note="")
         seen = 0
-        for batch in taken.batches(supernetwork.views, batch_size):
+        for batch in taken.batches(supernetwork.views, batch_size or supernetwork.batch_size):
             values = features.run(batch.images)
             held_out = (torch.arange(seen, seen + len(batch)) % _HELD_OUT) == _HELD_OUT - 1
             for switch, regression in zip(supernetwork.switches, regressions, strict=True):
@@ -176,6 +176,13 @@ class _Moments:
             setattr(total, name, getattr(self, name) + getattr(other, name))
         return total
 
+    def about(self, other: _Moments) -> tuple[Tensor, Tensor, Tensor]:
+        """As `centred`, but about the means of other samples."""
+        x, y = self.x / self.count, self.y / self.count
+        dx, dy = x - other.x / other.count, y - other.y / other.count
+        xx, xy, yy = self.centred()
+        return xx + torch.outer(dx, dx), xy + torch.outer(dx, dy), yy + dy.square()
+
     def centred(self) -> tuple[Tensor, Tensor, Tensor]:
         """Covariances ``(columns, columns)`` and ``(columns, rows)``, variances ``(rows,)``."""
         x, y = self.x / self.count, self.y / self.count
@@ -195,48 +202,44 @@ class _LinearFit:
 
     def solve(self, match_variance: bool) -> tuple[Tensor, Tensor, float, float]:
         """Solve for weight ``(rows, columns)`` and bias ``(rows,)``; also R² and ridge."""
-        covariance, cross, _ = self.fitted.centred()
-        eigenvalues, vectors = torch.linalg.eigh(covariance)
-        eigenvalues = eigenvalues.clamp_min(0)
-        scale = eigenvalues.mean()
-        if scale == 0:  # the source never changes: the best prediction is the target's mean
-            total = self.fitted + self.held_out
-            return torch.zeros_like(cross).T, total.y / total.count, 0.0, 0.0
-        projected = vectors.T @ cross
-        errors = [
-            self._error(vectors @ (projected / (eigenvalues + ridge * scale)[:, None]))
-            for ridge in _RIDGES
-        ]
-        best = min(range(len(_RIDGES)), key=errors.__getitem__)
         total = self.fitted + self.held_out
         covariance, cross, variance = total.centred()
-        ridge = _RIDGES[best] * covariance.diagonal().mean()
+        scale = covariance.diagonal().mean()
+        if scale == 0:  # the source never changes: the best prediction is the target's mean
+            return torch.zeros_like(cross).T, total.y / total.count, 0.0, 0.0
+        errors, spread = self._errors()
+        best = int(errors.argmin())
         identity = torch.eye(len(covariance), dtype=covariance.dtype)
-        solution = torch.linalg.solve(covariance + ridge * identity, cross)
+        factor = torch.linalg.cholesky(covariance + _RIDGES[best] * scale * identity)
+        solution = torch.cholesky_solve(cross, factor)
         if match_variance:
             predicted = (solution * (covariance @ solution)).sum(0)
             # a dead channel, or one that nothing predicts, keeps its mean
             usable = predicted > 1e-12 * variance.clamp_min(1e-12)
             solution = solution * torch.where(usable, (variance / predicted).sqrt(), 0.0)
         bias = (total.y - solution.T @ total.x) / total.count
-        spread = self.held_out.centred()[2].sum()
-        r2 = 1 - errors[best] / float(spread) if spread > 0 else 0.0
+        r2 = 1 - float(errors[best]) / spread if spread > 0 else 0.0
         return solution.T, bias, r2, _RIDGES[best]
 
-    def _error(self, solution: Tensor) -> float:
-        """Mean squared error on the held-out images, with the fitted images' means."""
-        moments, means = self.held_out, self.fitted
-        bias = means.y / means.count - solution.T @ (means.x / means.count)
-        n = moments.count
-        squared = (
-            moments.yy.sum()
-            - 2 * (solution * moments.xy).sum()
-            + (solution * (moments.xx @ solution)).sum()
-            - 2 * bias @ moments.y
-            + 2 * bias @ (solution.T @ moments.x)
-            + n * bias @ bias
-        )
-        return float(squared) / n
+    def _errors(self) -> tuple[Tensor, float]:
+        """Mean squared error on the held-out images by ridge strength, and their variance.
+
+        With the fitted covariance ``V diag(e) Vᵀ``, the solution is ``V diag(d) P`` for
+        ``P = Vᵀ cross`` and ``d = 1 / (e + ridge)``, so that with held-out moments ``M`` and ``Q``
+        in the basis V the error is ``|y|² - 2 d · diag(P Qᵀ) + dᵀ (M ∘ P Pᵀ) d``: one matrix
+        product for all strengths together.
+        """
+        covariance, cross, _ = self.fitted.centred()
+        xx, xy, yy = self.held_out.about(self.fitted)
+        eigenvalues, vectors = torch.linalg.eigh(covariance)
+        eigenvalues = eigenvalues.clamp_min(0)
+        projected = vectors.T @ cross
+        linear = (projected * (vectors.T @ xy)).sum(1)
+        quadratic = (vectors.T @ xx @ vectors) * (projected @ projected.T)
+        strengths = torch.tensor(_RIDGES, dtype=xx.dtype)[:, None] * covariance.diagonal().mean()
+        inverse = 1 / (eigenvalues + strengths)
+        errors = yy.sum() - 2 * inverse @ linear + ((inverse @ quadratic) * inverse).sum(1)
+        return errors, float(self.held_out.centred()[2].sum())
 
 
 class _Regression:

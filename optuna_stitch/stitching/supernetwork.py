@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from optuna_stitch.data import Split
 from optuna_stitch.errors import MatchError
+from optuna_stitch.networks.capture import TRACED_BATCH
 from optuna_stitch.networks.graph import NetworkGraph
 from optuna_stitch.networks.view import View
 from optuna_stitch.networks.zoo import Parent
@@ -19,6 +21,9 @@ from optuna_stitch.stitching.matching import Match, PointKind, match
 from optuna_stitch.stitching.similarity import LinearCKA
 from optuna_stitch.stitching.subnetwork import extract
 from optuna_stitch.stitching.supergraph import SIDES, Supergraph
+
+_LARGEST_BATCH = 100
+_FEATURE_BYTES = 1 << 28
 
 
 class Supernetwork:
@@ -69,6 +74,23 @@ class Supernetwork:
     def classes(self) -> int:
         """Number of classes."""
         return self.graphs["a"].classes
+
+    @property
+    def segments(self) -> bool:
+        """Whether the parents label every pixel instead of the image."""
+        shape = self.graphs["a"].costs[self.graphs["a"].output.name].shape
+        return shape is not None and len(shape) == 4
+
+    @property
+    def batch_size(self) -> int:
+        """How many images at once keep the largest feature within a quarter of a GiB."""
+        largest = max(
+            math.prod(cost.shape) // TRACED_BATCH
+            for graph in self.graphs.values()
+            for cost in graph.costs.values()
+            if cost.shape is not None
+        )
+        return max(1, min(_LARGEST_BATCH, _FEATURE_BYTES // (4 * largest)))
 
     def genotype(self, params: Mapping[str, Any] | Genotype) -> Genotype:
         """The genotype of a trial's parameters.
@@ -157,8 +179,19 @@ def stitch(
             "parents must be trained on the same classes."
         )
     similarity = LinearCKA((a.view, b.view), similar_on) if similar_on is not None else None
+    shapes = {side: graphs[side].costs[graphs[side].output.name].shape for side in SIDES}
+    if shapes["a"] != shapes["b"]:
+        raise MatchError(
+            f"{a.name} returns {_answer(shapes['a'])} and {b.name} {_answer(shapes['b'])}; both "
+            "must label images, or the same pixels. Give them one `input_size`."
+        )
     matches = match(graphs["a"], graphs["b"], points=points, resize=resize, similarity=similarity)
     return Supernetwork(a, b, graphs, matches)
+
+
+def _answer(shape: tuple[int, ...] | None) -> str:
+    sizes = shape[2:] if shape else ()
+    return f"labels of {'×'.join(map(str, sizes))} pixels" if sizes else "one label an image"
 
 
 def _update(digest: Any, module: nn.Module) -> None:

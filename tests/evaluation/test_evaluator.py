@@ -94,4 +94,4 @@ def test_unknown_metrics_are_answered_with_the_known(
 def test_labels_out_of_range(data: st.Data) -> None:
     few = [st.load_parent(n, num_classes=3, input_size=32) for n in ("test_resnet", "test_vit2")]
     with pytest.raises(DataError, match="label 9"):
-        st.Evaluator(st.stitch(few[0], few[0]), data.val)
+        st.Evaluator(st.stitch(*few), data.val).evaluate([st.Genotype("a")])

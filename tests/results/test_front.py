@@ -100,6 +100,7 @@ def _entry(name: str, accuracy: float, macs: float, **claims: tuple[float, float
         genotype=st.Genotype("a"),
         values={},
         test={"accuracy": accuracy, "macs": macs},
+        quality=accuracy,
         interval=(accuracy, accuracy),
         parameters=0,
         on_front=True,
@@ -110,7 +111,7 @@ def _entry(name: str, accuracy: float, macs: float, **claims: tuple[float, float
 @pytest.mark.parametrize(
     ("accuracy", "macs", "p_value", "expected"),
     [
-        (0.97, 80.0, 0.001, "is more accurate than parent a"),
+        (0.97, 80.0, 0.001, "has a higher accuracy than parent a"),
         (0.951, 80.0, 0.8, "needs 20% fewer multiply-accumulates than parent a; its accuracy"),
         (0.93, 80.0, 0.8, "1 stitched networks lie on the front, but none is cheaper"),
         (0.09, 10.0, 0.0, "1 stitched networks lie on the front, but none is cheaper"),
