@@ -74,6 +74,7 @@ def run(study: StudyArgument, folder: FolderOption = None, smoke: SmokeOption = 
     """Build, search and report; after an interruption, go on where it was."""
     with _resumable():
         opened = _open(study, folder, smoke)
+        opened.reach_storage()
         supernetwork = opened.build(show_progress_bar=True)
         opened.search(supernetwork, show_progress_bar=True)
         _show(opened, opened.report(supernetwork))
@@ -103,6 +104,7 @@ def search(
     """Search for subnetworks, building first where that was not done."""
     with _resumable():
         opened = _open(study, folder)
+        opened.reach_storage()
         supernetwork = opened.build(show_progress_bar=True)
         found = opened.search(supernetwork, more=trials, show_progress_bar=True)
     Console().print(f"{len(found.trials)} trials; next: optuna-stitch report {opened.folder}")

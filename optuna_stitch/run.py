@@ -21,6 +21,7 @@ from optuna_stitch.config import (
 )
 from optuna_stitch.data import Data, load_data
 from optuna_stitch.errors import DataError, RunError
+from optuna_stitch.evaluation.metrics import resolve_metrics
 from optuna_stitch.networks.training import Recipe, train_parent
 from optuna_stitch.networks.zoo import Parent, load_parent
 from optuna_stitch.results.front import Front, evaluate_front
@@ -70,15 +71,17 @@ class Run:
             study_file = smoke(study_file)
         folder = folder or Path("runs") / f"{path.stem}{'-smoke' if tiny else ''}"
         copy = folder / "study.yaml"
-        if copy.is_file():
+        begun = folder.is_dir() and any(path.name != copy.name for path in folder.iterdir())
+        if copy.is_file() and begun:
             _refuse_another(study_file, load_study_file(copy), path, folder)
-        elif folder.is_dir() and any(folder.iterdir()):
+        elif begun:
             raise RunError(
                 f"The folder {folder} has files in it but no study.yaml, so it is no run. Choose "
                 "another with `--run`."
             )
         # checked before anything is made, so that a typing error costs nothing
         make_sampler(study_file.study.sampler.name, study_file.study.sampler.arguments, seed=0)
+        resolve_metrics(study_file.study.objectives)
         folder.mkdir(parents=True, exist_ok=True)
         _write(copy, dump_study_file(study_file))
         return Run(study_file, folder)
@@ -106,6 +109,14 @@ class Run:
     def storage_url(self) -> str:
         """Where the study is kept."""
         return self.study_file.study.storage.replace("{run}", self.folder.as_posix())
+
+    def reach_storage(self) -> None:
+        """Open the storage, and make its tables, before work is done that would need it.
+
+        Raises:
+            StudyError: If it cannot be reached.
+        """
+        open_storage(self.storage_url)
 
     def build(self, *, show_progress_bar: bool = False) -> Supernetwork:
         """Load or train the parents, match them, fit the stitches, save the supernetwork.

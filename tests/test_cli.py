@@ -14,7 +14,7 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
-from optuna_stitch.cli import main
+from .commands import call
 
 TINY = """\
 parents:
@@ -48,19 +48,6 @@ def _workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("tiny.yaml").write_text(TINY)
 
 
-def _call(*arguments: str) -> int:
-    """Run the command line in this process; its exit code."""
-    argv = sys.argv
-    sys.argv = ["optuna-stitch", *arguments]
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    finally:
-        sys.argv = argv
-    return 0
-
-
 def _study(run: str = "runs/tiny") -> optuna.Study:
     return optuna.load_study(study_name="tiny", storage=f"sqlite:///{run}/study.db")
 
@@ -70,7 +57,7 @@ def _complete(study: optuna.Study) -> int:
 
 
 def test_run_leaves_everything_and_the_stages_go_on(capsys: pytest.CaptureFixture[str]) -> None:
-    assert _call("run", "tiny.yaml") == 0
+    assert call("run", "tiny.yaml") == 0
     out = capsys.readouterr().out
     assert "parent a" in out
     assert "optuna-stitch dashboard runs/tiny" in out
@@ -84,10 +71,10 @@ def test_run_leaves_everything_and_the_stages_go_on(capsys: pytest.CaptureFixtur
     assert _study().trials[0].params["output"] == "a"
 
     built = (folder / "supernetwork.json").stat().st_mtime_ns
-    assert _call("search", "runs/tiny", "--trials", "5") == 0
+    assert call("search", "runs/tiny", "--trials", "5") == 0
     assert _complete(_study()) == 17
-    assert _call("report", "runs/tiny") == 0
-    assert _call("run", "tiny.yaml") == 0  # everything is there: nothing is done again
+    assert call("report", "runs/tiny") == 0
+    assert call("run", "tiny.yaml") == 0  # everything is there: nothing is done again
     assert _complete(_study()) == 17
     assert (folder / "supernetwork.json").stat().st_mtime_ns == built
 
@@ -105,7 +92,7 @@ def test_a_killed_run_goes_on_where_it_was() -> None:
     killed.communicate()
     before = _finished_trials()
     assert 9 <= before < 60
-    assert _call("run", "tiny.yaml") == 0
+    assert call("run", "tiny.yaml") == 0
     study = _study()
     assert _complete(study) == 60
     assert not study.get_trials(states=(TrialState.RUNNING, TrialState.WAITING))
@@ -123,7 +110,7 @@ def _finished_trials() -> int:
 
 
 def test_the_dashboard_needs_a_study(capsys: pytest.CaptureFixture[str]) -> None:
-    assert _call("dashboard", "tiny.yaml") == 2
+    assert call("dashboard", "tiny.yaml") == 2
     assert "has no study yet" in " ".join(capsys.readouterr().err.split())
 
 
@@ -182,7 +169,7 @@ def test_bad_input_is_one_message_and_exit_code_2(
     text, expected = BAD_FILES[name]
     Path("tiny.yaml").write_text(text)
     Path("broken.safetensors").write_bytes(b"broken")
-    assert _call("run", "tiny.yaml") == 2
+    assert call("run", "tiny.yaml") == 2
     captured = capsys.readouterr()
     message = " ".join(captured.err[captured.err.index("Error:") :].split())
     for part in expected:
@@ -194,30 +181,39 @@ def test_bad_input_is_one_message_and_exit_code_2(
 def test_a_folder_of_another_study_file_is_left_alone(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert _call("build", "tiny.yaml") == 0
+    assert call("build", "tiny.yaml") == 0
     before = {path: path.read_bytes() for path in Path("runs/tiny").iterdir()}
     Path("tiny.yaml").write_text(TINY.replace("points: blocks", "points: all"))
-    assert _call("run", "tiny.yaml") == 2
+    assert call("run", "tiny.yaml") == 2
     message = " ".join(capsys.readouterr().err.split())
     assert "belongs to another study file" in message
     assert "stitching.points ('blocks' there, 'all' here)" in message
     assert {path: path.read_bytes() for path in Path("runs/tiny").iterdir()} == before
 
 
+def test_a_mistake_can_be_mended_before_anything_is_built() -> None:
+    text = TINY.replace("study:", "study:\n  storage: sqlite:////no/such/folder/s.db")
+    Path("tiny.yaml").write_text(text)
+    assert call("run", "tiny.yaml") == 2
+    assert [path.name for path in Path("runs/tiny").iterdir()] == ["study.yaml"]
+    Path("tiny.yaml").write_text(TINY)
+    assert call("run", "tiny.yaml") == 0
+
+
 def test_a_folder_that_is_no_run_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
     Path("mine").mkdir()
     Path("mine/thesis.txt").write_text("mine")
-    assert _call("run", "tiny.yaml", "--run", "mine") == 2
+    assert call("run", "tiny.yaml", "--run", "mine") == 2
     assert "it is no run" in " ".join(capsys.readouterr().err.split())
     assert [path.name for path in Path("mine").iterdir()] == ["thesis.txt"]
-    assert _call("search", "mine") == 2
+    assert call("search", "mine") == 2
 
 
 def test_a_study_file_is_tried_out_tiny(capsys: pytest.CaptureFixture[str]) -> None:
     """Pretrained weights and image folders that are not there need not be, with --smoke."""
     text = TINY.replace("train: {epochs: 1}", "pretrained: true")
     Path("tiny.yaml").write_text(text.replace("data: {", "data: {root: nowhere, "))
-    assert _call("run", "tiny.yaml", "--smoke") == 0
+    assert call("run", "tiny.yaml", "--smoke") == 0
     assert "parent a" in capsys.readouterr().out
     assert {p.name for p in Path("runs/tiny-smoke").iterdir()} >= PRODUCTS
     filled = yaml.safe_load(Path("runs/tiny-smoke/study.yaml").read_text())
@@ -231,7 +227,7 @@ STUDIES = sorted((Path(__file__).parent.parent / "studies").glob("*.yaml"))
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_every_study_file_runs_tiny(path: Path) -> None:
-    assert _call("run", str(path), "--smoke") == 0
+    assert call("run", str(path), "--smoke") == 0
     assert (Path("runs") / f"{path.stem}-smoke" / "front.png").is_file()
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pandas as pd
 import pytest
 import timm
 
-from optuna_stitch.cli import main
+from .commands import call
 
 
 @pytest.fixture(autouse=True)
@@ -17,21 +16,8 @@ def _workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
 
 
-def _call(*arguments: str) -> int:
-    """Run the command line in this process; its exit code."""
-    argv = sys.argv
-    sys.argv = ["optuna-stitch", *arguments]
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    finally:
-        sys.argv = argv
-    return 0
-
-
 def test_zoo_lists_what_a_pattern_matches(capsys: pytest.CaptureFixture[str]) -> None:
-    assert _call("zoo", "test_vit*", "--csv", "zoo.csv") == 0
+    assert call("zoo", "test_vit*", "--csv", "zoo.csv") == 0
     out = capsys.readouterr().out
     names = timm.list_models("test_vit*")
     assert list(pd.read_csv("zoo.csv")["name"]) == names
@@ -41,11 +27,11 @@ def test_zoo_lists_what_a_pattern_matches(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_zoo_without_a_pattern_lists_families(capsys: pytest.CaptureFixture[str]) -> None:
-    assert _call("zoo") == 0
+    assert call("zoo") == 0
     out = capsys.readouterr().out
     for part in (*timm.list_modules(), "torchvision/", "optuna-stitch zoo '*vit_tiny*'"):
         assert part in out
-    assert _call("zoo", "--csv", "zoo.csv") == 2
+    assert call("zoo", "--csv", "zoo.csv") == 2
     assert "--csv needs a pattern" in capsys.readouterr().err
     assert not Path("zoo.csv").exists()
 
@@ -63,14 +49,14 @@ def test_zoo_without_a_pattern_lists_families(capsys: pytest.CaptureFixture[str]
 def test_a_pattern_that_matches_nothing(
     pattern: str, hint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _call("zoo", pattern) == 2
+    assert call("zoo", pattern) == 2
     captured = capsys.readouterr()
     assert f"No network's name matches '{pattern}'. {hint}" in captured.err
     assert captured.out == ""
 
 
 def test_inspect_shows_a_pair_and_draws_it(capsys: pytest.CaptureFixture[str]) -> None:
-    assert _call("inspect", "test_resnet", "test_vit", "--points", "blocks") == 0
+    assert call("inspect", "test_resnet", "test_vit", "--points", "blocks") == 0
     out = capsys.readouterr().out
     for part in ("layer4.0", "blocks.5", "a → b", "102.5 M MACs", "test_resnet--test_vit.svg"):
         assert part in out
@@ -80,7 +66,7 @@ def test_inspect_shows_a_pair_and_draws_it(capsys: pytest.CaptureFixture[str]) -
 
 def test_the_options_of_inspect(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--points", "all", "--no-resize", "--svg", "pair.svg", "--excluded"]
-    assert _call("inspect", "test_resnet", "test_resnet", *options) == 0
+    assert call("inspect", "test_resnet", "test_resnet", *options) == 0
     out = capsys.readouterr().out
     assert "51 matches; the picture is pair.svg" in out  # each point with itself
     assert " x " in out
@@ -94,7 +80,7 @@ def test_the_options_of_inspect(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_network_of_another_zoo_is_drawn_into_the_current_folder(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert _call("inspect", "torchvision/resnet18", "test_resnet", "--points", "blocks") == 0
+    assert call("inspect", "torchvision/resnet18", "test_resnet", "--points", "blocks") == 0
     assert [path.name for path in Path().iterdir()] == ["torchvision-resnet18--test_resnet.svg"]
 
 
@@ -108,7 +94,7 @@ def test_a_network_of_another_zoo_is_drawn_into_the_current_folder(
 def test_bad_input_is_one_message_and_exit_code_2(
     arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _call("inspect", *arguments) == 2
+    assert call("inspect", *arguments) == 2
     captured = capsys.readouterr()
     assert expected in captured.err
     assert captured.out == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -285,4 +286,4 @@ def mean_of_probabilities(a: Tensor, b: Tensor) -> Tensor:
     Returns:
         ``log((softmax(a) + softmax(b)) / 2)``, whose softmax is that mean.
     """
-    return torch.logaddexp(F.log_softmax(a, dim=1), F.log_softmax(b, dim=1)) - 0.6931471805599453
+    return torch.logaddexp(F.log_softmax(a, dim=1), F.log_softmax(b, dim=1)) - math.log(2)
