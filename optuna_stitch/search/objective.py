@@ -9,7 +9,7 @@ import optuna
 from optuna_stitch.data import Split
 from optuna_stitch.evaluation.evaluator import Evaluator
 from optuna_stitch.evaluation.metrics import AnyMetric
-from optuna_stitch.search.space import suggest
+from optuna_stitch.search.space import join_population, suggest
 from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.stitching.supernetwork import Supernetwork
 
@@ -48,7 +48,10 @@ class Objective:
 
     def __call__(self, trial: optuna.trial.BaseTrial) -> float | tuple[float, ...]:
         """Judge one trial; a number where there is one objective, else a tuple."""
-        values = self.evaluate([suggest(trial, self.supernetwork)])[0]
+        genotype = suggest(trial, self.supernetwork)
+        if isinstance(trial, optuna.Trial):
+            join_population(trial.study, trial.number)
+        values = self.evaluate([genotype])[0]
         return values if len(values) > 1 else values[0]
 
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[tuple[float, ...]]:

@@ -87,3 +87,18 @@ def enqueue_starts(
     ]
     for genotype in starts[: max(population, len(OUTPUTS))]:
         study.enqueue_trial(supernetwork.params(genotype), skip_if_exists=True)
+
+
+def join_population(study: optuna.Study, number: int) -> None:
+    """Count a trial among the population of a genetic sampler, if the study has one.
+
+    Optuna's genetic samplers pass over enqueued trials: they would start from a population of
+    their own, with half of all stitches on, and never breed from the sparse one.
+
+    Args:
+        study: The study.
+        number: Of a trial that runs.
+    """
+    if isinstance(study.sampler, optuna.samplers.BaseGASampler):
+        trial = study.get_trials(deepcopy=False)[number]
+        study.sampler.get_trial_generation(study, trial)

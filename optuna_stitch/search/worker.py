@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 from optuna_stitch.errors import StudyError, first_line
 from optuna_stitch.progress import progress_bar
 from optuna_stitch.search.objective import Objective
-from optuna_stitch.search.space import distributions
+from optuna_stitch.search.space import distributions, join_population
 from optuna_stitch.search.study import release_trials
 
 
@@ -46,7 +46,9 @@ def search(
             while done < n_trials:
                 _work(study, objective, space, min(batch, n_trials - done))
                 done = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
-                progress.update(task, completed=done, note=f"front of {len(study.best_trials)}")
+                # trials that repeat a network of the front stand beside it
+                front = {tuple(trial.values) for trial in study.best_trials}
+                progress.update(task, completed=done, note=f"front of {len(front)}")
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         raise StudyError(
             f"The storage failed during the search: {first_line(error)}. Finished trials "
@@ -62,6 +64,7 @@ def _work(
     try:
         for _ in range(count):
             trials.append(study.ask(space))
+            join_population(study, trials[-1].number)
         genotypes = [objective.supernetwork.genotype(trial.params) for trial in trials]
         values = objective.evaluate(genotypes)
     except BaseException:

@@ -80,6 +80,21 @@ def test_one_by_one_or_together_values_are_the_same(
     assert [t.values for t in alone.trials] == [t.values for t in together.trials]
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_a_genetic_sampler_breeds_from_the_sparse_population(
+    objective: st.Objective, tmp_path: Path, together: bool
+) -> None:
+    """It would start from a dense one by itself, in which nearly every network is broken."""
+    study = _open(objective, _url(tmp_path))
+    if together:
+        search(study, objective, n_trials=40, batch=5)
+    else:
+        study.optimize(objective, n_trials=40)
+    bred = _complete(study)[10:]
+    on = [sum(value == "on" for value in trial.params.values()) for trial in bred]
+    assert sum(on) / len(on) < len(objective.supernetwork.switches) / 4
+
+
 def test_one_objective_is_a_number(supernetwork: st.Supernetwork, data: st.Data) -> None:
     objective = st.Objective(supernetwork, data.val.take(60), ["accuracy"])
     study = optuna.create_study(directions=objective.directions)
