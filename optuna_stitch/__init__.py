@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from optuna_stitch.data import Data, Split, load_data
     from optuna_stitch.errors import OptunaStitchError
+    from optuna_stitch.evaluation.crossovers import Crossover, best_stitches, measure_crossovers
     from optuna_stitch.evaluation.evaluator import Evaluator
     from optuna_stitch.evaluation.metrics import Cost, Metric
     from optuna_stitch.networks.training import Recipe, train_parent
@@ -20,12 +21,14 @@ if TYPE_CHECKING:
     from optuna_stitch.stitching.fitting import StitchFit, fit
     from optuna_stitch.stitching.genotype import Genotype
     from optuna_stitch.stitching.supernetwork import Supernetwork, stitch
+    from optuna_stitch.stitching.tuning import Tuned, Tuning, tune
 
 __version__ = "0.1.0"
 
 _MODULES = {
     "data": ("Data", "Split", "load_data"),
     "errors": ("OptunaStitchError",),
+    "evaluation.crossovers": ("Crossover", "best_stitches", "measure_crossovers"),
     "evaluation.evaluator": ("Evaluator",),
     "evaluation.metrics": ("Cost", "Metric"),
     "networks.training": ("Recipe", "train_parent"),
@@ -38,11 +41,13 @@ _MODULES = {
     "stitching.fitting": ("StitchFit", "fit"),
     "stitching.genotype": ("Genotype",),
     "stitching.supernetwork": ("Supernetwork", "stitch"),
+    "stitching.tuning": ("Tuned", "Tuning", "tune"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "Cost",
+    "Crossover",
     "Data",
     "Evaluator",
     "Front",
@@ -55,17 +60,22 @@ __all__ = [
     "Split",
     "StitchFit",
     "Supernetwork",
+    "Tuned",
+    "Tuning",
     "View",
     "__version__",
+    "best_stitches",
     "enqueue_starts",
     "evaluate_front",
     "fit",
     "load_data",
     "load_parent",
     "load_supernetwork",
+    "measure_crossovers",
     "save_supernetwork",
     "stitch",
     "train_parent",
+    "tune",
 ]
 
 

@@ -13,9 +13,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from optuna_stitch.config import load_study_file
 from optuna_stitch.errors import OptunaStitchError, RunError
 from optuna_stitch.progress import console
+from optuna_stitch.study_file import load_study_file
 
 if TYPE_CHECKING:
     from optuna_stitch.results.front import Front
@@ -82,14 +82,21 @@ def run(study: StudyArgument, folder: FolderOption = None, smoke: SmokeOption = 
 
 @app.command()
 def build(study: StudyArgument, folder: FolderOption = None) -> None:
-    """Load or train the parents, match them, fit the stitches, save the supernetwork."""
-    with _resumable():
+    """Load or train the parents, match them, fit the stitches, save the supernetwork.
+
+    Under `torchrun -m optuna_stitch build STUDY` several processes share the images.
+    """
+    from optuna_stitch.processes import processes, share
+
+    with _resumable(), processes():
         opened = _open(study, folder)
-        supernetwork = opened.build(show_progress_bar=True)
-    Console().print(
-        f"{supernetwork.a.name} × {supernetwork.b.name}: {len(supernetwork.matches)} matches, "
-        f"{len(supernetwork.switches)} stitches, in {opened.folder}"
-    )
+        supernetwork = opened.build(show_progress_bar=share()[0] == 0)
+        if share()[0] == 0:
+            opened.show_crossovers(Console())
+            Console().print(
+                f"{supernetwork.a.name} × {supernetwork.b.name}: {len(supernetwork.matches)} "
+                f"matches, {len(supernetwork.switches)} stitches, in {opened.folder}"
+            )
 
 
 @app.command()

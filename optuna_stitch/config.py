@@ -1,17 +1,11 @@
-"""A study file: one short YAML file that says the whole job."""
+"""What a study file may say: every key with its default."""
 
 from __future__ import annotations
 
-import difflib
-import types
-import typing
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from optuna_stitch.errors import ConfigError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # How the file of a program saved by `torch.export.save` ends.
 PROGRAM = ".pt2"
@@ -108,8 +102,39 @@ class FitConfig(_Section):
 
     images: int | None = Field(None, gt=0)
     positions: int = Field(64, gt=0)
+    kernel: Literal[1, 3] = 3
+    rank_loss: float | None = Field(0.01, ge=0)
+    budget: float | None = Field(0.1, gt=0)
     match_variance: bool = True
+    by_position: bool = True
+    recalibrate: int = Field(200, ge=0)
+    memory: float = Field(2.0, gt=0)
     seed: int = 0
+
+
+class TuneConfig(_Section):
+    """How fitted stitches are tuned by gradients; see `Tuning`. Absent: not at all."""
+
+    steps: int = Field(500, gt=0)
+    batch_size: int = Field(32, gt=1)
+    networks: int = Field(6, gt=0)
+    accumulate: int = Field(1, gt=0)
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(1e-5, ge=0)
+    task: float = Field(0.5, ge=0)
+    several: float = Field(0.3, ge=0, le=1)
+    thaw: bool = False
+    bfloat16: bool = False
+    seed: int = 0
+
+
+class KeepConfig(_Section):
+    """Which stitches the search may use; see `best_stitches`. All of them, if nothing is said."""
+
+    best: int | None = Field(None, gt=0)
+    min_r2: float | None = Field(None, le=1)
+    max_accuracy_drop: float | None = None
+    images: int = Field(300, gt=0)
 
 
 class SamplerConfig(BaseModel):
@@ -152,39 +177,9 @@ class StudyFile(_Section):
     data: DataConfig = DataConfig()
     stitching: StitchingConfig = StitchingConfig()
     fit: FitConfig = FitConfig()
+    tune: TuneConfig | None = None
+    keep: KeepConfig = KeepConfig()
     study: StudyConfig = StudyConfig()
-
-
-def load_study_file(path: str | Path) -> StudyFile:
-    """Read and validate a study file.
-
-    Paths in it are taken relative to the folder that it lies in.
-
-    Args:
-        path: The file.
-
-    Raises:
-        ConfigError: If it is missing, no YAML, or has a wrong key or value; names the key, the
-            line and what is allowed.
-    """
-    path = Path(path)
-    try:
-        text = path.read_text()
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
-        content = yaml.safe_load(text)
-    except FileNotFoundError as error:
-        raise ConfigError(f"There is no study file at {path}.") from error
-    except OSError as error:
-        raise ConfigError(f"The study file {path} cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} must hold keys and values; allowed are {_allowed(StudyFile)}.")
-    try:
-        study_file = StudyFile.model_validate(content)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(path, tree, e) for e in error.errors())) from error
-    return _with_absolute_paths(study_file, path.parent.resolve())
 
 
 def smoke(study_file: StudyFile) -> StudyFile:
@@ -206,87 +201,11 @@ def smoke(study_file: StudyFile) -> StudyFile:
         dataset=f"noise/{classes}{'/pixels' if segments else ''}", train=part, val=part, test=part
     )
     tiny.stitching.similarity_images = tiny.stitching.similarity_images and 4
-    tiny.fit.images, tiny.fit.positions = 12, 8
+    tiny.fit.images, tiny.fit.positions, tiny.fit.recalibrate = 12, 8, 4
+    if tiny.tune is not None:
+        tiny.tune.steps, tiny.tune.batch_size = 2, 4
+        if segments:
+            tiny.tune = None
+    tiny.keep = KeepConfig()  # random stitches would all be dropped
     tiny.study.trials, tiny.study.batch, tiny.study.start.population = 6, 3, 6
     return tiny
-
-
-def dump_study_file(study_file: StudyFile) -> str:
-    """A study file as YAML, with every default filled in."""
-    return yaml.safe_dump(study_file.model_dump(mode="json"), sort_keys=False)
-
-
-def _with_absolute_paths(study_file: StudyFile, folder: Path) -> StudyFile:
-    data = study_file.data
-    for section in (data, data.train, data.val, data.test):
-        for name in ("root", "class_map"):
-            if getattr(section, name) is not None:
-                setattr(section, name, folder / getattr(section, name))
-    for parent in (study_file.parents.a, study_file.parents.b):
-        if parent.checkpoint is not None:
-            parent.checkpoint = folder / parent.checkpoint
-        if parent.network.endswith(PROGRAM):
-            parent.network = str(folder / parent.network)
-    return study_file
-
-
-def _explain(path: Path, tree: yaml.Node | None, error: Any) -> str:
-    """One line for one of pydantic's errors: the place, the key, what is allowed."""
-    keys = [key for key in error["loc"] if not _is_type_tag(key)]
-    dotted = ".".join(map(str, keys))
-    place = f"{path}:{_line(tree, keys)}"
-    if error["type"] == "extra_forbidden":
-        section = _section(StudyFile, keys[:-1])
-        names = list(section.model_fields) if section else []
-        near = difflib.get_close_matches(str(keys[-1]), names, n=1)
-        hint = f" Did you mean `{near[0]}`?" if near else ""
-        return f"{place}: unknown key `{dotted}`; allowed here: {', '.join(names)}.{hint}"
-    if error["type"] == "missing":
-        return f"{place}: the key `{dotted}` is missing."
-    message = error["msg"].removeprefix("Value error, ")
-    return f"{place}: `{dotted}`: {message} (it is {error['input']!r})."
-
-
-def _is_type_tag(key: Any) -> bool:
-    """Whether pydantic put this into a location to tell the members of a union apart."""
-    return isinstance(key, str) and (key in ("int", "str", "float") or key.startswith("tuple["))
-
-
-def _line(tree: yaml.Node | None, keys: list[Any]) -> int:
-    """The line of the key, or of the nearest section around it that exists."""
-    line = 1
-    node = tree
-    for key in keys:
-        if isinstance(node, yaml.MappingNode):
-            for name, value in node.value:
-                if name.value == str(key):
-                    line, node = name.start_mark.line + 1, value
-                    break
-            else:
-                break
-        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int):
-            node = node.value[key]
-            line = node.start_mark.line + 1
-        else:
-            break
-    return line
-
-
-def _section(model: type[BaseModel], keys: list[Any]) -> type[BaseModel] | None:
-    """The model that describes the section at these keys."""
-    for key in keys:
-        annotation = model.model_fields[key].annotation
-        options = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
-        models = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
-        if not models:
-            return None
-        model = models[0]
-    return model
-
-
-def _is_union(annotation: Any) -> bool:
-    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
-
-
-def _allowed(model: type[BaseModel]) -> str:
-    return ", ".join(model.model_fields)

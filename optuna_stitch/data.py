@@ -98,26 +98,42 @@ class Split:
             self._targets = torch.tensor([int(label) for label in labels])  # type: ignore[arg-type]
         return self._targets
 
-    def batches(self, views: Sequence[View], batch_size: int = 100) -> Iterator[Batch]:
+    def batches(
+        self, views: Sequence[View], batch_size: int = 100, *, share: tuple[int, int] = (0, 1)
+    ) -> Iterator[Batch]:
         """Go through the split once, in order.
 
         Args:
             views: How the images are wanted; each is decoded once and transformed per view.
             batch_size: Number of images in a batch.
+            share: (k, n) for every n-th batch only, from the k-th.
 
         Yields:
             Batches with one tensor per view.
         """
         needed = sum(4 * int(np.prod(view.input_size)) for view in set(views)) * len(self)
-        if needed <= _CACHE_BYTES:
+        kept = needed <= _CACHE_BYTES and share[1] == 1
+        if kept:
             self._fill(views)
-        for start in range(0, len(self), batch_size):
+        for start in range(share[0] * batch_size, len(self), share[1] * batch_size):
             stop = min(start + batch_size, len(self))
-            if needed <= _CACHE_BYTES:
+            if kept:
                 images = tuple(self._cache[view][start:stop] for view in views)
                 yield Batch(images, self._targets[start:stop])
             else:
                 yield self._load(views, range(start, stop))
+
+    def pick(self, positions: Sequence[int], views: Sequence[View]) -> Batch:
+        """Some of the images.
+
+        Args:
+            positions: Which, in the split's order.
+            views: How they are wanted.
+        """
+        if all(view in self._cache for view in views):
+            chosen = torch.tensor(positions)
+            return Batch(tuple(self._cache[view][chosen] for view in views), self._targets[chosen])
+        return self._load(views, positions)
 
     def _fill(self, views: Sequence[View]) -> None:
         missing = [view for view in dict.fromkeys(views) if view not in self._cache]

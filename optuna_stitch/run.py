@@ -7,33 +7,27 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import pandas as pd
 import timm
 import torch
+from rich.console import Console
 
+from optuna_stitch.building import build, read_crossovers
 from optuna_stitch.cache import write_whole
-from optuna_stitch.config import (
-    ParentConfig,
-    StudyFile,
-    dump_study_file,
-    load_study_file,
-    smoke,
-)
+from optuna_stitch.config import StudyFile, smoke
 from optuna_stitch.data import Data, load_data
-from optuna_stitch.errors import DataError, RunError
+from optuna_stitch.errors import RunError
 from optuna_stitch.evaluation.metrics import resolve_metrics
-from optuna_stitch.networks.training import Recipe, train_parent
-from optuna_stitch.networks.zoo import Parent, load_parent
 from optuna_stitch.results.front import Front, evaluate_front
 from optuna_stitch.results.plots import write_html, write_png
+from optuna_stitch.results.quality import rich_crossovers, summary
 from optuna_stitch.results.report import write_report
 from optuna_stitch.search.objective import Objective
 from optuna_stitch.search.samplers import make_sampler
 from optuna_stitch.search.study import hide_password, open_storage, open_study
 from optuna_stitch.search.worker import search
-from optuna_stitch.stitching.artifact import is_saved, load_supernetwork, save_supernetwork
-from optuna_stitch.stitching.fitting import fit
-from optuna_stitch.stitching.supernetwork import Supernetwork, stitch
+from optuna_stitch.stitching.artifact import is_saved, load_supernetwork
+from optuna_stitch.stitching.supernetwork import Supernetwork
+from optuna_stitch.study_file import dump_study_file, load_study_file
 
 # What may change while a run goes on; anything else makes it another run.
 _CHANGEABLE = {"study.trials", "study.batch"}
@@ -126,33 +120,13 @@ class Run:
         """
         if is_saved(self.folder):
             return load_supernetwork(self.folder)
-        parents = self.study_file.parents
-        a = self._parent("a", parents.a, show_progress_bar)
-        b = self._parent("b", parents.b, show_progress_bar)
-        stitching = self.study_file.stitching
-        similar_on = stitching.similarity_images
-        supernetwork = stitch(
-            a,
-            b,
-            points=stitching.points,
-            resize=stitching.resize,
-            similar_on=self.data.train.take(similar_on) if similar_on else None,
-        )
-        if supernetwork.classes != self.data.classes:
-            raise DataError(
-                f"{a.name} and {b.name} tell {supernetwork.classes} classes apart, the data set "
-                f"{self.study_file.data.dataset!r} has {self.data.classes}. Give parents trained "
-                "on it, or a `class_map`."
-            )
-        fits = fit(
-            supernetwork,
-            self.data.train,
-            **self.study_file.fit.model_dump(),
-            show_progress_bar=show_progress_bar,
-        )
-        _write(self.folder / "fit.csv", pd.DataFrame(fits).to_csv(index=False))
-        save_supernetwork(supernetwork, self.folder)
-        return supernetwork
+        return build(self.study_file, self.data, self.folder, show_progress_bar=show_progress_bar)
+
+    def show_crossovers(self, to: Console) -> None:
+        """Print the quality report of the fit."""
+        crossovers = read_crossovers(self.folder)
+        to.print(rich_crossovers(crossovers))
+        to.print(summary(crossovers))
 
     def search(
         self,
@@ -204,27 +178,6 @@ class Run:
         )
         _write(self.folder / "report.md", text)
         return front
-
-    def _parent(self, side: str, config: ParentConfig, show_progress_bar: bool) -> Parent:
-        arguments = dict(config.model_args)
-        if config.train is not None:
-            arguments.setdefault("num_classes", self.data.classes)
-        parent = load_parent(
-            config.network,
-            pretrained=config.pretrained,
-            checkpoint=config.checkpoint,
-            model_args=arguments,
-            input_size=config.input_size,
-            mean=config.mean,
-            std=config.std,
-            interpolation=config.interpolation,
-            crop_pct=config.crop_pct,
-            output=config.output,
-        )
-        if config.train is not None:
-            recipe = Recipe(**config.train.model_dump())
-            train_parent(parent, self.data.train, recipe, show_progress_bar=show_progress_bar)
-        return parent
 
     def _objective(self, supernetwork: Supernetwork) -> Objective:
         return Objective(supernetwork, self.data.val, self.study_file.study.objectives)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -18,6 +19,7 @@ from optuna_stitch.evaluation.metrics import (
     resolve_metrics,
 )
 from optuna_stitch.evaluation.plan import plan
+from optuna_stitch.progress import track
 from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.stitching.supernetwork import Supernetwork
 
@@ -56,17 +58,23 @@ class Evaluator:
                     "mean_iou or pixel_accuracy."
                 )
 
-    def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
+    def evaluate(
+        self, genotypes: Sequence[Genotype], *, show_progress_bar: bool = False
+    ) -> list[dict[str, float]]:
         """Figures by metric name, one entry per genotype.
 
         Genotypes that are the same subnetwork, now or in an earlier call, are computed once.
+
+        Args:
+            genotypes: The subnetworks.
+            show_progress_bar: Whether to show a progress bar, over batches of images.
 
         Raises:
             DataError: If an image has a label that the parents have no class for.
         """
         canonical = [self.supernetwork.canonical(genotype) for genotype in genotypes]
         new = [g for g in dict.fromkeys(canonical) if g not in self._known]
-        measured = self._measure(new)
+        measured = self._measure(new, show_progress_bar)
         for genotype, learned in zip(new, measured, strict=True):
             costs = {
                 metric.name: float(metric.compute(self.supernetwork, genotype))
@@ -95,13 +103,15 @@ class Evaluator:
         Raises:
             DataError: If an image has a label that the parents have no class for.
         """
-        program = plan(self.supernetwork.supergraph, genotypes)
         with torch.inference_mode():
+            program = plan(self.supernetwork, genotypes)
             for batch in self.split.batches(self.supernetwork.views, self.batch_size):
                 self._check_labels(batch.targets)
                 yield batch.targets, program.run(batch.images)
 
-    def _measure(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
+    def _measure(
+        self, genotypes: Sequence[Genotype], show_progress_bar: bool
+    ) -> list[dict[str, float]]:
         """The figures that need images, by genotype."""
         whole = [metric for metric in self.metrics if isinstance(metric, Metric)]
         streamed = [metric for metric in self.metrics if isinstance(metric, StreamedMetric)]
@@ -111,7 +121,12 @@ class Evaluator:
         gathered = [{metric.name: metric.make(classes) for metric in streamed} for _ in genotypes]
         kept: list[list[Tensor]] = [[] for _ in genotypes]
         labels: list[Tensor] = []
-        for targets, answers in self.answers(genotypes):
+        for targets, answers in track(
+            self.answers(genotypes),
+            f"Evaluate {len(genotypes)} networks",
+            total=math.ceil(len(self.split) / self.batch_size),
+            show_progress_bar=show_progress_bar,
+        ):
             labels.append(targets)
             for place, logits in enumerate(answers):
                 for gather in gathered[place].values():

@@ -1,40 +1,25 @@
-"""Many subnetworks as one program.
-
-A value is identified by the operation that makes it and by the values it reads. Whatever several
-subnetworks have in common, anywhere, is therefore one value, computed once.
-"""
+"""Many subnetworks as one program, ready to be evaluated."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from optuna_stitch.stitching.genotype import Genotype
-from optuna_stitch.stitching.program import Program
-from optuna_stitch.stitching.supergraph import Supergraph
+from optuna_stitch.stitching.program import Program, shared_program
+from optuna_stitch.stitching.supernetwork import Supernetwork
 
 
-def plan(supergraph: Supergraph, genotypes: Sequence[Genotype]) -> Program:
+def plan(supernetwork: Supernetwork, genotypes: Sequence[Genotype]) -> Program:
     """What a set of genotypes computes, each distinct value once.
 
     Args:
-        supergraph: The supernetwork's operations.
+        supernetwork: Whose genotypes.
         genotypes: The subnetworks.
 
     Returns:
-        A program with one output per genotype; equal subnetworks share one.
+        A program with one output per genotype; equal subnetworks share one. BatchNorms downstream
+        of a stitch have the statistics that the supernetwork's calibration images give them.
     """
-    steps: list[tuple[int, tuple[int, ...]]] = []
-    outputs: list[int] = []
-    known: dict[tuple[int, tuple[int, ...]], int] = {}
-    for genotype in genotypes:
-        resolved = supergraph.resolve(genotype)
-        step_of: dict[int, int] = {}
-        for place, reads in resolved.steps:
-            key = (place, tuple([step_of[read] for read in reads]))
-            step = known.get(key)
-            if step is None:
-                step = known[key] = len(steps)
-                steps.append(key)
-            step_of[place] = step
-        outputs.append(step_of[resolved.output])
-    return Program(supergraph.operations, steps, outputs)
+    program = shared_program(supernetwork.supergraph, genotypes)
+    supernetwork.recalibrate(program)
+    return program

@@ -43,6 +43,20 @@ class View:
         resized = mask.resize((width, height), Image.Resampling.NEAREST)
         return torch.from_numpy(np.array(resized, dtype=np.int64))
 
+    def pixels(self, images: Tensor) -> Tensor:
+        """The 8-bit pixels ``(N, C, H, W)`` that images of this view were made from."""
+        mean, std = self._affine()
+        return ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """Inverse of `pixels`: what the network takes, float32."""
+        mean, std = self._affine()
+        return (pixels.float() / 255 - mean) / std
+
+    def _affine(self) -> tuple[Tensor, Tensor]:
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return mean, std
+
     @property
     def mode(self) -> str:
         """PIL's name of the colour mode that the input has."""

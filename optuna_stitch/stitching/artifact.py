@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from optuna_stitch.cache import write_whole
 from optuna_stitch.errors import ArtifactError, OptunaStitchError, first_line
@@ -16,12 +17,14 @@ from optuna_stitch.networks.sources import create_module
 from optuna_stitch.networks.view import make_view
 from optuna_stitch.networks.zoo import Parent
 from optuna_stitch.stitching.genotype import Side
+from optuna_stitch.stitching.layers import Stitch
 from optuna_stitch.stitching.matching import Match
+from optuna_stitch.stitching.recalibration import Calibration
 from optuna_stitch.stitching.supergraph import SIDES
 from optuna_stitch.stitching.supernetwork import Supernetwork
 
 # Raise it when a folder written before can no longer be read.
-FORMAT = 1
+FORMAT = 2
 
 _WEIGHTS = "supernetwork.safetensors"
 _DESCRIPTION = "supernetwork.json"
@@ -51,12 +54,23 @@ def save_supernetwork(supernetwork: Supernetwork, folder: str | Path) -> None:
         for part, module in {**modules, "stitches": supernetwork.stitches}.items()
         for key, value in module.state_dict().items()
     }
+    calibration = supernetwork.calibration
+    if calibration is not None:
+        weights |= {
+            f"calibration.{view}": images for view, images in enumerate(calibration.pixels)
+        }
     description = {
         "format": FORMAT,
         "content": supernetwork.content_hash(),
         "parents": {side: _describe(parents[side]) for side in SIDES},
         "matches": [[match.a.node, match.b.node] for match in supernetwork.matches],
+        "kept": list(supernetwork.kept),
         "switches": [switch.name for switch in supernetwork.switches],
+        "stitches": [
+            {"kernel": stitch.kernel, "rank": stitch.rank, "everywhere": stitch.everywhere}
+            for stitch in supernetwork.laid
+        ],
+        "calibration": calibration and {"batch_size": calibration.batch_size},
     }
     try:
         write_whole(folder / _WEIGHTS, lambda unfinished: save_file(weights, unfinished))
@@ -96,16 +110,25 @@ def load_supernetwork(
             side: given[side] or _make(side, description["parents"][side]) for side in SIDES
         }
         for side in SIDES:
-            own = {k[2:]: v for k, v in weights.items() if k.startswith(f"{side}.")}
-            parents[side].module.load_state_dict(own)
+            parents[side].module.load_state_dict(_part(f"{side}.", weights))
         graphs: dict[Side, NetworkGraph] = {side: parents[side].graph() for side in SIDES}
         points = {side: {point.node: point for point in graphs[side].points} for side in SIDES}
         matches = [
             Match(points["a"][of_a], points["b"][of_b]) for of_a, of_b in description["matches"]
         ]
-        supernetwork = Supernetwork(parents["a"], parents["b"], graphs, matches)
-        stitches = {k[9:]: v for k, v in weights.items() if k.startswith("stitches.")}
-        supernetwork.stitches.load_state_dict(stitches)
+        kept = description["kept"]
+        supernetwork = Supernetwork(parents["a"], parents["b"], graphs, matches, kept)
+        supernetwork.lay(
+            [
+                Stitch(plain.source, plain.target, **shape)
+                for plain, shape in zip(supernetwork.laid, description["stitches"], strict=True)
+            ]
+        )
+        supernetwork.stitches.load_state_dict(_part("stitches.", weights))
+        if description["calibration"] is not None:
+            pixels = [weights[f"calibration.{view}"] for view in range(len(supernetwork.views))]
+            batch_size = description["calibration"]["batch_size"]
+            supernetwork.calibration = Calibration(supernetwork.views, pixels, batch_size)
     except OptunaStitchError:
         raise
     except Exception as error:  # a broken file can fail in any of the steps above
@@ -118,6 +141,11 @@ def load_supernetwork(
             f"{supernetwork.content_hash()}, not {description['content']}. Build it again."
         )
     return supernetwork
+
+
+def _part(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose name begins so, by the rest of their name."""
+    return {key[len(prefix) :]: v for key, v in weights.items() if key.startswith(prefix)}
 
 
 def _describe(parent: Parent) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from optuna_stitch.stitching.genotype import Side
 from optuna_stitch.stitching.supergraph import Resolved, Supergraph
@@ -15,6 +16,7 @@ def extract(
     resolved: Resolved,
     modules: dict[Side, fx.GraphModule],
     stitches: nn.ModuleList,
+    statistics: Mapping[int, tuple[Tensor, Tensor]],
 ) -> fx.GraphModule:
     """Build a module of the operations that one genotype needs.
 
@@ -23,11 +25,15 @@ def extract(
         resolved: What the genotype computes.
         modules: The parents' graphs by side.
         stitches: The supernetwork's stitches.
+        statistics: Mean and variance of BatchNorms that have other ones than in their parent, by
+            operation.
 
     Returns:
         A graph module that shares its weights with the supernetwork.
     """
-    root = nn.ModuleDict({"a": modules["a"], "b": modules["b"], "stitches": stitches})
+    recalibrated = nn.ModuleDict()
+    parts = {"a": modules["a"], "b": modules["b"], "stitches": stitches}
+    root = nn.ModuleDict({**parts, "recalibrated": recalibrated})
     graph = fx.Graph()
     made: dict[int, fx.Node] = {}
     for place, inputs in resolved.steps:
@@ -38,6 +44,10 @@ def extract(
             made[place] = graph.placeholder(f"images_{operation.number}" if several else "images")
         elif operation.owner == "stitch":
             made[place] = graph.call_module(f"stitches.{operation.number}", tuple(values))
+        elif place in statistics and operation.norm is not None:
+            key = operation.name.replace(".", "_")
+            recalibrated[key] = operation.norm.module(*statistics[place])
+            made[place] = operation.norm.place(graph, f"recalibrated.{key}", values)
         elif operation.node is None:
             made[place] = graph.call_function(operation.run, tuple(values))
         else:

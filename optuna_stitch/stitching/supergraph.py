@@ -16,6 +16,7 @@ from optuna_stitch.networks.graph import NetworkGraph
 from optuna_stitch.networks.view import View
 from optuna_stitch.stitching.genotype import Genotype, Output, Side, Switch
 from optuna_stitch.stitching.layers import Stitch
+from optuna_stitch.stitching.normalization import BatchNorm
 
 SIDES: tuple[Side, Side] = ("a", "b")
 
@@ -33,6 +34,7 @@ class Operation:
         owner: ``a``, ``b``, ``input``, ``stitch`` or ``ensemble``.
         number: Index of the view or of the stitch, where it is one.
         weights: The parameters it uses.
+        norm: What it normalizes by, where it is a BatchNorm.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Operation:
     node: fx.Node | None = None
     number: int = 0
     weights: tuple[nn.Parameter, ...] = ()
+    norm: BatchNorm | None = None
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,8 @@ class _Builder:
                 names[node] = shared
                 continue
             weights = node_weights(graph.module, node)
-            operation = Operation(name, run, (), macs, side, node, weights=weights)
+            norm = BatchNorm.of(graph.module, node)
+            operation = Operation(name, run, (), macs, side, node, weights=weights, norm=norm)
             self._add(name, operation, inputs)
 
     def add_stitches(self, switches: Sequence[Switch], stitches: Sequence[Stitch]) -> None:

@@ -7,17 +7,21 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from optuna_stitch.data import Split
 from optuna_stitch.errors import MatchError
 from optuna_stitch.networks.capture import TRACED_BATCH
 from optuna_stitch.networks.graph import NetworkGraph
+from optuna_stitch.networks.layouts import Layout
 from optuna_stitch.networks.view import View
 from optuna_stitch.networks.zoo import Parent
 from optuna_stitch.stitching.genotype import Genotype, Side, Switch
 from optuna_stitch.stitching.layers import Stitch
 from optuna_stitch.stitching.matching import Match, PointKind, match
+from optuna_stitch.stitching.program import Program, program_of
+from optuna_stitch.stitching.recalibration import Calibration, recalibrate
 from optuna_stitch.stitching.similarity import LinearCKA
 from optuna_stitch.stitching.subnetwork import extract
 from optuna_stitch.stitching.supergraph import SIDES, Supergraph
@@ -38,32 +42,65 @@ class Supernetwork:
         b: Parent b.
         graphs: Both captured, by side.
         matches: Pairs of points, in the order of both networks.
+        kept: Which stitches there are, ``2 m`` for ``a -> b`` at match m and ``2 m + 1`` for
+            ``b -> a``; all, if None.
 
     Attributes:
         switches: One per stitch: for each match ``a -> b``, then ``b -> a``.
         stitches: In the switches' order.
         supergraph: What a genotype computes.
+        calibration: Images that BatchNorm statistics are estimated on downstream of stitches; None
+            where BatchNorms keep their parents' own.
     """
 
     def __init__(
-        self, a: Parent, b: Parent, graphs: dict[Side, NetworkGraph], matches: Sequence[Match]
+        self,
+        a: Parent,
+        b: Parent,
+        graphs: dict[Side, NetworkGraph],
+        matches: Sequence[Match],
+        kept: Sequence[int] | None = None,
     ) -> None:
         self.a = a
         self.b = b
         self.graphs = graphs
         self.matches = tuple(matches)
-        switches: list[Switch] = []
-        stitches: list[Stitch] = []
-        for pair in self.matches:
-            into_b = f"a.{pair.a.name} -> b.{pair.b.name}"
-            into_a = f"b.{pair.b.name} -> a.{pair.a.name}"
-            switches.append(Switch(into_b, pair.a.node, pair.b.node, "b"))
-            stitches.append(Stitch(pair.a.layout, pair.b.layout))
-            switches.append(Switch(into_a, pair.b.node, pair.a.node, "a"))
-            stitches.append(Stitch(pair.b.layout, pair.a.layout))
-        self.switches = tuple(switches)
+        self.kept = tuple(range(2 * len(self.matches)) if kept is None else kept)
+        self.calibration: Calibration | None = None
+        ends = [_both_ways(match) for match in self.matches]
+        sides = [ends[number // 2][number % 2] for number in self.kept]
+        self.switches = tuple(switch for switch, _, _ in sides)
+        self.lay([Stitch(source, target) for _, source, target in sides])
+
+    def lay(self, stitches: Sequence[Stitch]) -> None:
+        """Put stitches in place of those there are, in the switches' order."""
+        self.laid = tuple(stitches)
         self.stitches = nn.ModuleList(stitches)
-        self.supergraph = Supergraph(graphs, {"a": a.view, "b": b.view}, self.switches, stitches)
+        views: dict[Side, View] = {"a": self.a.view, "b": self.b.view}
+        self.supergraph = Supergraph(self.graphs, views, self.switches, self.laid)
+
+    def keep(self, switches: Sequence[int]) -> Supernetwork:
+        """The same with some of the stitches only.
+
+        Args:
+            switches: Indices of the switches to keep.
+
+        Returns:
+            A supernetwork that shares everything with this one.
+
+        Raises:
+            MatchError: If none is kept.
+        """
+        if not switches:
+            raise MatchError("No stitch is kept, so that there is nothing to search; keep more.")
+        numbers = [self.kept[switch] for switch in sorted(switches)]
+        used = sorted({number // 2 for number in numbers})
+        kept = [2 * used.index(number // 2) + number % 2 for number in numbers]
+        matches = [self.matches[place] for place in used]
+        smaller = Supernetwork(self.a, self.b, self.graphs, matches, kept)
+        smaller.lay([self.laid[switch] for switch in sorted(switches)])
+        smaller.calibration = self.calibration and self.calibration.again()
+        return smaller
 
     @property
     def views(self) -> tuple[View, ...]:
@@ -131,16 +168,38 @@ class Supernetwork:
         """
         resolved = self.supergraph.resolve(self.genotype(params))
         modules = {side: self.graphs[side].module for side in SIDES}
-        return extract(self.supergraph, resolved, modules, self.stitches)
+        program = program_of(self.supergraph, resolved)
+        with torch.no_grad():
+            self.recalibrate(program)
+        statistics = {program.places[step]: own for step, own in program.statistics.items()}
+        return extract(self.supergraph, resolved, modules, self.stitches, statistics)
+
+    def recalibrate(self, program: Program) -> None:
+        """Estimate BatchNorm statistics downstream of stitches, where there are images for it."""
+        if self.calibration is not None:
+            recalibrate(program, self.supergraph, self.calibration)
+
+    def features(self, nodes: Sequence[tuple[Side, str]]) -> Program:
+        """A program that returns raw features of the parents.
+
+        Args:
+            nodes: The sides and nodes that are wanted.
+        """
+        resolved = self.supergraph.resolve(Genotype("ensemble"))
+        wanted = [self.supergraph.raw(side, node) for side, node in nodes]
+        return program_of(self.supergraph, resolved, wanted)
 
     def content_hash(self) -> str:
-        """A hash of all that a subnetwork's figures depend on: weights, matches and views."""
+        """A hash of all that figures depend on: weights, matches, views, calibration images."""
         digest = hashlib.sha256()
         for side in SIDES:
             digest.update(repr((self.graphs[side].name, self.views)).encode())
             _update(digest, self.graphs[side].module)
         digest.update(repr([switch.name for switch in self.switches]).encode())
         _update(digest, self.stitches)
+        if self.calibration is not None:
+            for pixels in self.calibration.pixels:
+                digest.update(pixels.numpy().tobytes())
         return digest.hexdigest()[:16]
 
 
@@ -187,6 +246,15 @@ def stitch(
         )
     matches = match(graphs["a"], graphs["b"], points=points, resize=resize, similarity=similarity)
     return Supernetwork(a, b, graphs, matches)
+
+
+def _both_ways(match: Match) -> tuple[tuple[Switch, Layout, Layout], ...]:
+    """The switches of a match, ``a -> b`` and ``b -> a``, each with what it maps between."""
+    a, b = match.a, match.b
+    return (
+        (Switch(f"a.{a.name} -> b.{b.name}", a.node, b.node, "b"), a.layout, b.layout),
+        (Switch(f"b.{b.name} -> a.{a.name}", b.node, a.node, "a"), b.layout, a.layout),
+    )
 
 
 def _answer(shape: tuple[int, ...] | None) -> str:

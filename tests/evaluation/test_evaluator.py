@@ -26,7 +26,7 @@ def test_together_or_alone_logits_are_equal_bit_for_bit(
     )
     genotypes = draw.draw(some.lists(genotype, min_size=1, max_size=6))
     with torch.inference_mode():
-        together = plan(supernetwork.supergraph, genotypes).run([images])
+        together = plan(supernetwork, genotypes).run([images])
         for genotype_, logits in zip(genotypes, together, strict=True):
             alone = supernetwork.extract(genotype_)(images)
             # a crossover into a shallow point may overflow to NaN, then both must
@@ -36,10 +36,10 @@ def test_together_or_alone_logits_are_equal_bit_for_bit(
 def test_what_subnetworks_share_is_computed_once(supernetwork: st.Supernetwork) -> None:
     parents = [st.Genotype("a"), st.Genotype("b"), st.Genotype("ensemble")]
     both = supernetwork.macs(st.Genotype("ensemble"))
-    assert plan(supernetwork.supergraph, parents).macs == both
+    assert plan(supernetwork, parents).macs == both
     last = len(supernetwork.switches) - 2
     crossed = st.Genotype("b", frozenset([last]))
-    together = plan(supernetwork.supergraph, [*parents, crossed])
+    together = plan(supernetwork, [*parents, crossed])
     assert both < together.macs < both + supernetwork.macs(crossed) / 2
 
 

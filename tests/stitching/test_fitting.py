@@ -1,24 +1,46 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
-from sklearn.linear_model import Ridge
+from sklearn.linear_model import LinearRegression, Ridge
+from torch import Tensor
 
 import optuna_stitch as st
 from optuna_stitch.errors import FitError
 from optuna_stitch.networks.layouts import Layout
-from optuna_stitch.stitching.fitting import StitchFit, _Regression
+from optuna_stitch.stitching.fitting import StitchFit, _Job, _report
+from optuna_stitch.stitching.genotype import Switch
 from optuna_stitch.stitching.layers import Stitch
+from optuna_stitch.stitching.moments import Moments
+from optuna_stitch.stitching.regression import Choices, Regression
+
+PLAIN = Choices((1,), everywhere=False, match_variance=False)
 
 
 def _fit(
-    source: Layout, target: Layout, x: torch.Tensor, y: torch.Tensor, **options: bool
+    source: Layout,
+    target: Layout,
+    x: Tensor,
+    y: Tensor,
+    *,
+    kernel: int = 1,
+    largest: int | None = None,
+    parts: int = 1,
+    **options: Any,
 ) -> tuple[Stitch, StitchFit]:
-    stitch = Stitch(source, target)
-    regression = _Regression("test", stitch, options.get("match_variance", False))
+    """Fit one stitch from its features, added in some parts."""
+    switch = Switch("test", "x", "y", "b")
+    job = _Job.of(switch, Stitch(source, target), kernel, largest, replace(PLAIN, **options))
+    moments = Moments([pair for pair, _ in job.maps], 1000, 0)
     held_out = torch.arange(len(x)) % 5 == 4
-    regression.add(x, y, held_out, 1000, torch.Generator())
-    return stitch, regression.solve()
+    for some in torch.arange(len(x)).chunk(parts):
+        assert moments.add({("a", "x"): x[some], ("b", "y"): y[some]}, held_out[some]) is None
+    solutions = [Regression(moments, pair).solve(choices) for pair, choices in job.maps]
+    stitch = job.make(solutions)
+    return stitch, _report(job, stitch, solutions[0])
 
 
 def test_a_linear_relation_is_recovered() -> None:
@@ -28,7 +50,7 @@ def test_a_linear_relation_is_recovered() -> None:
     y = torch.einsum("nchw,rc->nhwr", x, weight) + bias
     stitch, fitted = _fit(source, target, x, y)
     assert fitted.r2 > 0.9999
-    assert torch.allclose(stitch.weight, weight, atol=1e-4)
+    assert torch.allclose(stitch.weight[:, :, 0, 0], weight, atol=1e-4)
     assert torch.allclose(stitch(x), y, atol=1e-3)
 
 
@@ -39,8 +61,8 @@ def test_the_solution_is_sklearns_ridge() -> None:
     stitch, fitted = _fit(source, target, x, y)
     strength = fitted.ridge * float(x.var(dim=0, correction=0).mean()) * len(x)
     expected = Ridge(alpha=strength).fit(x.numpy(), y.numpy())
-    assert stitch.weight.numpy() == pytest.approx(expected.coef_, abs=1e-6)
-    assert stitch.bias.numpy() == pytest.approx(expected.intercept_, abs=1e-6)
+    assert stitch.weight.flatten(1).numpy() == pytest.approx(expected.coef_, abs=1e-6)
+    assert stitch.bias.flatten().numpy() == pytest.approx(expected.intercept_, abs=1e-6)
 
 
 def test_prefix_tokens_have_maps_of_their_own() -> None:
@@ -84,11 +106,119 @@ def test_fewer_images_than_channels() -> None:
     assert fitted.r2 < 1
 
 
-def test_features_that_are_not_finite_are_named() -> None:
-    layout = Layout("NC", 2, (1, 1))
-    x = torch.tensor([[1.0, float("nan")]] * 10)
-    with pytest.raises(FitError, match="'test' hold NaN or infinite"):
-        _fit(layout, layout, x, x)
+def test_neighbours_are_read_where_they_help() -> None:
+    source, target = Layout("NCHW", 4, (6, 6)), Layout("NCHW", 3, (6, 6))
+    x = torch.randn(200, 4, 6, 6)
+    weight = torch.randn(3, 4, 3, 3)
+    y = torch.conv2d(x, weight, padding=1) + 1
+    stitch, fitted = _fit(source, target, x, y, kernel=3, rank_loss=0.01, parts=3)
+    assert (fitted.kernel, fitted.rank) == (3, 3)
+    assert torch.allclose(stitch(x), y, atol=1e-2)
+    alone, fitted = _fit(source, target, x, x[:, :3], kernel=3, rank_loss=0.01)
+    assert fitted.kernel == 1
+    assert alone.macs == 36 * 4 * 3
+
+
+def test_a_low_rank_is_found_and_costs_less() -> None:
+    source, target = Layout("NCHW", 20, (4, 4)), Layout("NCHW", 30, (4, 4))
+    x = torch.randn(300, 20, 4, 4)
+    weight = torch.randn(30, 4) @ torch.randn(4, 20)
+    noise = 0.01 * torch.randn(300, 30, 4, 4)
+    y = torch.einsum("nchw,rc->nrhw", x, weight) + noise
+    full, fit_full = _fit(source, target, x, y)
+    low, fit_low = _fit(source, target, x, y, rank_loss=0.001)
+    assert (fit_full.rank, fit_low.rank) == (20, 4)
+    assert full.macs == 16 * 20 * 30
+    assert low.macs == 16 * 4 * (20 + 30)
+    assert fit_low.r2 > 0.999
+    assert torch.allclose(low(x), y, atol=0.2)
+
+
+def test_a_budget_lowers_the_rank_to_the_best_of_that_size() -> None:
+    source, target = Layout("NC", 10, (1, 1)), Layout("NC", 10, (1, 1))
+    x = torch.randn(2000, 10)
+    y = x * torch.arange(1, 11) + 0.1 * torch.randn(2000, 10)
+    stitch, fitted = _fit(source, target, x, y, largest=70)
+    assert fitted.rank == 3
+    assert stitch.macs == 60
+    # channels count alike, whatever their scale: each of the three is predicted in full
+    explained = 1 - (stitch(x) - y).var(0) / y.var(0)
+    assert float(explained.sum()) == pytest.approx(3, abs=0.4)
+
+
+def test_every_position_has_a_bias_where_that_predicts_better() -> None:
+    source, target = Layout("NCHW", 3, (4, 4)), Layout("NLC", 2, (4, 4), prefix=1)
+    x = torch.randn(500, 3, 4, 4)
+    place = 5 * torch.randn(16, 2)
+    y = torch.cat([x.mean((2, 3))[:, None, :2], x[:, :2].flatten(2).transpose(1, 2) + place], 1)
+    stitch, fitted = _fit(source, target, x, y, everywhere=True)
+    assert stitch.bias.shape == (2, 4, 4)
+    assert fitted.r2 > 0.999
+    assert torch.allclose(stitch(x), y, atol=1e-2)
+    alike, _ = _fit(source, Layout("NCHW", 2, (4, 4)), x, x[:, :2], everywhere=True)
+    assert alike.bias.shape == (2, 1, 1)
+
+
+def test_neighbours_and_positions_equal_least_squares_by_hand() -> None:
+    source, target = Layout("NCHW", 2, (3, 3)), Layout("NCHW", 2, (3, 3))
+    x = torch.randn(200, 2, 3, 3, dtype=torch.float64) + 3 * torch.randn(2, 3, 3).double()
+    y = x.flip(1).roll(1, 2) + 4 * torch.randn(2, 3, 3).double() + 0.3 * torch.randn_like(x)
+    stitch, fitted = _fit(source, target, x, y, kernel=3, everywhere=True)
+    assert fitted.kernel == 3
+    assert fitted.ridge < 1e-2
+    columns = torch.nn.functional.unfold(x, 3, padding=1).transpose(1, 2).flatten(0, 1)
+    places = torch.eye(9).double().repeat(200, 1)
+    wanted = y.flatten(2).transpose(1, 2).flatten(0, 1)
+    expected = LinearRegression(fit_intercept=False).fit(
+        torch.cat([columns, places], 1).numpy(), wanted.numpy()
+    )
+    found = stitch.weight.flatten(1).numpy()
+    assert found == pytest.approx(expected.coef_[:, :18], abs=0.01)
+    assert stitch.bias.flatten(1).numpy() == pytest.approx(expected.coef_[:, 18:], abs=0.05)
+
+
+def test_features_that_are_not_finite_are_named(a: st.Parent, b: st.Parent, data: st.Data) -> None:
+    supernetwork = st.stitch(a, b)
+    norm = next(m for m in a.module.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    before = norm.weight.detach().clone()
+    with torch.no_grad():
+        norm.weight[0] = float("nan")
+    try:
+        with pytest.raises(FitError, match=r"stitch 'a\..* hold NaN or infinite .* parent a, at"):
+            st.fit(supernetwork, data.train, images=20)
+    finally:
+        with torch.no_grad():
+            norm.weight.copy_(before)
+
+
+def test_little_memory_means_more_passes_and_the_same_stitches(
+    a: st.Parent, b: st.Parent, data: st.Data, capsys: pytest.CaptureFixture[str]
+) -> None:
+    once, often = st.stitch(a, b), st.stitch(a, b)
+    st.fit(once, data.train, images=50)
+    st.fit(often, data.train, images=50, memory=0.1)
+    assert "passes over the images" in capsys.readouterr().err
+    assert once.content_hash() == often.content_hash()
+    with pytest.raises(FitError, match="raise `memory`"):
+        st.fit(often, data.train, images=50, memory=1e-6)
+
+
+def test_the_budget_holds_for_every_stitch(a: st.Parent, b: st.Parent, data: st.Data) -> None:
+    supernetwork = st.stitch(a, b)
+    fits = st.fit(supernetwork, data.train, images=50, budget=0.02)
+    cheaper = min(graph.macs for graph in supernetwork.graphs.values())
+    one_rank = max(s.grid[0] * s.grid[1] * 9 * 200 for s in supernetwork.laid)
+    assert all(entry.macs <= 0.02 * cheaper + one_rank for entry in fits)
+    for index, entry in enumerate(fits):
+        into = supernetwork.switches[index].into
+        crossed = st.Genotype(into, frozenset([index]))
+        resolved = supernetwork.supergraph.resolve(crossed)
+        stitch = next(
+            supernetwork.supergraph.operations[place]
+            for place, _ in resolved.steps
+            if supernetwork.supergraph.operations[place].owner == "stitch"
+        )
+        assert stitch.macs == entry.macs == supernetwork.laid[index].macs
 
 
 def test_too_few_images(a: st.Parent, b: st.Parent, data: st.Data) -> None:

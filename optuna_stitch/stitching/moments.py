@@ -1,0 +1,194 @@
+"""Sums over images and positions, from which every least-squares solution follows.
+
+The sums are kept by what is read, not by stitch: whatever several stitches read is summed once,
+and the products of two readings serve both directions. They add up: processes that saw different
+images add their sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from optuna_stitch.networks.layouts import Layout
+from optuna_stitch.stitching.genotype import Side
+from optuna_stitch.stitching.layers import Part, read_part
+
+# Sums are kept apart for the images that are fitted and for those that are held out.
+FITTED, HELD_OUT = 0, 1
+# One image in this many is held out, to choose by its error.
+EVERY = 5
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a linear map reads, or has to reproduce.
+
+    Args:
+        side: Of which parent.
+        node: Its node.
+        layout: The node's layout.
+        part: Which part of its feature.
+        size: Grid that the part is resampled to.
+        kernel: Side k of the neighbourhood that is read at every position, odd.
+    """
+
+    side: Side
+    node: str
+    layout: Layout
+    part: Part
+    size: tuple[int, int]
+    kernel: int = 1
+
+    @property
+    def width(self) -> int:
+        """Number of columns: channels times taps."""
+        return self.layout.channels * self.kernel**2
+
+    @property
+    def base(self) -> Reading:
+        """The same without neighbours."""
+        return Reading(self.side, self.node, self.layout, self.part, self.size)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A linear map to be fitted: what it reads, and what it has to reproduce."""
+
+    source: Reading
+    target: Reading
+
+
+class Positions:
+    """Which positions of a grid count: all, or as many as wanted, drawn once by the seed.
+
+    Args:
+        size: Height and width of the grid.
+        wanted: How many at most.
+        seed: Draws them.
+    """
+
+    def __init__(self, size: tuple[int, int], wanted: int, seed: int) -> None:
+        cells = size[0] * size[1]
+        chosen = torch.arange(cells)
+        if cells > wanted:
+            generator = torch.Generator().manual_seed(seed)
+            chosen = torch.randperm(cells, generator=generator)[:wanted].sort().values
+        self.rows, self.columns = chosen // size[1], chosen % size[1]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def gather(self, grid: Tensor, kernel: int = 1) -> Tensor:
+        """Neighbourhoods at the positions, zero beyond the border.
+
+        Args:
+            grid: ``(N, C, h, w)``.
+            kernel: Side of a neighbourhood.
+
+        Returns:
+            ``(N, positions, C · kernel²)``, taps in the order of a convolution's kernel.
+        """
+        reach = kernel // 2
+        if reach:
+            grid = torch.nn.functional.pad(grid, (reach,) * 4)
+        taps = [
+            grid[:, :, self.rows + down, self.columns + right]
+            for down in range(kernel)
+            for right in range(kernel)
+        ]
+        return torch.stack(taps, dim=2).flatten(1, 2).transpose(1, 2)
+
+
+class Moments:
+    """Sums, squares and products of readings over images, in float64.
+
+    Args:
+        pairs: The linear maps that are to be fitted.
+        positions: How many positions of a grid count at most.
+        seed: Draws the positions.
+    """
+
+    def __init__(self, pairs: Iterable[Pair], positions: int, seed: int) -> None:
+        self.pairs = list(pairs)
+        self.count = torch.zeros(2, dtype=torch.float64)
+        self.positions = {
+            size: Positions(size, positions, seed)
+            for size in {pair.source.size for pair in self.pairs}
+        }
+        self.sums: dict[Reading, Tensor] = {}
+        self.squares: dict[Reading, Tensor] = {}
+        self.products: dict[tuple[Reading, Reading], Tensor] = {}
+        for pair in self.pairs:
+            for reading in (pair.source.base, pair.target):
+                shape = (2, reading.width, *reading.size)
+                self.sums.setdefault(reading, torch.zeros(shape, dtype=torch.float64))
+            self.squares.setdefault(
+                pair.target, torch.zeros(2, pair.target.width, dtype=torch.float64)
+            )
+            for one, other in _products(pair):
+                if (other, one) not in self.products:
+                    zeros = torch.zeros(2, one.width, other.width, dtype=torch.float64)
+                    self.products.setdefault((one, other), zeros)
+
+    @staticmethod
+    def bytes_of(pair: Pair) -> tuple[int, int]:
+        """How much memory a linear map takes: its sums, if it shares none, and to be solved."""
+        sums = 2 * 8 * sum(one.width * other.width for one, other in _products(pair))
+        return sums, 8 * 6 * pair.source.width**2
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All sums, for processes to add up."""
+        return [self.count, *self.sums.values(), *self.squares.values(), *self.products.values()]
+
+    def add(self, features: dict[tuple[Side, str], Tensor], held_out: Tensor) -> Reading | None:
+        """Add a batch.
+
+        Args:
+            features: Raw features of N images by parent and node.
+            held_out: ``(N,)``, which of the images are held out.
+
+        Returns:
+            None, or the first reading that has NaN or infinite values; nothing is added then.
+        """
+        grids: dict[Reading, Tensor] = {}
+        for reading in self.sums:
+            feature = features[reading.side, reading.node]
+            grids[reading] = read_part(reading.layout, feature, reading.part, reading.size)
+            if not grids[reading].isfinite().all():
+                return reading
+        for part, images in ((FITTED, ~held_out), (HELD_OUT, held_out)):
+            self._add(part, {reading: grid[images] for reading, grid in grids.items()})
+            self.count[part] += int(images.sum())
+        return None
+
+    def _add(self, part: int, grids: dict[Reading, Tensor]) -> None:
+        samples: dict[Reading, Tensor] = {}
+        for reading, total in self.sums.items():
+            total[part] += grids[reading].double().sum(0).cpu()
+        for reading in {reading for pair in self.products for reading in pair}:
+            gathered = self.positions[reading.size].gather(grids[reading.base], reading.kernel)
+            samples[reading] = gathered.flatten(0, 1).double()
+        for reading, total in self.squares.items():
+            total[part] += samples[reading].square().sum(0).cpu()
+        for (one, other), total in self.products.items():
+            total[part] += (samples[one].T @ samples[other]).cpu()
+
+    def product(self, one: Reading, other: Reading) -> Tensor:
+        """Sums ``(2, width of one, width of other)`` of the products of two readings."""
+        if (one, other) in self.products:
+            return self.products[one, other]
+        return self.products[other, one].transpose(1, 2)
+
+    def means(self, reading: Reading) -> Tensor:
+        """Mean by position, ``(2, positions, width)``."""
+        sums = self.sums[reading.base] / self.count[:, None, None, None]
+        return self.positions[reading.size].gather(sums, reading.kernel)
+
+
+def _products(pair: Pair) -> list[tuple[Reading, Reading]]:
+    return [(pair.source, pair.source), (pair.source, pair.target)]

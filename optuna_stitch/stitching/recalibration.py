@@ -1,0 +1,159 @@
+"""BatchNorm statistics for what follows a stitch, from unlabelled images.
+
+A stitched feature is not the parent's own: its mean and variance drift further at every layer. A
+BatchNorm downstream of a stitch gets statistics under which its output has the mean and the
+variance that the parent's own feature has there, on the same images. Comparing on the same images
+needs few of them, and does not adapt the network to the images: where nothing was stitched,
+nothing changes.
+
+The statistics depend on the path that leads to the node. They are values of the computation like
+any other: the same path has the same statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optuna_stitch.data import Split
+from optuna_stitch.networks.view import View
+from optuna_stitch.stitching.genotype import Genotype
+from optuna_stitch.stitching.normalization import BatchNorm
+from optuna_stitch.stitching.program import Observer, Program, program_of
+from optuna_stitch.stitching.supergraph import Supergraph
+
+# How much a channel's deviation is scaled at most.
+_LARGEST_SCALE = 30.0
+
+Statistics = tuple[Tensor, Tensor]
+
+
+class Calibration:
+    """Images that BatchNorm statistics are estimated on.
+
+    Args:
+        views: How the images are seen.
+        pixels: The images by view, ``(N, C, H, W)``, 8 bits a channel.
+        batch_size: Images per batch.
+    """
+
+    def __init__(self, views: Sequence[View], pixels: Sequence[Tensor], batch_size: int) -> None:
+        self.pixels = tuple(pixels)
+        self.batch_size = batch_size
+        self._views = tuple(views)
+        self._own: list[dict[int, Statistics]] = []
+
+    @staticmethod
+    def of(split: Split, views: Sequence[View], batch_size: int) -> Calibration:
+        """Take the images of a split."""
+        seen: list[list[Tensor]] = [[] for _ in views]
+        for batch in split.batches(views, batch_size):
+            for column, view, images in zip(seen, views, batch.images, strict=True):
+                column.append(view.pixels(images))
+        return Calibration(views, [torch.cat(column) for column in seen], batch_size)
+
+    def again(self) -> Calibration:
+        """The same images, for another supernetwork."""
+        return Calibration(self._views, self.pixels, self.batch_size)
+
+    def __len__(self) -> int:
+        return len(self.pixels[0])
+
+    def batches(self) -> list[tuple[Tensor, ...]]:
+        """The images as the parents see them."""
+        return [
+            tuple(
+                view.normalize(pixels[start : start + self.batch_size])
+                for view, pixels in zip(self._views, self.pixels, strict=True)
+            )
+            for start in range(0, len(self), self.batch_size)
+        ]
+
+    def own(self, supergraph: Supergraph) -> list[dict[int, Statistics]]:
+        """What `statistics_of` says of every batch; computed once."""
+        if not self._own:
+            self._own = [statistics_of(supergraph, images) for images in self.batches()]
+        return self._own
+
+
+def statistics_of(supergraph: Supergraph, images: tuple[Tensor, ...]) -> dict[int, Statistics]:
+    """Mean and variance of what the parents' BatchNorms read, nothing being stitched.
+
+    Args:
+        supergraph: The supernetwork's operations.
+        images: A batch, by view.
+
+    Returns:
+        Statistics by operation.
+    """
+    program = program_of(supergraph, supergraph.resolve(Genotype("ensemble")))
+    found: dict[int, Statistics] = {}
+
+    def observe(step: int, norm: BatchNorm, inputs: Sequence[Any]) -> None:
+        found[program.places[step]] = _statistics(inputs[0])
+
+    with torch.no_grad():
+        program.run(images, observe)
+    return found
+
+
+def match_batch(program: Program, own: dict[int, Statistics]) -> Observer:
+    """Give BatchNorms downstream of a stitch statistics that fit the batch that runs.
+
+    With the batch's mean m and variance v where the parent's own feature has m₀ and v₀, and the
+    parent's statistics μ and σ², the new ones are ``m - (m₀ - μ) / s`` and ``σ² / s²`` for
+    ``s² = v₀ / v``.
+
+    Args:
+        program: What to change as it runs.
+        own: What `statistics_of` says of the batch.
+
+    Returns:
+        What `Program.run` takes to observe.
+    """
+
+    def match(step: int, norm: BatchNorm, inputs: Sequence[Any]) -> None:
+        if step in program.stitched_norms:
+            found = _statistics(inputs[0])
+            program.normalize(step, *_matched(norm, found, own[program.places[step]]))
+
+    return match
+
+
+def recalibrate(program: Program, supergraph: Supergraph, calibration: Calibration) -> None:
+    """Give BatchNorms downstream of a stitch the average of what fits each calibration batch.
+
+    Args:
+        program: What to change, in place.
+        supergraph: The operations it consists of.
+        calibration: The images.
+    """
+    if not program.stitched_norms:
+        return
+    averages: dict[int, Statistics] = {}
+    for images, own in zip(calibration.batches(), calibration.own(supergraph), strict=True):
+        program.run(images, match_batch(program, own))
+        share = len(images[0]) / len(calibration)
+        for step in program.stitched_norms:
+            mean, variance = program.statistics[step]
+            before = averages.get(step, (torch.zeros_like(mean), torch.zeros_like(variance)))
+            averages[step] = before[0] + share * mean, before[1] + share * variance
+    for step, statistics in averages.items():
+        program.normalize(step, *statistics)
+
+
+def _matched(norm: BatchNorm, found: Statistics, own: Statistics) -> Statistics:
+    (mean, variance), (own_mean, own_variance) = found, own
+    scale = ((own_variance + norm.eps) / (variance + norm.eps)).sqrt()
+    scale = scale.clamp(1 / _LARGEST_SCALE, _LARGEST_SCALE)
+    wanted = (norm.variance + norm.eps) / scale.square() - norm.eps
+    return mean - (own_mean - norm.mean) / scale, wanted.clamp_min(0)
+
+
+def _statistics(feature: Tensor) -> Statistics:
+    others = [dimension for dimension in range(feature.dim()) if dimension != 1]
+    variance, mean = torch.var_mean(feature.detach().float(), others, correction=0)
+    return mean, variance

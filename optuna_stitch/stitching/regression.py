@@ -1,0 +1,333 @@
+"""The linear maps that moments imply: ridge regression of chosen strength, kernel and rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from optuna_stitch.stitching.moments import FITTED, HELD_OUT, Moments, Pair
+
+# Ridge strengths tried, relative to the mean variance of the source's columns.
+RIDGES = tuple(10.0**exponent for exponent in range(-8, 2))
+
+
+@dataclass(frozen=True)
+class Solution:
+    """One fitted linear map, from c columns (channels times taps) to C_t channels.
+
+    Args:
+        weight: ``(C_t, c)``, or its first factor ``(r, c)`` at reduced rank.
+        expand: The second factor ``(C_t, r)``, or None at full rank.
+        bias: ``(C_t, 1, 1)``, or ``(C_t, h, w)`` where every position has its own.
+        kernel: Side of the kernel.
+        r2: Share of the target's variance explained on held-out images, before its variance was
+            matched.
+        ridge: The strength chosen, relative to the mean variance of the columns.
+    """
+
+    weight: Tensor
+    expand: Tensor | None
+    bias: Tensor
+    kernel: int
+    r2: float
+    ridge: float
+
+    @property
+    def rank(self) -> int | None:
+        """Rank, or None where it is full."""
+        return None if self.expand is None else self.expand.shape[1]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the fit may choose from.
+
+    Args:
+        kernels: Sides of the kernels that are tried; the moments must hold the largest.
+        rank_loss: Share of the explained variance that a lower rank, or a smaller kernel, may
+            cost on held-out images; None for full rank, except where that is over the largest
+            size.
+        largest: Weights at most, or None for no limit; a lower rank keeps within it.
+        everywhere: Whether every position may have a bias of its own.
+        match_variance: Whether to restore the variance that ridge takes.
+    """
+
+    kernels: tuple[int, ...]
+    rank_loss: float | None = None
+    largest: int | None = None
+    everywhere: bool = True
+    match_variance: bool = True
+
+
+@dataclass(frozen=True)
+class _Centred:
+    """Covariances of one set of images, about some centre.
+
+    Args:
+        xx: ``(c, c)``.
+        xy: ``(c, C_t)``.
+        yy: ``(C_t,)``.
+    """
+
+    xx: Tensor
+    xy: Tensor
+    yy: Tensor
+
+    def columns(self, kept: Tensor) -> _Centred:
+        return _Centred(self.xx[kept][:, kept], self.xy[kept], self.yy)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """One kernel's solution, and what it would cost.
+
+    Args:
+        kernel: Its side.
+        columns: Which columns it reads.
+        index: Place of its ridge strength in `RIDGES`.
+        directions: Target directions by the variance predicted in them, ``(C_t, C_t)``, as
+            columns, orthonormal where channels are in units of their deviation.
+        rank: How many of them are kept, or None for all.
+        error: Held-out squared error, in units of the channels' variance.
+        raw_error: Held-out squared error.
+    """
+
+    kernel: int
+    columns: Tensor
+    index: int
+    directions: Tensor
+    rank: int | None
+    error: float
+    raw_error: float
+
+
+class Regression:
+    """Least squares for one pair of readings.
+
+    Args:
+        moments: Sums that have the pair.
+        pair: What is read, and what has to be reproduced.
+    """
+
+    def __init__(self, moments: Moments, pair: Pair) -> None:
+        self._pair = pair
+        self._count = moments.count * len(moments.positions[pair.source.size])
+        self._x = moments.means(pair.source)  # (2, positions, c)
+        self._y = moments.means(pair.target)
+        self._xx = moments.product(pair.source, pair.source)
+        self._xy = moments.product(pair.source, pair.target)
+        self._yy = moments.squares[pair.target]
+        self._share = moments.count / moments.count.sum()
+        sums = [moments.sums[reading].sum(0) for reading in (pair.source.base, pair.target)]
+        self._maps = [total / moments.count.sum() for total in sums]
+
+    def solve(self, choices: Choices) -> Solution:
+        """Choose ridge strength, kernel and rank on held-out images; then solve on all.
+
+        The rank is reduced by regressing on the directions in which most of the target's
+        standardized variance is predicted (reduced-rank regression: Izenman 1975).
+        """
+        everywhere = choices.everywhere and self._varies_by_position()
+        fitted, held_out = self._sets(everywhere)
+        total = self._total(everywhere)
+        spread = float(held_out.yy.sum())
+        scale = (total.yy + 1e-12 * total.yy.max()).sqrt()
+        if float(total.xx.diagonal().mean()) == 0 or float(total.yy.max()) == 0:
+            return self._constant(everywhere, choices)
+        candidates = [
+            _candidate(fitted, held_out, scale, self._columns(kernel), kernel, choices)
+            for kernel in choices.kernels
+        ]
+        least = min(candidate.error for candidate in candidates)
+        units = float((held_out.yy / scale.square()).sum())
+        # as with the rank: what is explained less for being cheaper
+        slack = (choices.rank_loss or 0.0) * max(units - least, 0.0)
+        allowed = [candidate for candidate in candidates if candidate.error <= least + slack]
+        best = min(allowed, key=lambda candidate: candidate.kernel)
+        r2 = 1 - best.raw_error / spread if spread > 0 else 0.0
+        return self._finish(total, best, scale, everywhere, choices, r2)
+
+    def _columns(self, kernel: int) -> Tensor:
+        """The columns that a smaller kernel reads of the largest one's."""
+        side = self._pair.source.kernel
+        taps = torch.arange(side * side).reshape(side, side)
+        edge = (side - kernel) // 2
+        inner = taps[edge : side - edge, edge : side - edge].flatten()
+        channels = torch.arange(self._pair.source.layout.channels)
+        return (channels[:, None] * side * side + inner).flatten()
+
+    def _varies_by_position(self) -> bool:
+        """Whether held-out targets are nearer to the fitted means by position than to one mean."""
+        if self._y.shape[1] == 1:
+            return False
+        own, fitted = self._y[HELD_OUT], self._y[FITTED]
+        square = self._yy[HELD_OUT] / self._count[HELD_OUT]
+        by_position, overall = (
+            (square - (2 * own * centre - centre.square()).mean(0)).clamp_min(0)
+            for centre in (fitted, _flat(fitted))
+        )
+        used = overall > 0
+        return float((by_position[used] / overall[used]).mean()) < 1
+
+    def _centres(self, part: int, everywhere: bool) -> tuple[Tensor, Tensor]:
+        x, y = self._x[part], self._y[part]
+        return (x, y) if everywhere else (_flat(x), _flat(y))
+
+    def _sets(self, everywhere: bool) -> tuple[_Centred, _Centred]:
+        """Covariances of the fitted and of the held-out images, both about the fitted means."""
+        centres = self._centres(FITTED, everywhere)
+        return self._about(FITTED, centres), self._about(HELD_OUT, centres)
+
+    def _about(self, part: int, centres: tuple[Tensor, Tensor]) -> _Centred:
+        x, y = centres
+        mx, my, count = self._x[part], self._y[part], self._count[part]
+        yy = self._yy[part] / count - (2 * my * y - y.square()).mean(0)
+        return _Centred(
+            _shifted(self._xx[part] / count, mx, mx, x, x),
+            _shifted(self._xy[part] / count, mx, my, x, y),
+            yy.clamp_min(0),
+        )
+
+    def _total(self, everywhere: bool) -> _Centred:
+        """Covariances of all images about their own means."""
+        x, y = (torch.tensordot(self._share, means, 1) for means in (self._x, self._y))
+        centre = (x, y) if everywhere else (_flat(x), _flat(y))
+        fitted, held_out = (self._about(part, centre) for part in (FITTED, HELD_OUT))
+        one, other = self._share
+        return _Centred(
+            one * fitted.xx + other * held_out.xx,
+            one * fitted.xy + other * held_out.xy,
+            one * fitted.yy + other * held_out.yy,
+        )
+
+    def _constant(self, everywhere: bool, choices: Choices) -> Solution:
+        """Where the source or the target never changes, the best prediction is the mean."""
+        kernel = min(choices.kernels)
+        rows, width = self._pair.target.width, self._pair.source.layout.channels * kernel**2
+        weight = torch.zeros(rows, width, dtype=torch.float64)
+        return Solution(weight, None, self._bias(weight, kernel, everywhere), kernel, 0.0, 0.0)
+
+    def _finish(
+        self,
+        total: _Centred,
+        best: _Candidate,
+        scale: Tensor,
+        everywhere: bool,
+        choices: Choices,
+        r2: float,
+    ) -> Solution:
+        part = total.columns(best.columns)
+        solution = _ridge(part, RIDGES[best.index])  # (c, C_t)
+        first, expand = solution, None
+        if best.rank is not None:
+            kept = best.directions[:, : best.rank]
+            first, expand = solution / scale @ kept, scale[:, None] * kept
+            solution = first @ expand.T
+        if choices.match_variance:
+            predicted = (solution * (part.xx @ solution)).sum(0)
+            # a dead channel, or one that nothing predicts, keeps its mean
+            usable = predicted > 1e-12 * part.yy.clamp_min(1e-12)
+            factor = torch.where(usable, (part.yy / predicted).sqrt(), 0.0)
+            solution = solution * factor
+            if expand is None:
+                first = solution
+            else:
+                expand = expand * factor[:, None]
+        bias = self._bias(solution.T, best.kernel, everywhere)
+        return Solution(first.T, expand, bias, best.kernel, r2, RIDGES[best.index])
+
+    def _bias(self, weight: Tensor, kernel: int, everywhere: bool) -> Tensor:
+        """What is added so that the prediction's mean is the target's, here or everywhere."""
+        source, target = self._maps
+        reads = weight.reshape(len(weight), -1, kernel, kernel)
+        if everywhere:
+            predicted: Tensor = torch.conv2d(source[None], reads, padding=kernel // 2)[0]
+            return target - predicted
+        x: Tensor
+        y: Tensor
+        x, y = (torch.tensordot(self._share, means, 1).mean(0) for means in (self._x, self._y))
+        return (y - weight @ x[self._columns(kernel)])[:, None, None]
+
+
+def _candidate(
+    fitted: _Centred,
+    held_out: _Centred,
+    scale: Tensor,
+    columns: Tensor,
+    kernel: int,
+    choices: Choices,
+) -> _Candidate:
+    fitted, held_out = fitted.columns(columns), held_out.columns(columns)
+    index = int(_errors(fitted, held_out).argmin())
+    solution = _ridge(fitted, RIDGES[index]) / scale
+    predicted = solution.T @ fitted.xx @ solution
+    directions = torch.linalg.eigh(predicted).eigenvectors.flip(1)
+    # what each direction takes off the held-out error
+    turned = solution @ directions
+    gains = (
+        2 * (turned * (held_out.xy / scale @ directions)).sum(0)
+        - (turned * (held_out.xx @ turned)).sum(0)
+    ).cumsum(0)
+    units = float((held_out.yy / scale.square()).sum())
+    rank = _rank(gains, len(columns), choices)
+    kept = directions[:, : rank or len(directions)]
+    raw = solution @ kept @ (kept.T * scale)
+    raw_error = (
+        held_out.yy.sum() - 2 * (raw * held_out.xy).sum() + (raw * (held_out.xx @ raw)).sum()
+    )
+    error = units - float(gains[(rank or len(gains)) - 1])
+    return _Candidate(kernel, columns, index, directions, rank, error, float(raw_error))
+
+
+def _rank(gains: Tensor, width: int, choices: Choices) -> int | None:
+    """The lowest rank whose loss is allowed, within the largest size; None if full is smaller."""
+    rows = len(gains)
+    rank, full = rows, width * rows
+    if choices.rank_loss is not None:
+        enough = gains >= gains[-1] - choices.rank_loss * gains[-1].abs()
+        rank = int(enough.nonzero()[0]) + 1
+    if choices.largest is not None and min(rank * (width + rows), full) > choices.largest:
+        rank = max(1, choices.largest // (width + rows))
+    return rank if rank * (width + rows) < full else None
+
+
+def _ridge(moments: _Centred, strength: float) -> Tensor:
+    identity = torch.eye(len(moments.xx), dtype=moments.xx.dtype)
+    ridge = strength * moments.xx.diagonal().mean()
+    factor: Tensor = torch.linalg.cholesky(moments.xx + ridge * identity)
+    return torch.cholesky_solve(moments.xy, factor)
+
+
+def _errors(fitted: _Centred, held_out: _Centred) -> Tensor:
+    """Squared error on the held-out images by ridge strength.
+
+    With the fitted covariance ``V diag(e) Vᵀ``, the solution is ``V diag(d) P`` for
+    ``P = Vᵀ cross`` and ``d = 1 / (e + ridge)``, so that with held-out moments ``M`` and ``Q``
+    in the basis V the error is ``|y|² - 2 d · diag(P Qᵀ) + dᵀ (M ∘ P Pᵀ) d``: one matrix
+    product for all strengths together.
+    """
+    eigenvalues, vectors = torch.linalg.eigh(fitted.xx)
+    eigenvalues = eigenvalues.clamp_min(0)
+    projected = vectors.T @ fitted.xy
+    linear = (projected * (vectors.T @ held_out.xy)).sum(1)
+    quadratic = (vectors.T @ held_out.xx @ vectors) * (projected @ projected.T)
+    scale = fitted.xx.diagonal().mean()
+    strengths = torch.tensor(RIDGES, dtype=scale.dtype)[:, None] * scale
+    inverse = 1 / (eigenvalues + strengths)
+    error: Tensor = (
+        held_out.yy.sum() - 2 * inverse @ linear + ((inverse @ quadratic) * inverse).sum(1)
+    )
+    return error
+
+
+def _shifted(product: Tensor, mx: Tensor, my: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Mean of products about the centres x and y, where the means are mx and my."""
+    shift: Tensor = (mx.T @ y + x.T @ my - x.T @ y) / len(x)
+    return product - shift
+
+
+def _flat(means: Tensor) -> Tensor:
+    """One mean at all positions."""
+    return means.mean(0, keepdim=True).expand_as(means)

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import optuna_stitch as st
+from optuna_stitch.evaluation.plan import plan
+from optuna_stitch.networks.view import View
+from optuna_stitch.stitching.normalization import BatchNorm
+from optuna_stitch.stitching.recalibration import Calibration
+
+
+def _into(supernetwork: st.Supernetwork, side: str) -> st.Genotype:
+    """The first crossover into a parent."""
+    index = next(i for i, switch in enumerate(supernetwork.switches) if switch.into == side)
+    return st.Genotype(side, frozenset([index]))  # type: ignore[arg-type]
+
+
+def test_pixels_are_kept_exactly(data: st.Data) -> None:
+    view = View((3, 32, 32), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    images = next(data.train.batches([view], 20)).images[0]
+    pixels = view.pixels(images)
+    assert pixels.dtype == torch.uint8
+    assert torch.allclose(view.normalize(pixels), images, atol=1e-6)
+
+
+def test_a_stitched_path_has_the_parents_own_mean_and_variance(
+    supernetwork: st.Supernetwork, data: st.Data
+) -> None:
+    supernetwork = supernetwork.keep(range(len(supernetwork.switches)))
+    calibration = Calibration.of(data.train.take(50), supernetwork.views, 50)
+    supernetwork.calibration = calibration
+    moments: dict[bool, dict[int, tuple[torch.Tensor, torch.Tensor]]] = {True: {}, False: {}}
+
+    with torch.no_grad():
+        for stitched, genotype in ((False, st.Genotype("a")), (True, _into(supernetwork, "a"))):
+            program = plan(supernetwork, [genotype])
+
+            def keep(
+                step: int,
+                norm: BatchNorm,
+                inputs: Sequence[Any],
+                program: Any = program,
+                stitched: bool = stitched,
+            ) -> None:
+                mean, variance = program.statistics.get(step, (norm.mean, norm.variance))
+                scaled = (inputs[0] - mean[:, None, None]) / (variance + norm.eps).sqrt()[
+                    :, None, None
+                ]
+                moments[stitched][program.places[step]] = (
+                    scaled.mean((0, 2, 3)),
+                    scaled.std((0, 2, 3)),
+                )
+
+            program.run(calibration.batches()[0], keep)
+            assert bool(program.stitched_norms) == stitched
+    checked = 0
+    for place, (mean, deviation) in moments[True].items():
+        own_mean, own_deviation = moments[False][place]
+        alive = own_deviation > 1e-3
+        assert torch.allclose(mean[alive], own_mean[alive], atol=1e-2)
+        assert torch.allclose(deviation[alive], own_deviation[alive], rtol=1e-2)
+        checked += int(alive.sum())
+    assert checked > 50
+
+
+def test_it_helps_crossovers_into_a_batchnorm_network(
+    supernetwork: st.Supernetwork, data: st.Data
+) -> None:
+    without = supernetwork.keep(range(len(supernetwork.switches)))
+    without.calibration = None
+    crossed = [
+        st.Genotype("a", frozenset([index]))
+        for index, switch in enumerate(supernetwork.switches)
+        if switch.into == "a"
+    ]
+    better, plain = (
+        sum(f["accuracy"] for f in st.Evaluator(net, data.val, ["accuracy"]).evaluate(crossed))
+        for net in (supernetwork, without)
+    )
+    assert better > plain + 0.02 * len(crossed)
+    parents = [st.Genotype("a"), st.Genotype("b")]
+    for logits, same in zip(
+        st.Evaluator(supernetwork, data.val).logits(parents),
+        st.Evaluator(without, data.val).logits(parents),
+        strict=True,
+    ):
+        assert torch.equal(logits, same)
+    assert supernetwork.content_hash() != without.content_hash()
+
+
+@pytest.mark.parametrize("output", ["a", "ensemble"])
+def test_batchnorm_operators_of_exported_programs(
+    a: st.Parent, b: st.Parent, data: st.Data, tmp_path: Path, output: str
+) -> None:
+    images = torch.randn(3, 3, 32, 32)
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(a.module, (images,), dynamic_shapes=({0: batch},), strict=False)
+    torch.export.save(program, tmp_path / "a.pt2")
+    exported = st.load_parent(str(tmp_path / "a.pt2"), view=a.view)
+    supernetwork = st.stitch(exported, b)
+    st.fit(supernetwork, data.train, images=60, recalibrate=30)
+    genotype = st.Genotype(output, _into(supernetwork, "a").on)  # type: ignore[arg-type]
+    with torch.no_grad():
+        together = plan(supernetwork, [st.Genotype("a"), genotype])
+        assert together.stitched_norms
+        logits = together.run([images])[1]
+        assert torch.equal(supernetwork.extract(genotype)(images), logits)
+        supernetwork.calibration = None
+        assert not torch.equal(supernetwork.extract(genotype)(images), logits)
