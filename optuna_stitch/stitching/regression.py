@@ -12,6 +12,9 @@ from optuna_stitch.stitching.moments import FITTED, HELD_OUT, Moments, Pair
 # Ridge strengths tried, relative to the mean variance of the source's columns.
 RIDGES = tuple(10.0**exponent for exponent in range(-8, 2))
 
+# A bias for every position has to explain this share of the target's variance.
+_WORTH = 0.01
+
 
 @dataclass(frozen=True)
 class Solution:
@@ -159,7 +162,7 @@ class Regression:
         return (channels[:, None] * side * side + inner).flatten()
 
     def _varies_by_position(self) -> bool:
-        """Whether held-out targets are nearer to the fitted means by position than to one mean."""
+        """Whether held-out targets are much nearer to the means by position than to one mean."""
         if self._y.shape[1] == 1:
             return False
         own, fitted = self._y[HELD_OUT], self._y[FITTED]
@@ -169,7 +172,7 @@ class Regression:
             for centre in (fitted, _flat(fitted))
         )
         used = overall > 0
-        return float((by_position[used] / overall[used]).mean()) < 1
+        return float((by_position[used] / overall[used]).mean()) < 1 - _WORTH
 
     def _centres(self, part: int, everywhere: bool) -> tuple[Tensor, Tensor]:
         x, y = self._x[part], self._y[part]

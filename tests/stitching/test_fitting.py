@@ -160,14 +160,15 @@ def test_every_position_has_a_bias_where_that_predicts_better() -> None:
 
 
 def test_neighbours_and_positions_equal_least_squares_by_hand() -> None:
+    torch.manual_seed(0)
     source, target = Layout("NCHW", 2, (3, 3)), Layout("NCHW", 2, (3, 3))
-    x = torch.randn(200, 2, 3, 3, dtype=torch.float64) + 3 * torch.randn(2, 3, 3).double()
-    y = x.flip(1).roll(1, 2) + 4 * torch.randn(2, 3, 3).double() + 0.3 * torch.randn_like(x)
+    x = torch.randn(500, 2, 3, 3, dtype=torch.float64) + 3 * torch.randn(2, 3, 3).double()
+    y = x.flip(1).roll(1, 2) + 4 * torch.randn(2, 3, 3).double() + 0.1 * torch.randn_like(x)
     stitch, fitted = _fit(source, target, x, y, kernel=3, everywhere=True)
     assert fitted.kernel == 3
-    assert fitted.ridge < 1e-2
+    assert fitted.ridge <= 1e-2
     columns = torch.nn.functional.unfold(x, 3, padding=1).transpose(1, 2).flatten(0, 1)
-    places = torch.eye(9).double().repeat(200, 1)
+    places = torch.eye(9).double().repeat(500, 1)
     wanted = y.flatten(2).transpose(1, 2).flatten(0, 1)
     expected = LinearRegression(fit_intercept=False).fit(
         torch.cat([columns, places], 1).numpy(), wanted.numpy()

@@ -74,15 +74,15 @@ def test_it_helps_crossovers_into_a_batchnorm_network(
     without = supernetwork.keep(range(len(supernetwork.switches)))
     without.calibration = None
     crossed = [
-        st.Genotype("a", frozenset([index]))
+        st.Genotype("b", frozenset([index]))
         for index, switch in enumerate(supernetwork.switches)
-        if switch.into == "a"
+        if switch.into == "b"
     ]
     better, plain = (
         sum(f["accuracy"] for f in st.Evaluator(net, data.val, ["accuracy"]).evaluate(crossed))
         for net in (supernetwork, without)
     )
-    assert better > plain + 0.02 * len(crossed)
+    assert better > plain + 0.005 * len(crossed)
     parents = [st.Genotype("a"), st.Genotype("b")]
     for logits, same in zip(
         st.Evaluator(supernetwork, data.val).logits(parents),

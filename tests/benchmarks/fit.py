@@ -1,0 +1,262 @@
+"""How good, and how fast, the closed-form fit is on real networks and images.
+
+    uv run python tests/benchmarks/fit.py [--quick] [--pair PAIR] [--tune MINUTES] [--full-size]
+
+Prints tables of medians over seeds with their spread; the last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import optuna_stitch as st
+from optuna_stitch.evaluation.crossovers import single_crossovers
+from optuna_stitch.stitching.layers import Stitch
+
+sys.path.insert(0, str(__import__("pathlib").Path(__file__).parent))
+from pairs import DATA, MISSING, Pair, load_pair, state
+
+SEEDS = (0, 1, 2)
+PLAIN = {"kernel": 1, "rank_loss": None, "budget": None, "by_position": False}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "ridge alone": {**PLAIN, "match_variance": False, "recalibrate": 0},
+    "+ variance matching": {**PLAIN, "recalibrate": 0},
+    "+ BatchNorm statistics": PLAIN,
+    "default: + neighbours, ranks, positions": {},
+}
+DEFAULT = "default: + neighbours, ranks, positions"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="under 5 minutes on 2 cores")
+    parser.add_argument("--pair", default="cifar", choices=["cifar", "cnn_vit", "imagenet"])
+    parser.add_argument("--tune", type=float, default=0.0, metavar="MINUTES")
+    parser.add_argument("--full-size", action="store_true", help="only the fit of a large pair")
+    arguments = parser.parse_args()
+    if arguments.full_size:
+        print(json.dumps(full_size()))
+        return
+    if not DATA.is_dir():
+        sys.exit(f"This benchmark {MISSING}.")
+    images, test, probed = (400, 300, 4) if arguments.quick else (1000, None, 12)
+    measured: dict[str, list[dict[str, float]]] = {}
+    speeds: list[dict[str, float]] = []
+    for seed in SEEDS:
+        pair = load_pair(arguments.pair, seed)
+        for variant, options in VARIANTS.items():
+            supernetwork = st.stitch(pair.a, pair.b)
+            began = time.perf_counter()
+            train = pair.data.train.take(images)
+            st.fit(supernetwork, train, seed=seed, **options)
+            seconds = time.perf_counter() - began
+            figures = judge(supernetwork, pair, test) | {"seconds": seconds}
+            measured.setdefault(variant, []).append(figures)
+            say(f"seed {seed}, {variant}: {figures}")
+            if variant == DEFAULT:
+                speeds.append(against_adamw(pair, images, probed, seconds, seed))
+                say(f"seed {seed}, AdamW: {speeds[-1]}")
+                if arguments.tune:
+                    measured.setdefault(f"tuned, {arguments.tune:g} minutes", []).append(
+                        tuned(supernetwork, pair, train, arguments.tune, seed, test)
+                    )
+    report(arguments.pair, measured, speeds, images, test)
+
+
+def judge(supernetwork: st.Supernetwork, pair: Pair, test: int | None) -> dict[str, float]:
+    """All single crossovers on test images, against the weaker parent there."""
+    evaluator = st.Evaluator(supernetwork, pair.data.test.take(test), ["accuracy"])
+    parents = [st.Genotype("a"), st.Genotype("b")]
+    figures = evaluator.evaluate([*parents, *single_crossovers(supernetwork)])
+    a, b, *crossed = [entry["accuracy"] for entry in figures]
+    losses = [min(a, b) - accuracy for accuracy in crossed]
+    return {
+        "within_2_points_share": sum(loss <= 0.02 for loss in losses) / len(losses),
+        "median_loss": 100 * statistics.median(losses),
+        "macs": statistics.median(stitch.macs for stitch in supernetwork.laid) / 1e6,
+    }
+
+
+def tuned(
+    supernetwork: st.Supernetwork,
+    pair: Pair,
+    train: st.Split,
+    minutes: float,
+    seed: int,
+    test: int | None,
+) -> dict[str, float]:
+    """Tune for about so long; the number of steps is estimated from a few."""
+    trial = supernetwork.keep(range(len(supernetwork.switches)))
+    few = 10
+    times = []
+    for steps in (1, few):
+        trial.lay([copy_of(stitch) for stitch in supernetwork.laid])
+        began = time.perf_counter()
+        st.tune(trial, train, st.Tuning(steps=steps, seed=seed))
+        times.append(time.perf_counter() - began)
+    a_step = max(times[1] - times[0], 1e-3) / (few - 1)
+    steps = max(few, int((60 * minutes - times[0]) / a_step))
+    began = time.perf_counter()
+    st.tune(supernetwork, train, st.Tuning(steps=steps, seed=seed))
+    seconds = time.perf_counter() - began
+    figures = judge(supernetwork, pair, test) | {"seconds": seconds}
+    say(f"seed {seed}, tuned for {steps} steps: {figures}")
+    return figures
+
+
+def copy_of(stitch: Stitch) -> Stitch:
+    twin = Stitch(
+        stitch.source,
+        stitch.target,
+        kernel=stitch.kernel,
+        rank=stitch.rank,
+        everywhere=stitch.everywhere,
+    )
+    twin.load_state_dict(stitch.state_dict())
+    return twin
+
+
+def against_adamw(
+    pair: Pair, images: int, probed: int, seconds: float, seed: int
+) -> dict[str, float]:
+    """Our fit against gradients: some stitches, the same shapes, the same images.
+
+    AdamW is given the features, and pays for its steps only; ours pays for reading the features
+    too. Its settings are the founding paper's (lr 1e-3, weight decay 1e-5, batch 32), for 60
+    epochs. Errors are mean squared errors on validation images, ours before variance matching.
+    """
+    supernetwork = st.stitch(pair.a, pair.b)
+    st.fit(supernetwork, pair.data.train.take(images), match_variance=False, seed=seed)
+    count = len(supernetwork.switches)
+    chosen = [(2 * place + 1) * count // (2 * probed) for place in range(probed)]
+    train = read(supernetwork, pair.data.train.take(images), chosen)
+    val = read(supernetwork, pair.data.val.take(200), chosen)
+    not_worse, spent = 0, 0.0
+    for index in chosen:
+        ours = supernetwork.laid[index]
+        theirs = Stitch(ours.source, ours.target, kernel=ours.kernel, everywhere=ours.everywhere)
+        began = time.perf_counter()
+        adamw(theirs, *train[index], seed)
+        spent += time.perf_counter() - began
+        errors = [error(stitch, *val[index]) for stitch in (ours, theirs)]
+        not_worse += errors[0] <= errors[1]
+    return {
+        "time_ratio": (spent / probed) / (seconds / count),
+        "error_not_worse_share": not_worse / probed,
+    }
+
+
+def read(
+    supernetwork: st.Supernetwork, split: st.Split, chosen: Sequence[int]
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """Source and target features by stitch."""
+    ends = {}
+    for index in chosen:
+        switch = supernetwork.switches[index]
+        other = "a" if switch.into == "b" else "b"
+        ends[index] = ((other, switch.source), (switch.into, switch.target))
+    wanted = list(dict.fromkeys(end for both in ends.values() for end in both))
+    program = supernetwork.features(wanted)
+    kept: list[list[Tensor]] = [[] for _ in wanted]
+    with torch.no_grad():
+        for batch in split.batches(supernetwork.views, supernetwork.batch_size):
+            for column, value in zip(kept, program.run(batch.images), strict=True):
+                column.append(value)
+    features = dict(zip(wanted, map(torch.cat, kept), strict=True))
+    return {index: (features[x], features[y]) for index, (x, y) in ends.items()}
+
+
+def adamw(stitch: Stitch, source: Tensor, target: Tensor, seed: int, epochs: int = 60) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in stitch.parameters():
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.AdamW(stitch.parameters(), lr=1e-3, weight_decay=1e-5)
+    for _ in range(epochs):
+        for chosen in torch.randperm(len(source), generator=generator).split(32):
+            optimizer.zero_grad()
+            F.mse_loss(stitch(source[chosen]), target[chosen]).backward()
+            optimizer.step()
+    for parameter in stitch.parameters():
+        parameter.requires_grad_(False)
+
+
+@torch.no_grad()
+def error(stitch: Stitch, source: Tensor, target: Tensor) -> float:
+    return float(F.mse_loss(stitch(source), target))
+
+
+def full_size() -> dict[str, float]:
+    """Every stitch of ResNet-152 × EfficientNet-B4 (random weights), 64 images of noise."""
+    view = st.View((3, 224, 224))
+    a, b = (st.load_parent(name, view=view) for name in ("resnet152", "efficientnet_b4"))
+    supernetwork = st.stitch(a, b, points="all")
+    part = {"images": 64}
+    data = st.load_data("noise/1000", train=part, val={"images": 1}, test={"images": 1})
+    began = time.perf_counter()
+    st.fit(supernetwork, data.train, show_progress_bar=True)
+    return {
+        "stitches": len(supernetwork.switches),
+        "minutes": (time.perf_counter() - began) / 60,
+        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20),
+    }
+
+
+def report(
+    name: str,
+    measured: dict[str, list[dict[str, float]]],
+    speeds: list[dict[str, float]],
+    images: int,
+    test: int | None,
+) -> None:
+    print(
+        f"\n{name}: fitted on {images} train images, judged on "
+        f"{test or 'all'} test images, {len(SEEDS)} seeds, {state()}\n"
+    )
+    print("| fit | within 2 points, % | median loss, points | M MACs a stitch | seconds |")
+    print("|---|---|---|---|---|")
+    for variant, rows in measured.items():
+        cells = [
+            spread([100 * row["within_2_points_share"] for row in rows]),
+            spread([row["median_loss"] for row in rows]),
+            spread([row["macs"] for row in rows]),
+            spread([row["seconds"] for row in rows]),
+        ]
+        print(f"| {variant} | {' | '.join(cells)} |")
+    ratio = [row["time_ratio"] for row in speeds]
+    not_worse = [row["error_not_worse_share"] for row in speeds]
+    print(
+        f"\nAdamW takes {spread(ratio)} times as long; our held-out error is not worse on "
+        f"{spread([100 * share for share in not_worse])}% of the stitches probed.\n"
+    )
+    last = {
+        "pair": name,
+        "time_ratio": statistics.median(ratio),
+        "error_not_worse_share": statistics.median(not_worse),
+        "within_2_points_share": statistics.median(
+            row["within_2_points_share"] for row in measured[DEFAULT]
+        ),
+    }
+    print(json.dumps(last))
+
+
+def spread(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
