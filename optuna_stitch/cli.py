@@ -84,7 +84,8 @@ def run(study: StudyArgument, folder: FolderOption = None, smoke: SmokeOption = 
 def build(study: StudyArgument, folder: FolderOption = None) -> None:
     """Load or train the parents, match them, fit the stitches, save the supernetwork.
 
-    under `torchrun --nproc-per-node 2 -m -- optuna_stitch build STUDY` several processes share the images.
+    Several processes share the images under
+    `torchrun --nproc-per-node 2 -m -- optuna_stitch build STUDY`.
     """
     from optuna_stitch.processes import processes, share
 

@@ -101,7 +101,7 @@ class FitConfig(_Section):
     """How stitches are fitted; see `fit`."""
 
     images: int | None = Field(None, gt=0)
-    positions: int = Field(64, gt=0)
+    positions: int | None = Field(None, gt=0)
     kernel: Literal[1, 3] = 3
     rank_loss: float | None = Field(0.01, ge=0)
     budget: float | None = Field(0.1, gt=0)

@@ -29,6 +29,8 @@ GIB = 1 << 30
 # Neighbourhoods are read only where they have at most this many columns: the normal equations
 # grow with its square, their solution with its cube.
 _WIDEST = 1200
+# Beyond these, more positions of the same images hardly change a fit.
+_SAMPLES, _FEWEST_POSITIONS = 16_000, 16
 # A bias for every position holds at most this many numbers.
 _LARGEST_BIAS = 1 << 18
 
@@ -60,7 +62,7 @@ def fit(
     split: Split,
     *,
     images: int | None = None,
-    positions: int = 64,
+    positions: int | None = None,
     kernel: int = 3,
     rank_loss: float | None = 0.01,
     budget: float | None = 0.1,
@@ -85,7 +87,8 @@ def fit(
         supernetwork: Whose stitches to fit.
         split: Unlabelled images; the train split, so that the search's images stay unseen.
         images: How many of them (all, if None).
-        positions: How many grid positions of an image to use at most, drawn at random.
+        positions: How many grid positions of an image to use at most, drawn at random. If None,
+            as many as make 16,000 samples over all images, and at least 16.
         kernel: Side of the largest kernel, 1 or 3. A stitch takes the smaller one where that
             loses no more than ``rank_loss`` of the explained variance, or where the larger one
             would read too many channels (more than 133).
@@ -119,6 +122,8 @@ def fit(
         )
     if kernel not in (1, 3):
         raise FitError(f"A stitch's kernel is 1 or 3, not {kernel}.")
+    if positions is None:
+        positions = max(_FEWEST_POSITIONS, _SAMPLES // len(taken))
     cheaper = min(graph.macs for graph in supernetwork.graphs.values())
     allowed = None if budget is None else int(budget * cheaper)
     choices = Choices((1,), rank_loss, None, by_position, match_variance)

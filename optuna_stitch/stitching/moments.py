@@ -21,6 +21,8 @@ from optuna_stitch.stitching.layers import Part, read_part
 FITTED, HELD_OUT = 0, 1
 # One image in this many is held out, to choose by its error.
 EVERY = 5
+# Columns of a symmetric product that are computed at once.
+_STRIP = 96
 
 
 @dataclass(frozen=True)
@@ -95,12 +97,12 @@ class Positions:
         reach = kernel // 2
         if reach:
             grid = torch.nn.functional.pad(grid, (reach,) * 4)
-        taps = [
-            grid[:, :, self.rows + down, self.columns + right]
-            for down in range(kernel)
-            for right in range(kernel)
-        ]
-        return torch.stack(taps, dim=2).flatten(1, 2).transpose(1, 2)
+        width = grid.shape[3]
+        taps = [down * width + right for down in range(kernel) for right in range(kernel)]
+        first = self.rows * width + self.columns
+        cells = (first[:, None] + torch.tensor(taps)).flatten()
+        read = grid.flatten(2).transpose(1, 2).index_select(1, cells)
+        return read.reshape(len(grid), len(first), len(taps), -1).transpose(2, 3).flatten(2)
 
 
 class Moments:
@@ -169,14 +171,15 @@ class Moments:
     def _add(self, part: int, grids: dict[Reading, Tensor]) -> None:
         samples: dict[Reading, Tensor] = {}
         for reading, total in self.sums.items():
-            total[part] += grids[reading].double().sum(0).cpu()
+            total[part] += grids[reading].sum(0, dtype=torch.float64).cpu()
         for reading in {reading for pair in self.products for reading in pair}:
             gathered = self.positions[reading.size].gather(grids[reading.base], reading.kernel)
             samples[reading] = gathered.flatten(0, 1).double()
         for reading, total in self.squares.items():
             total[part] += samples[reading].square().sum(0).cpu()
         for (one, other), total in self.products.items():
-            total[part] += (samples[one].T @ samples[other]).cpu()
+            product = _gram(samples[one]) if one == other else samples[one].T @ samples[other]
+            total[part] += product.cpu()
 
     def product(self, one: Reading, other: Reading) -> Tensor:
         """Sums ``(2, width of one, width of other)`` of the products of two readings."""
@@ -188,6 +191,17 @@ class Moments:
         """Mean by position, ``(2, positions, width)``."""
         sums = self.sums[reading.base] / self.count[:, None, None, None]
         return self.positions[reading.size].gather(sums, reading.kernel)
+
+
+def _gram(samples: Tensor) -> Tensor:
+    """``samples.T @ samples``, of which only one half is computed."""
+    gram = samples.new_empty(samples.shape[1], samples.shape[1])
+    for start in range(0, len(gram), _STRIP):
+        strip = slice(start, start + _STRIP)
+        product = samples[:, strip].T @ samples[:, start:]
+        gram[strip, start:] = product
+        gram[start:, strip] = product.T
+    return gram
 
 
 def _products(pair: Pair) -> list[tuple[Reading, Reading]]:
