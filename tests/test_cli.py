@@ -30,6 +30,7 @@ study:
 """
 PRODUCTS = {
     "fit.csv",
+    "fit.png",
     "front.csv",
     "front.html",
     "front.png",
@@ -238,3 +239,34 @@ def test_in_a_shell_there_is_no_traceback() -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("Error: tiny.yaml:5: unknown key `stitching.ponts`")
     assert done.stdout == ""
+
+
+def test_hopeless_stitches_are_dropped_before_the_search(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("kept.yaml").write_text(f"{TINY}keep: {{best: 3, min_r2: -1, images: 40}}\n")
+    assert call("build", "kept.yaml") == 0
+    out = capsys.readouterr().out
+    assert "3 stitches are kept" in out
+    assert "3 stitches, in runs/kept" in out
+    table = pd.read_csv("runs/kept/fit.csv")
+    assert table["kept"].sum() == 3
+    best = table.nlargest(3, "quality")["quality"].min()
+    assert (table[table["kept"]]["quality"] >= best).all()
+    assert call("search", "runs/kept") == 0
+    study = optuna.load_study(study_name="kept", storage="sqlite:///runs/kept/study.db")
+    asked = set(study.trials[0].params) - {"output"}
+    assert asked == set(table[table["kept"]]["switch"])
+
+    Path("none.yaml").write_text(f"{TINY}keep: {{min_r2: 1}}\n")
+    assert call("build", "none.yaml") == 2
+    assert "`keep` drops all" in capsys.readouterr().err
+    assert Path("runs/none/fit.csv").is_file()
+
+
+def test_tuning_is_part_of_a_study_file() -> None:
+    Path("tuned.yaml").write_text(f"{TINY}tune: {{steps: 2, networks: 2, batch_size: 8}}\n")
+    assert call("build", "tuned.yaml") == 0
+    tuned = pd.read_csv("runs/tuned/tuning.csv")
+    assert list(tuned["switch"]) == list(pd.read_csv("runs/tuned/fit.csv")["switch"])
+    assert Path("runs/tuned/tuning.pt").is_file()

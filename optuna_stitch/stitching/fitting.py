@@ -30,7 +30,7 @@ GIB = 1 << 30
 # grow with its square, their solution with its cube.
 _WIDEST = 1200
 # Beyond these, more positions of the same images hardly change a fit.
-_SAMPLES, _FEWEST_POSITIONS = 16_000, 16
+_SAMPLES, _FEWEST_POSITIONS = 24_000, 16
 # A bias for every position holds at most this many numbers.
 _LARGEST_BIAS = 1 << 18
 
@@ -88,7 +88,7 @@ def fit(
         split: Unlabelled images; the train split, so that the search's images stay unseen.
         images: How many of them (all, if None).
         positions: How many grid positions of an image to use at most, drawn at random. If None,
-            as many as make 16,000 samples over all images, and at least 16.
+            as many as make 24,000 samples over all images, and at least 16.
         kernel: Side of the largest kernel, 1 or 3. A stitch takes the smaller one where that
             loses no more than ``rank_loss`` of the explained variance, or where the larger one
             would read too many channels (more than 133).

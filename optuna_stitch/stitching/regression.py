@@ -12,6 +12,8 @@ from optuna_stitch.stitching.moments import FITTED, HELD_OUT, Moments, Pair
 # Ridge strengths tried, relative to the mean variance of the source's columns.
 RIDGES = tuple(10.0**exponent for exponent in range(-8, 2))
 
+# Rounding errors of sums in float64, relative to the mean square of what is summed.
+_ROUNDING = 1e-13
 # A bias for every position has to explain this share of the target's variance.
 _WORTH = 0.01
 
@@ -72,14 +74,25 @@ class _Centred:
         xx: ``(c, c)``.
         xy: ``(c, C_t)``.
         yy: ``(C_t,)``.
+        rounding: Error that float64 may have left in ``xx``; the least ridge.
     """
 
     xx: Tensor
     xy: Tensor
     yy: Tensor
+    rounding: float
 
     def columns(self, kept: Tensor) -> _Centred:
-        return _Centred(self.xx[kept][:, kept], self.xy[kept], self.yy)
+        return _Centred(self.xx[kept][:, kept], self.xy[kept], self.yy, self.rounding)
+
+    @property
+    def constant(self) -> bool:
+        """Whether the source never changes."""
+        return float(self.xx.diagonal().mean()) <= self.rounding
+
+    def ridge(self, strengths: Tensor) -> Tensor:
+        """Ridge by strength, which is relative to the columns' mean variance."""
+        return strengths * self.xx.diagonal().mean() + self.rounding
 
 
 @dataclass(frozen=True)
@@ -122,6 +135,8 @@ class Regression:
         self._xx = moments.product(pair.source, pair.source)
         self._xy = moments.product(pair.source, pair.target)
         self._yy = moments.squares[pair.target]
+        squares = self._xx.diagonal(dim1=1, dim2=2).sum(0) / self._count.sum()
+        self._rounding = _ROUNDING * float(squares.mean())
         self._share = moments.count / moments.count.sum()
         sums = [moments.sums[reading].sum(0) for reading in (pair.source.base, pair.target)]
         self._maps = [total / moments.count.sum() for total in sums]
@@ -137,7 +152,7 @@ class Regression:
         total = self._total(everywhere)
         spread = float(held_out.yy.sum())
         scale = (total.yy + 1e-12 * total.yy.max()).sqrt()
-        if float(total.xx.diagonal().mean()) == 0 or float(total.yy.max()) == 0:
+        if fitted.constant or total.constant or float(total.yy.max()) == 0:
             return self._constant(everywhere, choices)
         candidates = [
             _candidate(fitted, held_out, scale, self._columns(kernel), kernel, choices)
@@ -191,6 +206,7 @@ class Regression:
             _shifted(self._xx[part] / count, mx, mx, x, x),
             _shifted(self._xy[part] / count, mx, my, x, y),
             yy.clamp_min(0),
+            self._rounding,
         )
 
     def _total(self, everywhere: bool) -> _Centred:
@@ -203,6 +219,7 @@ class Regression:
             one * fitted.xx + other * held_out.xx,
             one * fitted.xy + other * held_out.xy,
             one * fitted.yy + other * held_out.yy,
+            self._rounding,
         )
 
     def _constant(self, everywhere: bool, choices: Choices) -> Solution:
@@ -298,7 +315,7 @@ def _rank(gains: Tensor, width: int, choices: Choices) -> int | None:
 
 def _ridge(moments: _Centred, strength: float) -> Tensor:
     identity = torch.eye(len(moments.xx), dtype=moments.xx.dtype)
-    ridge = strength * moments.xx.diagonal().mean()
+    ridge = moments.ridge(torch.tensor(strength, dtype=moments.xx.dtype))
     factor: Tensor = torch.linalg.cholesky(moments.xx + ridge * identity)
     return torch.cholesky_solve(moments.xy, factor)
 
@@ -316,9 +333,8 @@ def _errors(fitted: _Centred, held_out: _Centred) -> Tensor:
     projected = vectors.T @ fitted.xy
     linear = (projected * (vectors.T @ held_out.xy)).sum(1)
     quadratic = (vectors.T @ held_out.xx @ vectors) * (projected @ projected.T)
-    scale = fitted.xx.diagonal().mean()
-    strengths = torch.tensor(RIDGES, dtype=scale.dtype)[:, None] * scale
-    inverse = 1 / (eigenvalues + strengths)
+    strengths = torch.tensor(RIDGES, dtype=eigenvalues.dtype)[:, None]
+    inverse = 1 / (eigenvalues + fitted.ridge(strengths))
     error: Tensor = (
         held_out.yy.sum() - 2 * inverse @ linear + ((inverse @ quadratic) * inverse).sum(1)
     )

@@ -270,7 +270,11 @@ class _Trainer:
         return found
 
     def save(self, path: Path) -> None:
-        """Write the state; only the first process does."""
+        """Write the state; only the first process does.
+
+        Raises:
+            FitError: If it cannot be written, for want of room perhaps.
+        """
         if share()[0] > 0:
             return
         state = {
@@ -281,7 +285,13 @@ class _Trainer:
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
         }
-        write_whole(path, lambda unfinished: torch.save(state, unfinished))
+        try:
+            write_whole(path, lambda unfinished: torch.save(state, unfinished))
+        except (OSError, RuntimeError) as error:  # torch's own writer raises the latter
+            raise FitError(
+                f"The checkpoint {path} cannot be written after step {self.step} of tuning "
+                f"({first_line(error)}); make room, then go on from the one before."
+            ) from error
 
     def load(self, path: Path) -> None:
         """Go on from a state that was written.

@@ -137,9 +137,10 @@ def against_adamw(
 
     AdamW is given the features, and pays for its steps only; ours pays for reading the features
     too. Its settings are the founding paper's (lr 1e-3, weight decay 1e-5, batch 32). It stops
-    when its error is ours, asked every 10 epochs, and after 240 epochs otherwise. Errors are mean
-    squared errors on validation images, ours at full rank and before variance matching; our time
-    is that of the default fit.
+    when its error is within 1% of ours, asked every 10 epochs, and after 240 epochs otherwise, so
+    that the ratio of times is too small rather than too large. Errors are mean squared errors on
+    validation images, ours at full rank and before variance matching; our time is that of the
+    default fit.
     """
     supernetwork = st.stitch(pair.a, pair.b)
     st.fit(supernetwork, pair.data.train.take(images), seed=seed, **EXACT)
@@ -154,7 +155,7 @@ def against_adamw(
         goal = error(ours, *val[index])
         for seconds_, reached in adamw(theirs, *train[index], seed, *val[index]):
             spent += seconds_
-            if reached <= goal:
+            if reached <= 1.01 * goal:
                 break
         not_worse += goal <= reached
     return {
@@ -249,8 +250,9 @@ def report(
     ratio = [row["time_ratio"] for row in speeds]
     not_worse = [row["error_not_worse_share"] for row in speeds]
     print(
-        f"\nAdamW takes {spread(ratio)} times as long; our held-out error is not worse on "
-        f"{spread([100 * share for share in not_worse])}% of the stitches probed.\n"
+        f"\nAdamW takes {spread(ratio)} times as long to come within 1% of our held-out error; "
+        f"ours is not worse on {spread([100 * share for share in not_worse])}% of the stitches "
+        "probed.\n"
     )
     last = {
         "pair": name,

@@ -98,6 +98,15 @@ def test_dead_and_constant_channels_do_no_harm() -> None:
     assert torch.allclose(nothing(torch.zeros_like(x)).mean((0, 2, 3)), y.mean((0, 2, 3)))
 
 
+def test_features_that_hardly_differ_from_a_constant() -> None:
+    layout = Layout("NCHW", 3, (2, 2))
+    for size in (0.0, 1e-9, 1e-3):
+        x = 1000 + size * torch.randn(50, 3, 2, 2, dtype=torch.float64)
+        y = torch.randn(50, 3, 2, 2, dtype=torch.float64)
+        stitch, _ = _fit(layout, layout, x, y, kernel=3, everywhere=True, match_variance=True)
+        assert stitch(x.float()).isfinite().all()
+
+
 def test_fewer_images_than_channels() -> None:
     source, target = Layout("NC", 64, (1, 1)), Layout("NC", 8, (1, 1))
     x, y = torch.randn(20, 64), torch.randn(20, 8)

@@ -74,6 +74,17 @@ def test_interrupted_it_goes_on_to_the_same_stitches(
         st.tune(_fitted(a, b, data), data.train, SHORT, checkpoint=checkpoint)
 
 
+def test_a_full_disk_is_named(
+    fitted: st.Supernetwork, data: st.Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(FitError, match=r"tuning\.pt cannot be written after step 6 .* make room"):
+        st.tune(fitted, data.train, SHORT, checkpoint=tmp_path / "tuning.pt")
+
+
 def test_parents_can_be_thawed(vit: st.Parent, data: st.Data) -> None:
     other = st.load_parent("test_resnet", num_classes=10, view=vit.view)
     supernetwork = st.stitch(other, vit)
