@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from optuna_stitch.stitching.fitting import StitchFit, fit
     from optuna_stitch.stitching.genotype import Genotype
     from optuna_stitch.stitching.supernetwork import Supernetwork, stitch
-    from optuna_stitch.stitching.tuning import Tuned, Tuning, tune
+    from optuna_stitch.stitching.trainer import Tuned, Tuning
+    from optuna_stitch.stitching.tuning import tune
 
 __version__ = "0.1.0"
 
@@ -41,7 +42,8 @@ _MODULES = {
     "stitching.fitting": ("StitchFit", "fit"),
     "stitching.genotype": ("Genotype",),
     "stitching.supernetwork": ("Supernetwork", "stitch"),
-    "stitching.tuning": ("Tuned", "Tuning", "tune"),
+    "stitching.trainer": ("Tuned", "Tuning"),
+    "stitching.tuning": ("tune",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

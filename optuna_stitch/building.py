@@ -20,7 +20,8 @@ from optuna_stitch.results.quality import draw_crossovers
 from optuna_stitch.stitching.artifact import save_supernetwork
 from optuna_stitch.stitching.fitting import StitchFit, fit
 from optuna_stitch.stitching.supernetwork import Supernetwork, stitch
-from optuna_stitch.stitching.tuning import Tuning, tune
+from optuna_stitch.stitching.trainer import Tuning
+from optuna_stitch.stitching.tuning import tune
 
 
 def build(

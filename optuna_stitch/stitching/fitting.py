@@ -22,7 +22,8 @@ from optuna_stitch.stitching.genotype import Side, Switch
 from optuna_stitch.stitching.layers import Stitch
 from optuna_stitch.stitching.moments import EVERY, Moments, Pair, Reading
 from optuna_stitch.stitching.recalibration import Calibration
-from optuna_stitch.stitching.regression import Choices, Regression, Solution
+from optuna_stitch.stitching.regression import Regression, Solution
+from optuna_stitch.stitching.ridge import Choices
 from optuna_stitch.stitching.supernetwork import Supernetwork
 
 GIB = 1 << 30

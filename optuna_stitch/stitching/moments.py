@@ -139,8 +139,10 @@ class Moments:
     @staticmethod
     def bytes_of(pair: Pair) -> tuple[int, int]:
         """How much memory a linear map takes: its sums, if it shares none, and to be solved."""
-        sums = 2 * 8 * sum(one.width * other.width for one, other in _products(pair))
-        return sums, 8 * 6 * pair.source.width**2
+        products = sum(one.width * other.width for one, other in _products(pair))
+        cells = pair.source.size[0] * pair.source.size[1]
+        by_position = cells * (pair.source.layout.channels + pair.target.layout.channels)
+        return 2 * 8 * (products + by_position), 8 * 6 * pair.source.width**2
 
     @property
     def tensors(self) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""The linear maps that moments imply: ridge regression of chosen strength, kernel and rank."""
+"""The linear maps that moments imply; held-out images choose the kernel and the biases."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ import torch
 from torch import Tensor
 
 from optuna_stitch.stitching.moments import FITTED, HELD_OUT, Moments, Pair
-
-# Ridge strengths tried, relative to the mean variance of the source's columns.
-RIDGES = tuple(10.0**exponent for exponent in range(-8, 2))
+from optuna_stitch.stitching.ridge import (
+    RIDGES,
+    Candidate,
+    Centred,
+    Choices,
+    candidate_of,
+    ridge_solution,
+)
 
 # Rounding errors of sums in float64, relative to the mean square of what is summed.
 _ROUNDING = 1e-13
@@ -43,80 +48,6 @@ class Solution:
     def rank(self) -> int | None:
         """Rank, or None where it is full."""
         return None if self.expand is None else self.expand.shape[1]
-
-
-@dataclass(frozen=True)
-class Choices:
-    """What the fit may choose from.
-
-    Args:
-        kernels: Sides of the kernels that are tried; the moments must hold the largest.
-        rank_loss: Share of the explained variance that a lower rank, or a smaller kernel, may
-            cost on held-out images; None for full rank, except where that is over the largest
-            size.
-        largest: Weights at most, or None for no limit; a lower rank keeps within it.
-        everywhere: Whether every position may have a bias of its own.
-        match_variance: Whether to restore the variance that ridge takes.
-    """
-
-    kernels: tuple[int, ...]
-    rank_loss: float | None = None
-    largest: int | None = None
-    everywhere: bool = True
-    match_variance: bool = True
-
-
-@dataclass(frozen=True)
-class _Centred:
-    """Covariances of one set of images, about some centre.
-
-    Args:
-        xx: ``(c, c)``.
-        xy: ``(c, C_t)``.
-        yy: ``(C_t,)``.
-        rounding: Error that float64 may have left in ``xx``; the least ridge.
-    """
-
-    xx: Tensor
-    xy: Tensor
-    yy: Tensor
-    rounding: float
-
-    def columns(self, kept: Tensor) -> _Centred:
-        return _Centred(self.xx[kept][:, kept], self.xy[kept], self.yy, self.rounding)
-
-    @property
-    def constant(self) -> bool:
-        """Whether the source never changes."""
-        return float(self.xx.diagonal().mean()) <= self.rounding
-
-    def ridge(self, strengths: Tensor) -> Tensor:
-        """Ridge by strength, which is relative to the columns' mean variance."""
-        return strengths * self.xx.diagonal().mean() + self.rounding
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    """One kernel's solution, and what it would cost.
-
-    Args:
-        kernel: Its side.
-        columns: Which columns it reads.
-        index: Place of its ridge strength in `RIDGES`.
-        directions: Target directions by the variance predicted in them, ``(C_t, C_t)``, as
-            columns, orthonormal where channels are in units of their deviation.
-        rank: How many of them are kept, or None for all.
-        error: Held-out squared error, in units of the channels' variance.
-        raw_error: Held-out squared error.
-    """
-
-    kernel: int
-    columns: Tensor
-    index: int
-    directions: Tensor
-    rank: int | None
-    error: float
-    raw_error: float
 
 
 class Regression:
@@ -155,7 +86,7 @@ class Regression:
         if fitted.constant or total.constant or float(total.yy.max()) == 0:
             return self._constant(everywhere, choices)
         candidates = [
-            _candidate(fitted, held_out, scale, self._columns(kernel), kernel, choices)
+            candidate_of(fitted, held_out, scale, self._columns(kernel), kernel, choices)
             for kernel in choices.kernels
         ]
         least = min(candidate.error for candidate in candidates)
@@ -193,29 +124,29 @@ class Regression:
         x, y = self._x[part], self._y[part]
         return (x, y) if everywhere else (_flat(x), _flat(y))
 
-    def _sets(self, everywhere: bool) -> tuple[_Centred, _Centred]:
+    def _sets(self, everywhere: bool) -> tuple[Centred, Centred]:
         """Covariances of the fitted and of the held-out images, both about the fitted means."""
         centres = self._centres(FITTED, everywhere)
         return self._about(FITTED, centres), self._about(HELD_OUT, centres)
 
-    def _about(self, part: int, centres: tuple[Tensor, Tensor]) -> _Centred:
+    def _about(self, part: int, centres: tuple[Tensor, Tensor]) -> Centred:
         x, y = centres
         mx, my, count = self._x[part], self._y[part], self._count[part]
         yy = self._yy[part] / count - (2 * my * y - y.square()).mean(0)
-        return _Centred(
+        return Centred(
             _shifted(self._xx[part] / count, mx, mx, x, x),
             _shifted(self._xy[part] / count, mx, my, x, y),
             yy.clamp_min(0),
             self._rounding,
         )
 
-    def _total(self, everywhere: bool) -> _Centred:
+    def _total(self, everywhere: bool) -> Centred:
         """Covariances of all images about their own means."""
         x, y = (torch.tensordot(self._share, means, 1) for means in (self._x, self._y))
         centre = (x, y) if everywhere else (_flat(x), _flat(y))
         fitted, held_out = (self._about(part, centre) for part in (FITTED, HELD_OUT))
         one, other = self._share
-        return _Centred(
+        return Centred(
             one * fitted.xx + other * held_out.xx,
             one * fitted.xy + other * held_out.xy,
             one * fitted.yy + other * held_out.yy,
@@ -231,15 +162,15 @@ class Regression:
 
     def _finish(
         self,
-        total: _Centred,
-        best: _Candidate,
+        total: Centred,
+        best: Candidate,
         scale: Tensor,
         everywhere: bool,
         choices: Choices,
         r2: float,
     ) -> Solution:
         part = total.columns(best.columns)
-        solution = _ridge(part, RIDGES[best.index])  # (c, C_t)
+        solution = ridge_solution(part, RIDGES[best.index])  # (c, C_t)
         first, expand = solution, None
         if best.rank is not None:
             kept = best.directions[:, : best.rank]
@@ -269,76 +200,6 @@ class Regression:
         y: Tensor
         x, y = (torch.tensordot(self._share, means, 1).mean(0) for means in (self._x, self._y))
         return (y - weight @ x[self._columns(kernel)])[:, None, None]
-
-
-def _candidate(
-    fitted: _Centred,
-    held_out: _Centred,
-    scale: Tensor,
-    columns: Tensor,
-    kernel: int,
-    choices: Choices,
-) -> _Candidate:
-    fitted, held_out = fitted.columns(columns), held_out.columns(columns)
-    index = int(_errors(fitted, held_out).argmin())
-    solution = _ridge(fitted, RIDGES[index]) / scale
-    predicted = solution.T @ fitted.xx @ solution
-    directions = torch.linalg.eigh(predicted).eigenvectors.flip(1)
-    # what each direction takes off the held-out error
-    turned = solution @ directions
-    gains = (
-        2 * (turned * (held_out.xy / scale @ directions)).sum(0)
-        - (turned * (held_out.xx @ turned)).sum(0)
-    ).cumsum(0)
-    units = float((held_out.yy / scale.square()).sum())
-    rank = _rank(gains, len(columns), choices)
-    kept = directions[:, : rank or len(directions)]
-    raw = solution @ kept @ (kept.T * scale)
-    raw_error = (
-        held_out.yy.sum() - 2 * (raw * held_out.xy).sum() + (raw * (held_out.xx @ raw)).sum()
-    )
-    error = units - float(gains[(rank or len(gains)) - 1])
-    return _Candidate(kernel, columns, index, directions, rank, error, float(raw_error))
-
-
-def _rank(gains: Tensor, width: int, choices: Choices) -> int | None:
-    """The lowest rank whose loss is allowed, within the largest size; None if full is smaller."""
-    rows = len(gains)
-    rank, full = rows, width * rows
-    if choices.rank_loss is not None:
-        enough = gains >= gains[-1] - choices.rank_loss * gains[-1].abs()
-        rank = int(enough.nonzero()[0]) + 1
-    if choices.largest is not None and min(rank * (width + rows), full) > choices.largest:
-        rank = max(1, choices.largest // (width + rows))
-    return rank if rank * (width + rows) < full else None
-
-
-def _ridge(moments: _Centred, strength: float) -> Tensor:
-    identity = torch.eye(len(moments.xx), dtype=moments.xx.dtype)
-    ridge = moments.ridge(torch.tensor(strength, dtype=moments.xx.dtype))
-    factor: Tensor = torch.linalg.cholesky(moments.xx + ridge * identity)
-    return torch.cholesky_solve(moments.xy, factor)
-
-
-def _errors(fitted: _Centred, held_out: _Centred) -> Tensor:
-    """Squared error on the held-out images by ridge strength.
-
-    With the fitted covariance ``V diag(e) Vᵀ``, the solution is ``V diag(d) P`` for
-    ``P = Vᵀ cross`` and ``d = 1 / (e + ridge)``, so that with held-out moments ``M`` and ``Q``
-    in the basis V the error is ``|y|² - 2 d · diag(P Qᵀ) + dᵀ (M ∘ P Pᵀ) d``: one matrix
-    product for all strengths together.
-    """
-    eigenvalues, vectors = torch.linalg.eigh(fitted.xx)
-    eigenvalues = eigenvalues.clamp_min(0)
-    projected = vectors.T @ fitted.xy
-    linear = (projected * (vectors.T @ held_out.xy)).sum(1)
-    quadratic = (vectors.T @ held_out.xx @ vectors) * (projected @ projected.T)
-    strengths = torch.tensor(RIDGES, dtype=eigenvalues.dtype)[:, None]
-    inverse = 1 / (eigenvalues + fitted.ridge(strengths))
-    error: Tensor = (
-        held_out.yy.sum() - 2 * inverse @ linear + ((inverse @ quadratic) * inverse).sum(1)
-    )
-    return error
 
 
 def _shifted(product: Tensor, mx: Tensor, my: Tensor, x: Tensor, y: Tensor) -> Tensor:

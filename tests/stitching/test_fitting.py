@@ -15,7 +15,8 @@ from optuna_stitch.stitching.fitting import StitchFit, _Job, _report
 from optuna_stitch.stitching.genotype import Switch
 from optuna_stitch.stitching.layers import Stitch
 from optuna_stitch.stitching.moments import Moments
-from optuna_stitch.stitching.regression import Choices, Regression
+from optuna_stitch.stitching.regression import Regression
+from optuna_stitch.stitching.ridge import Choices
 
 PLAIN = Choices((1,), everywhere=False, match_variance=False)
 

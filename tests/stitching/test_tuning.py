@@ -7,6 +7,7 @@ import torch
 
 import optuna_stitch as st
 from optuna_stitch.errors import FitError
+from optuna_stitch.stitching.trainer import Trainer
 
 SHORT = st.Tuning(steps=6, networks=3, batch_size=16)
 
@@ -57,11 +58,9 @@ def test_interrupted_it_goes_on_to_the_same_stitches(
             raise KeyboardInterrupt
         return learn(trainer)
 
-    from optuna_stitch.stitching.tuning import _Trainer
-
-    learn = _Trainer.learn
+    learn = Trainer.learn
     with monkeypatch.context() as patch:
-        patch.setattr(_Trainer, "learn", stop)
+        patch.setattr(Trainer, "learn", stop)
         with pytest.raises(KeyboardInterrupt):
             st.tune(halted, data.train, SHORT, checkpoint=checkpoint)
     again = _fitted(a, b, data)
