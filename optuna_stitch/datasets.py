@@ -96,7 +96,7 @@ class Noise:
         name: ``noise/<classes>``, or ``noise/<classes>/pixels`` with a label for every pixel.
     """
 
-    _IMAGES, _SIDE = 60, 64
+    _IMAGES, _SIDE = 100, 64
 
     def __init__(self, name: str) -> None:
         parts = name.split("/")
