@@ -87,10 +87,14 @@ def build(study: StudyArgument, folder: FolderOption = None) -> None:
     Several processes share the images under
     `torchrun --nproc-per-node 2 -m -- optuna_stitch build STUDY`.
     """
-    from optuna_stitch.processes import processes, share
+    from optuna_stitch.processes import processes, share, wait_for_others
 
     with _resumable(), processes():
+        if share()[0] > 0:
+            wait_for_others()  # the first one makes the folder
         opened = _open(study, folder)
+        if share()[0] == 0:
+            wait_for_others()
         supernetwork = opened.build(show_progress_bar=share()[0] == 0)
         if share()[0] == 0:
             opened.show_crossovers(Console())
