@@ -32,6 +32,8 @@ GIB = 1 << 30
 _WIDEST = 1200
 # Beyond these, more positions of the same images hardly change a fit.
 _SAMPLES, _FEWEST_POSITIONS = 24_000, 16
+# All features that a pass reads are held at once, for so many images as keep within this.
+_FEATURE_BYTES = GIB // 2
 # A bias for every position holds at most this many numbers.
 _LARGEST_BIAS = 1 << 18
 
@@ -268,6 +270,9 @@ def _read(
     """Add this process's share of the images to the moments; yields how many were read."""
     wanted = list(dict.fromkeys((reading.side, reading.node) for reading in moments.sums))
     features = supernetwork.features(wanted)
+    layouts = {(reading.side, reading.node): reading.layout for reading in moments.sums}
+    image = sum(4 * layout.channels * layout.positions for layout in layouts.values())
+    batch_size = max(1, min(batch_size, _FEATURE_BYTES // image))
     rank, world = share()
     start = rank * batch_size
     for batch in split.batches(supernetwork.views, batch_size, share=(rank, world)):
