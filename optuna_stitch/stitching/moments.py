@@ -166,6 +166,8 @@ class Moments:
             if not grids[reading].isfinite().all():
                 return reading
         for part, images in ((FITTED, ~held_out), (HELD_OUT, held_out)):
+            if not images.any():
+                continue
             self._add(part, {reading: grid[images] for reading, grid in grids.items()})
             self.count[part] += int(images.sum())
         return None

@@ -214,6 +214,19 @@ def test_little_memory_means_more_passes_and_the_same_stitches(
         st.fit(often, data.train, images=50, memory=1e-6)
 
 
+def test_batches_of_any_size_give_the_same_stitches(
+    a: st.Parent, b: st.Parent, data: st.Data
+) -> None:
+    one, other = st.stitch(a, b, points="blocks"), st.stitch(a, b, points="blocks")
+    fits = [
+        st.fit(supernetwork, data.train, images=32, batch_size=size)
+        for supernetwork, size in ((one, 32), (other, 3))
+    ]
+    assert [entry.rank for entry in fits[0]] == [entry.rank for entry in fits[1]]
+    for key, value in one.stitches.state_dict().items():
+        assert torch.allclose(other.stitches.state_dict()[key], value, rtol=1e-3, atol=1e-4)
+
+
 def test_the_budget_holds_for_every_stitch(a: st.Parent, b: st.Parent, data: st.Data) -> None:
     supernetwork = st.stitch(a, b)
     fits = st.fit(supernetwork, data.train, images=50, budget=0.02)
