@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from optuna_stitch.data import Split
 from optuna_stitch.evaluation.evaluator import Evaluator
 from optuna_stitch.stitching.fitting import StitchFit
-from optuna_stitch.stitching.genotype import Genotype, Side
+from optuna_stitch.stitching.genotype import Genotype, Side, single_crossovers
 from optuna_stitch.stitching.supernetwork import Supernetwork
 
 
@@ -21,7 +21,8 @@ class Crossover:
         into: The parent that it leads into, whose output the network returns.
         depth_a: Relative depth of its match in parent a, 0 to 1.
         depth_b: The same in parent b.
-        r2: Share of the target's variance explained on held-out images.
+        r2: Share of the target's variance explained on held-out images, as it was fitted: tuning
+            does not change it.
         ridge: The ridge strength chosen.
         kernel: Side of its kernel.
         rank: Its rank.
@@ -47,14 +48,6 @@ class Crossover:
     kept: bool = True
 
 
-def single_crossovers(supernetwork: Supernetwork) -> list[Genotype]:
-    """For every stitch the network that begins in one parent, crosses there, ends in the other."""
-    return [
-        Genotype(switch.into, frozenset([index]))
-        for index, switch in enumerate(supernetwork.switches)
-    ]
-
-
 def measure_crossovers(
     supernetwork: Supernetwork,
     fits: Sequence[StitchFit],
@@ -75,7 +68,7 @@ def measure_crossovers(
     """
     metric = "mean_iou" if supernetwork.segments else "accuracy"
     evaluator = Evaluator(supernetwork, split, [metric, "macs"])
-    genotypes = [Genotype("a"), Genotype("b"), *single_crossovers(supernetwork)]
+    genotypes = [Genotype("a"), Genotype("b"), *single_crossovers(supernetwork.switches)]
     figures = evaluator.evaluate(genotypes, show_progress_bar=show_progress_bar)
     weaker = min(entry[metric] for entry in figures[:2])
     depths = {

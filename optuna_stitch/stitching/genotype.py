@@ -72,3 +72,8 @@ class Genotype:
         if OUTPUT not in params:
             raise StudyError(f"The parameters lack {OUTPUT!r}: one of {OUTPUTS}.")
         return Genotype(params[OUTPUT], frozenset(on))
+
+
+def single_crossovers(switches: Sequence[Switch]) -> list[Genotype]:
+    """For every stitch the network that begins in one parent, crosses there, ends in the other."""
+    return [Genotype(switch.into, frozenset([index])) for index, switch in enumerate(switches)]

@@ -175,15 +175,15 @@ class Moments:
     def _add(self, part: int, grids: dict[Reading, Tensor]) -> None:
         samples: dict[Reading, Tensor] = {}
         for reading, total in self.sums.items():
-            total[part] += grids[reading].sum(0, dtype=torch.float64).cpu()
+            total[part] += grids[reading].sum(0, dtype=torch.float64)
         for reading in {reading for pair in self.products for reading in pair}:
             gathered = self.positions[reading.size].gather(grids[reading.base], reading.kernel)
             samples[reading] = gathered.flatten(0, 1).double()
         for reading, total in self.squares.items():
-            total[part] += samples[reading].square().sum(0).cpu()
+            total[part] += samples[reading].square().sum(0)
         for (one, other), total in self.products.items():
             product = _gram(samples[one]) if one == other else samples[one].T @ samples[other]
-            total[part] += product.cpu()
+            total[part] += product
 
     def product(self, one: Reading, other: Reading) -> Tensor:
         """Sums ``(2, width of one, width of other)`` of the products of two readings."""

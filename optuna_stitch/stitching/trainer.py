@@ -17,7 +17,7 @@ from optuna_stitch.cache import write_whole
 from optuna_stitch.data import Split
 from optuna_stitch.errors import FitError, first_line
 from optuna_stitch.processes import add_up, share
-from optuna_stitch.stitching.genotype import Genotype, Output
+from optuna_stitch.stitching.genotype import Genotype, Output, single_crossovers
 from optuna_stitch.stitching.program import Program, shared_program
 from optuna_stitch.stitching.recalibration import match_batch, statistics_of
 from optuna_stitch.stitching.supernetwork import Supernetwork
@@ -68,7 +68,8 @@ class Tuned:
         switch: Name of its switch.
         before: Divergence of its single crossover from the ensemble, in nats, on held-out images.
         after: The same after tuning.
-        kept: Whether the tuned stitch was kept; one that got worse was put back.
+        kept: Whether the tuned stitch was kept; one that got worse was put back, unless the
+            parents were thawed.
     """
 
     switch: str
@@ -172,11 +173,7 @@ class Trainer:
         tuned = {k: v.clone() for k, v in self._net.stitches.state_dict().items()}
         if fitted:
             self._net.stitches.load_state_dict(self._fitted)
-        singles = [
-            Genotype(switch.into, frozenset([index]))
-            for index, switch in enumerate(self._net.switches)
-        ]
-        answers = self._answers(singles, self._held_out)
+        answers = self._answers(single_crossovers(self._net.switches), self._held_out)
         self._net.stitches.load_state_dict(tuned)
         wanted = self._teacher[torch.tensor(self._held_out)].log_softmax(1)
         return [
@@ -203,9 +200,10 @@ class Trainer:
         after = self.divergences()
         found: list[Tuned] = []
         for index, switch in enumerate(self._net.switches):
-            better = after[index] < before[index]
-            found.append(Tuned(switch.name, before[index], after[index], better))
-            if not better and not self._tuning.thaw:
+            # thawed parents are not what the fitted stitch was fitted to
+            kept = after[index] < before[index] or self._tuning.thaw
+            found.append(Tuned(switch.name, before[index], after[index], kept))
+            if not kept:
                 prefix = f"{index}."
                 state = self._fitted.items()
                 own = {k.removeprefix(prefix): v for k, v in state if k.startswith(prefix)}

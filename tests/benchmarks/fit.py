@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import optuna_stitch as st
-from optuna_stitch.evaluation.crossovers import single_crossovers
+from optuna_stitch.stitching.genotype import single_crossovers
 from optuna_stitch.stitching.layers import Stitch
 
 sys.path.insert(0, str(__import__("pathlib").Path(__file__).parent))
@@ -81,7 +81,7 @@ def judge(supernetwork: st.Supernetwork, pair: Pair, test: int | None) -> dict[s
     """All single crossovers on test images, against the weaker parent there."""
     evaluator = st.Evaluator(supernetwork, pair.data.test.take(test), ["accuracy"])
     parents = [st.Genotype("a"), st.Genotype("b")]
-    figures = evaluator.evaluate([*parents, *single_crossovers(supernetwork)])
+    figures = evaluator.evaluate([*parents, *single_crossovers(supernetwork.switches)])
     a, b, *crossed = [entry["accuracy"] for entry in figures]
     losses = [min(a, b) - accuracy for accuracy in crossed]
     return {

@@ -231,8 +231,8 @@ def test_the_budget_holds_for_every_stitch(a: st.Parent, b: st.Parent, data: st.
     supernetwork = st.stitch(a, b)
     fits = st.fit(supernetwork, data.train, images=50, budget=0.02)
     cheaper = min(graph.macs for graph in supernetwork.graphs.values())
-    one_rank = max(s.grid[0] * s.grid[1] * 9 * 200 for s in supernetwork.laid)
-    assert all(entry.macs <= 0.02 * cheaper + one_rank for entry in fits)
+    assert all(entry.macs <= 0.02 * cheaper or entry.rank == 1 for entry in fits)
+    assert sum(entry.rank > 1 for entry in fits) > len(fits) / 2
     for index, entry in enumerate(fits):
         into = supernetwork.switches[index].into
         crossed = st.Genotype(into, frozenset([index]))
