@@ -6,17 +6,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from optuna_stitch.data import Data, Split, load_data
+    from optuna_stitch.data import Data, load_data
     from optuna_stitch.errors import OptunaStitchError
     from optuna_stitch.evaluation.crossovers import Crossover, best_stitches, measure_crossovers
     from optuna_stitch.evaluation.evaluator import Evaluator
-    from optuna_stitch.evaluation.metrics import Cost, Metric
+    from optuna_stitch.evaluation.gathering import Evaluation
+    from optuna_stitch.evaluation.metrics import Cost, ImageMetric, Metric, StreamedMetric
+    from optuna_stitch.evaluation.racing import Racing
     from optuna_stitch.networks.training import Recipe, train_parent
     from optuna_stitch.networks.view import View
     from optuna_stitch.networks.zoo import Parent, load_parent
     from optuna_stitch.results.front import Front, evaluate_front
     from optuna_stitch.search.objective import Objective
     from optuna_stitch.search.space import enqueue_starts
+    from optuna_stitch.splits import Split
     from optuna_stitch.stitching.artifact import load_supernetwork, save_supernetwork
     from optuna_stitch.stitching.fitting import StitchFit, fit
     from optuna_stitch.stitching.genotype import Genotype
@@ -27,17 +30,20 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
-    "data": ("Data", "Split", "load_data"),
+    "data": ("Data", "load_data"),
     "errors": ("OptunaStitchError",),
     "evaluation.crossovers": ("Crossover", "best_stitches", "measure_crossovers"),
     "evaluation.evaluator": ("Evaluator",),
-    "evaluation.metrics": ("Cost", "Metric"),
+    "evaluation.gathering": ("Evaluation",),
+    "evaluation.metrics": ("Cost", "ImageMetric", "Metric", "StreamedMetric"),
+    "evaluation.racing": ("Racing",),
     "networks.training": ("Recipe", "train_parent"),
     "networks.view": ("View",),
     "networks.zoo": ("Parent", "load_parent"),
     "results.front": ("Front", "evaluate_front"),
     "search.objective": ("Objective",),
     "search.space": ("enqueue_starts",),
+    "splits": ("Split",),
     "stitching.artifact": ("load_supernetwork", "save_supernetwork"),
     "stitching.fitting": ("StitchFit", "fit"),
     "stitching.genotype": ("Genotype",),
@@ -51,16 +57,20 @@ __all__ = [
     "Cost",
     "Crossover",
     "Data",
+    "Evaluation",
     "Evaluator",
     "Front",
     "Genotype",
+    "ImageMetric",
     "Metric",
     "Objective",
     "OptunaStitchError",
     "Parent",
+    "Racing",
     "Recipe",
     "Split",
     "StitchFit",
+    "StreamedMetric",
     "Supernetwork",
     "Tuned",
     "Tuning",

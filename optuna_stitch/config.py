@@ -86,6 +86,7 @@ class DataConfig(_Section):
     train: SplitConfig = SplitConfig()
     val: SplitConfig = SplitConfig()
     test: SplitConfig = SplitConfig()
+    unreadable: Literal["stop", "skip"] = "stop"
     seed: int = 0
 
 
@@ -107,7 +108,7 @@ class FitConfig(_Section):
     budget: float | None = Field(0.1, gt=0)
     match_variance: bool = True
     by_position: bool = True
-    recalibrate: int = Field(200, ge=0)
+    recalibrate: int = Field(64, ge=0)
     memory: float = Field(2.0, gt=0)
     seed: int = 0
 

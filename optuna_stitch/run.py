@@ -15,6 +15,7 @@ from optuna_stitch.building import build, read_crossovers
 from optuna_stitch.cache import write_whole
 from optuna_stitch.config import StudyFile, smoke
 from optuna_stitch.data import Data, load_data
+from optuna_stitch.database import hide_password
 from optuna_stitch.errors import RunError
 from optuna_stitch.evaluation.metrics import resolve_metrics
 from optuna_stitch.results.front import Front, evaluate_front
@@ -23,7 +24,7 @@ from optuna_stitch.results.quality import rich_crossovers, summary
 from optuna_stitch.results.report import write_report
 from optuna_stitch.search.objective import Objective
 from optuna_stitch.search.samplers import make_sampler
-from optuna_stitch.search.study import hide_password, open_storage, open_study
+from optuna_stitch.search.study import open_storage, open_study
 from optuna_stitch.search.worker import search
 from optuna_stitch.stitching.artifact import is_saved, load_supernetwork
 from optuna_stitch.stitching.supernetwork import Supernetwork

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from optuna_stitch.data import Split
 from optuna_stitch.evaluation.evaluator import Evaluator
+from optuna_stitch.splits import Split
 from optuna_stitch.stitching.fitting import StitchFit
 from optuna_stitch.stitching.genotype import Genotype, Side, single_crossovers
 from optuna_stitch.stitching.supernetwork import Supernetwork

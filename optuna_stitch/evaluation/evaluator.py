@@ -1,27 +1,36 @@
-"""Judge subnetworks on a split: run many at once, compute their figures, remember them."""
+"""Judge subnetworks on a split: the one door, for a single trial as for many."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+import sqlalchemy
 import torch
 from torch import Tensor
 
-from optuna_stitch.data import Split
-from optuna_stitch.errors import ConfigError, DataError
+from optuna_stitch.errors import ConfigError
+from optuna_stitch.evaluation.engine import Engine
+from optuna_stitch.evaluation.gathering import Evaluation
+from optuna_stitch.evaluation.kernels import KERNELS, Kernels
+from optuna_stitch.evaluation.measuring import Measured, Measuring
 from optuna_stitch.evaluation.metrics import (
-    VOID,
     AnyMetric,
     Cost,
+    ImageMetric,
     Metric,
-    StreamedMetric,
+    recorded_name,
     resolve_metrics,
 )
-from optuna_stitch.evaluation.plan import plan
-from optuna_stitch.progress import track
+from optuna_stitch.evaluation.racing import Race, Racing, Rival
+from optuna_stitch.evaluation.records import Record, Records
+from optuna_stitch.progress import progress_bar
+from optuna_stitch.splits import Split
 from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.stitching.supernetwork import Supernetwork
+
+# More images at once do not run faster, and their values leave a processor's cache.
+_BATCH = 50
 
 
 class Evaluator:
@@ -31,10 +40,19 @@ class Evaluator:
         supernetwork: Whose subnetworks.
         split: Images to judge them on.
         metrics: Names of known metrics, or metrics of your own.
-        batch_size: Images per batch; if None, as many as the supernetwork's `batch_size` says.
+        batch_size: Images per batch; if None, 50, or fewer where features are large.
+        kernels: ``plain`` computes as the extracted module does, bit for bit; ``fast`` is equal
+            up to rounding, ``bfloat16`` less exact.
+        memory: GiB for the values that are alive at once; what needs more runs one part after
+            the other.
+        racing: If given, subnetworks that cannot join the front of those judged so far are
+            stopped early. It takes one metric that says right or wrong of every image, and costs.
+        records: URL or engine of a database, in which figures are remembered for other processes
+            and later runs.
 
     Raises:
-        ConfigError: If a metric is unknown, or is for another task.
+        ConfigError: If a metric is unknown, is for another task, or cannot be raced.
+        StudyError: If the database cannot be used.
     """
 
     def __init__(
@@ -44,46 +62,61 @@ class Evaluator:
         metrics: Sequence[str | AnyMetric] = ("accuracy", "macs"),
         *,
         batch_size: int | None = None,
+        kernels: Kernels = "fast",
+        memory: float = 4.0,
+        racing: Racing | None = None,
+        records: str | sqlalchemy.Engine | None = None,
     ) -> None:
         self.supernetwork = supernetwork
         self.split = split
         self.metrics = resolve_metrics(metrics)
-        self.batch_size = batch_size or supernetwork.batch_size
-        self._known: dict[Genotype, dict[str, float]] = {}
+        if kernels not in KERNELS:
+            raise ConfigError(f"There are no kernels {kernels!r}; known are {', '.join(KERNELS)}.")
         for metric in self.metrics:
-            if isinstance(metric, Metric) and supernetwork.segments:
+            if isinstance(metric, (ImageMetric, Metric)) and supernetwork.segments:
                 raise ConfigError(
                     f"The metric {metric.name!r} judges one label an image, but "
                     f"{supernetwork.a.name} and {supernetwork.b.name} label every pixel; use "
                     "mean_iou or pixel_accuracy."
                 )
+        self._learned = [metric for metric in self.metrics if not isinstance(metric, Cost)]
+        self._costs = [metric for metric in self.metrics if isinstance(metric, Cost)]
+        size = batch_size or min(_BATCH, supernetwork.batch_size)
+        self._engine = Engine(supernetwork, kernels, memory, size)
+        self._race = self._start(racing, size) if racing is not None else None
+        self._measuring = Measuring(self._engine, split, self._learned, self._race)
+        self._known: dict[Genotype, Evaluation] = {}
+        self._records = (
+            Records(records, supernetwork.content_hash(), split.fingerprint, kernels)
+            if records is not None
+            else None
+        )
 
     def evaluate(
         self, genotypes: Sequence[Genotype], *, show_progress_bar: bool = False
-    ) -> list[dict[str, float]]:
-        """Figures by metric name, one entry per genotype.
+    ) -> list[Evaluation]:
+        """Judge subnetworks.
 
-        Genotypes that are the same subnetwork, now or in an earlier call, are computed once.
+        Genotypes that are the same subnetwork, now or in an earlier call, are computed once. What
+        is finished when an interruption comes is not computed again.
 
         Args:
             genotypes: The subnetworks.
             show_progress_bar: Whether to show a progress bar, over batches of images.
 
+        Returns:
+            One entry per genotype.
+
         Raises:
-            DataError: If an image has a label that the parents have no class for.
+            DataError: If an image has a label that the parents have no class for, does not
+                decode, or memory does not suffice.
+            StudyError: If the records' database fails.
         """
         canonical = [self.supernetwork.canonical(genotype) for genotype in genotypes]
-        new = [g for g in dict.fromkeys(canonical) if g not in self._known]
-        measured = self._measure(new, show_progress_bar)
-        for genotype, learned in zip(new, measured, strict=True):
-            costs = {
-                metric.name: float(metric.compute(self.supernetwork, genotype))
-                for metric in self.metrics
-                if isinstance(metric, Cost)
-            }
-            figures = {**learned, **costs}
-            self._known[genotype] = {metric.name: figures[metric.name] for metric in self.metrics}
-        return [dict(self._known[genotype]) for genotype in canonical]
+        self._recall([g for g in dict.fromkeys(canonical) if g not in self._known])
+        new = [genotype for genotype in dict.fromkeys(canonical) if genotype not in self._known]
+        self._measure(new, show_progress_bar)
+        return [self._known[genotype] for genotype in canonical]
 
     def logits(self, genotypes: Sequence[Genotype]) -> list[Tensor]:
         """What subnetworks answer on the whole split, ``(len(split), classes, ...)`` each."""
@@ -96,60 +129,121 @@ class Evaluator:
     def answers(self, genotypes: Sequence[Genotype]) -> Iterator[tuple[Tensor, list[Tensor]]]:
         """What subnetworks answer, batch by batch.
 
-        Yields:
-            The batch's labels, ``(N,)`` or ``(N, H, W)``, and logits of each genotype,
-            ``(N, classes)`` or ``(N, classes, H, W)``.
+        Args:
+            genotypes: The subnetworks.
+
+        Returns:
+            An iterator over the batch's labels, ``(N,)`` or ``(N, H, W)``, and logits of each
+            genotype, ``(N, classes)`` or ``(N, classes, H, W)``.
 
         Raises:
             DataError: If an image has a label that the parents have no class for.
         """
-        with torch.inference_mode():
-            program = plan(self.supernetwork, genotypes)
-            for batch in self.split.batches(self.supernetwork.views, self.batch_size):
-                self._check_labels(batch.targets)
-                yield batch.targets, program.run(batch.images)
+        return self._measuring.answers(genotypes)
 
-    def _measure(
-        self, genotypes: Sequence[Genotype], show_progress_bar: bool
-    ) -> list[dict[str, float]]:
-        """The figures that need images, by genotype."""
-        whole = [metric for metric in self.metrics if isinstance(metric, Metric)]
-        streamed = [metric for metric in self.metrics if isinstance(metric, StreamedMetric)]
-        if not genotypes or not (whole or streamed):
-            return [{} for _ in genotypes]
-        classes = self.supernetwork.classes
-        gathered = [{metric.name: metric.make(classes) for metric in streamed} for _ in genotypes]
-        kept: list[list[Tensor]] = [[] for _ in genotypes]
-        labels: list[Tensor] = []
-        for targets, answers in track(
-            self.answers(genotypes),
-            f"Evaluate {len(genotypes)} networks",
-            total=math.ceil(len(self.split) / self.batch_size),
-            show_progress_bar=show_progress_bar,
-        ):
-            labels.append(targets)
-            for place, logits in enumerate(answers):
-                for gather in gathered[place].values():
-                    gather.update(logits, targets)
-                if whole:
-                    kept[place].append(logits)
-        targets = torch.cat(labels)
-        found: list[dict[str, float]] = []
-        for column, gatherers in zip(kept, gathered, strict=True):
-            figures = {name: float(gather.compute()) for name, gather in gatherers.items()}
-            if whole:
-                logits = torch.cat(column)
-                figures |= {m.name: float(m.compute(logits, targets)) for m in whole}
-            found.append(figures)
-        return found
+    def costs(self, genotype: Genotype) -> dict[str, float]:
+        """The figures that need no images."""
+        costs = self._costs
+        return {
+            metric.name: float(metric.compute(self.supernetwork, genotype)) for metric in costs
+        }
 
-    def _check_labels(self, targets: Tensor) -> None:
-        if self.supernetwork.segments:
-            targets = targets[targets != VOID]
-        largest = int(targets.max()) if targets.numel() else 0
-        if largest >= self.supernetwork.classes:
-            raise DataError(
-                f"The {self.split.name} split has label {largest}, but "
-                f"{self.supernetwork.a.name} and {self.supernetwork.b.name} tell only "
-                f"{self.supernetwork.classes} classes apart."
+    def _measure(self, genotypes: Sequence[Genotype], show_progress_bar: bool) -> None:
+        """Find out the figures of subnetworks that are not known yet."""
+        if not self._learned:
+            for genotype in genotypes:
+                self._known[genotype] = Evaluation(self.costs(genotype), 0)
+            return
+        keeps = any(isinstance(metric, Metric) for metric in self._learned)
+        kept = len(self.split) * self.supernetwork.classes if keeps else 0
+        parts = self._engine.divide(genotypes, kept)
+        batches = math.ceil(len(self.split) / self._engine.batch_size)
+        with progress_bar(show_progress_bar=show_progress_bar) as progress:
+            task = progress.add_task(
+                f"Evaluate {len(genotypes)} networks", total=batches * len(parts), note=""
             )
+            for number, part in enumerate(parts):
+                rivals = [self._rival(genotype) for genotype in part]
+                found: dict[Genotype, Measured] = {}
+                try:
+                    for genotype, measured in self._measuring(
+                        part, rivals, lambda: progress.advance(task)
+                    ):
+                        found[genotype] = measured
+                        self._learn(genotype, measured)
+                finally:  # also on Ctrl-C: what is finished is kept
+                    self._record(found)
+                progress.update(task, completed=batches * (number + 1))
+
+    def _learn(self, genotype: Genotype, measured: Measured) -> None:
+        """Keep what is known of a subnetwork now, and let others race against it."""
+        costs = self.costs(genotype)
+        figures = {**{metric.name: math.nan for metric in self.metrics}, **costs}
+        figures.update(measured.figures)
+        self._known[genotype] = Evaluation(
+            figures, measured.images, measured.stopped, measured.failed
+        )
+        if self._race is not None and self._race.metric in measured.outcomes:
+            outcomes = measured.outcomes[self._race.metric]
+            self._race.join(Rival(tuple(costs.values()), outcomes))
+
+    def _recall(self, genotypes: Sequence[Genotype]) -> None:
+        """Take from the records what they have."""
+        if self._records is None or not genotypes:
+            return
+        names = {metric.name: recorded_name(metric) for metric in self._learned}
+        found = self._records.find(genotypes)
+        if self._race is not None:  # rivals that other workers found
+            found.update(self._records.new())
+        for genotype, record in found.items():
+            known = {
+                name: record.figures[recorded]
+                for name, recorded in names.items()
+                if recorded in record.figures
+            }
+            if genotype not in self._known and len(known) == len(names):
+                outcomes = {
+                    name: record.outcomes[recorded]
+                    for name, recorded in names.items()
+                    if recorded in record.outcomes
+                }
+                measured = Measured(known, outcomes, len(self.split), failed=record.failed)
+                self._learn(genotype, measured)
+
+    def _record(self, found: Mapping[Genotype, Measured]) -> None:
+        """Write down full evaluations, by the metrics that others know too."""
+        if self._records is None:
+            return
+        names = {metric.name: recorded_name(metric) for metric in self._learned}
+        records: dict[Genotype, Record] = {}
+        for genotype, measured in found.items():
+            if measured.stopped:
+                continue  # what is known of it depends on whom it raced against
+            named = {name: recorded for name, recorded in names.items() if recorded is not None}
+            records[genotype] = Record(
+                {recorded: measured.figures[name] for name, recorded in named.items()},
+                {
+                    recorded: measured.outcomes[name]
+                    for name, recorded in named.items()
+                    if name in measured.outcomes
+                },
+                measured.failed,
+            )
+        self._records.keep(records)
+
+    def _rival(self, genotype: Genotype) -> Rival | None:
+        if self._race is None:
+            return None
+        return self._race.rival(tuple(self.costs(genotype).values()))
+
+    def _start(self, racing: Racing, batch_size: int) -> Race:
+        learned = [metric.name for metric in self._learned]
+        if len(learned) != 1 or not isinstance(self._learned[0], ImageMetric):
+            raise ConfigError(
+                f"A race takes one metric that says right or wrong of every image, as accuracy "
+                f"does, and costs; these are {[metric.name for metric in self.metrics]}. Leave "
+                "`racing` out."
+            )
+        if any(cost.direction == "maximize" for cost in self._costs):
+            raise ConfigError("A race takes costs that are to be small. Leave `racing` out.")
+        return Race(racing, learned[0], len(self.split), batch_size)

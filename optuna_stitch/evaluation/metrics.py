@@ -10,10 +10,7 @@ import torchmetrics
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
-from torchmetrics.functional.classification import (
-    multiclass_accuracy,
-    multiclass_calibration_error,
-)
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 from optuna_stitch.errors import ConfigError
 from optuna_stitch.stitching.genotype import Genotype
@@ -26,18 +23,42 @@ VOID = 255
 
 
 @dataclass(frozen=True)
+class ImageMetric:
+    """A figure that is the mean over images of what each image says.
+
+    Args:
+        name: What it is called, in the study and in every table.
+        compute: Takes logits ``(N, classes)`` and labels ``(N,)``, returns ``(N,)``.
+        direction: Which way is better.
+        reference: A subnetwork whose answers are the labels, in place of the split's own.
+        version: If given, figures of your own metric are remembered under its name and version;
+            change it when you change the metric.
+
+    ``compute`` may return booleans, right or wrong by image: such a figure can be raced.
+    """
+
+    name: str
+    compute: Callable[[Tensor, Tensor], Tensor]
+    direction: Direction = "maximize"
+    reference: Genotype | None = None
+    version: str | None = None
+
+
+@dataclass(frozen=True)
 class Metric:
     """A figure computed from what a subnetwork answers on all images of a split.
 
     Args:
-        name: What it is called, in the study and in every table.
+        name: What it is called.
         compute: Takes logits ``(N, classes)`` and labels ``(N,)``, returns a number.
         direction: Which way is better.
+        version: As for `ImageMetric`.
     """
 
     name: str
     compute: Callable[[Tensor, Tensor], float | Tensor]
     direction: Direction = "maximize"
+    version: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,16 +70,18 @@ class StreamedMetric:
         make: Takes the number of classes, returns a new metric of torchmetrics' that is updated
             with logits ``(N, classes, ...)`` and labels ``(N, ...)``.
         direction: Which way is better.
+        version: As for `ImageMetric`.
     """
 
     name: str
     make: Callable[[int], torchmetrics.Metric]
     direction: Direction = "maximize"
+    version: str | None = None
 
 
 @dataclass(frozen=True)
 class Cost:
-    """A figure known from a genotype alone, without running it.
+    """A figure known from a genotype alone, without running it on images.
 
     Args:
         name: What it is called.
@@ -71,18 +94,24 @@ class Cost:
     direction: Direction = "minimize"
 
 
-AnyMetric = Metric | StreamedMetric | Cost
+LearnedMetric = ImageMetric | Metric | StreamedMetric
+AnyMetric = LearnedMetric | Cost
 
 
 def accuracy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Share of images whose largest logit is the label's."""
-    return multiclass_accuracy(logits, targets, num_classes=logits.shape[1], average="micro")
+    """Whether the largest logit is the label's, by image."""
+    return logits.argmax(dim=1) == targets
 
 
 def top5(logits: Tensor, targets: Tensor) -> Tensor:
-    """Share of images whose label is among the five largest logits."""
-    classes = logits.shape[1]
-    return multiclass_accuracy(logits, targets, classes, average="micro", top_k=min(5, classes))
+    """Whether the label is among the five largest logits, by image."""
+    largest = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    return (largest == targets[:, None]).any(dim=1)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Negative log-probability of the label in nats, by image."""
+    return F.cross_entropy(logits, targets, reduction="none")
 
 
 def calibration_error(logits: Tensor, targets: Tensor) -> Tensor:
@@ -103,14 +132,20 @@ def _pixel_accuracy(classes: int) -> torchmetrics.Metric:
 METRICS: dict[str, AnyMetric] = {
     metric.name: metric
     for metric in (
-        Metric("accuracy", accuracy),
-        Metric("top5", top5),
-        Metric("cross_entropy", F.cross_entropy, "minimize"),
+        ImageMetric("accuracy", accuracy),
+        ImageMetric("top5", top5),
+        ImageMetric("agreement", accuracy, reference=Genotype("ensemble")),
+        ImageMetric("cross_entropy", cross_entropy, "minimize"),
         Metric("calibration_error", calibration_error, "minimize"),
         StreamedMetric("mean_iou", _mean_iou),
         StreamedMetric("pixel_accuracy", _pixel_accuracy),
         Cost("macs", lambda supernetwork, genotype: supernetwork.macs(genotype)),
         Cost("parameters", lambda supernetwork, genotype: supernetwork.parameters(genotype)),
+        Cost("weight_bytes", lambda supernetwork, genotype: supernetwork.weight_bytes(genotype)),
+        Cost(
+            "activation_bytes",
+            lambda supernetwork, genotype: supernetwork.activation_bytes(genotype),
+        ),
     )
 }
 
@@ -135,3 +170,10 @@ def resolve_metrics(metrics: Sequence[str | AnyMetric]) -> tuple[AnyMetric, ...]
     if len(set(names)) < len(names):
         raise ConfigError(f"Each metric may be there once; these are {names}.")
     return tuple(found)
+
+
+def recorded_name(metric: LearnedMetric) -> str | None:
+    """Under which name a metric's figures may be kept for other processes; None if not at all."""
+    if METRICS.get(metric.name) is metric:
+        return metric.name
+    return f"{metric.name} {metric.version}" if metric.version is not None else None

@@ -1,4 +1,4 @@
-"""Many subnetworks as one program, ready to be evaluated."""
+"""Many subnetworks as one program, and how many of them fit into memory together."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.stitching.program import Program, shared_program
 from optuna_stitch.stitching.supernetwork import Supernetwork
+
+_BYTES = 4  # of a number
 
 
 def plan(supernetwork: Supernetwork, genotypes: Sequence[Genotype]) -> Program:
@@ -23,3 +25,40 @@ def plan(supernetwork: Supernetwork, genotypes: Sequence[Genotype]) -> Program:
     program = shared_program(supernetwork.supergraph, genotypes)
     supernetwork.recalibrate(program)
     return program
+
+
+def divide(
+    supernetwork: Supernetwork,
+    genotypes: Sequence[Genotype],
+    *,
+    budget: float,
+    batch_size: int,
+    kept: int = 0,
+) -> list[list[Genotype]]:
+    """Divide genotypes among plans that stay within a memory budget.
+
+    Subnetworks that share much stay together. A single one is never refused.
+
+    Args:
+        supernetwork: Whose genotypes.
+        genotypes: The subnetworks.
+        budget: Bytes of the values that are alive at once, and of what is kept.
+        batch_size: Images per batch.
+        kept: Numbers that are kept of each subnetwork, besides.
+
+    Returns:
+        The same genotypes, in as few plans as halving gives.
+    """
+    program = shared_program(supernetwork.supergraph, genotypes)
+    needed = _BYTES * (program.elements * batch_size + kept * len(genotypes))
+    if needed <= budget or len(genotypes) == 1:
+        return [list(genotypes)]
+    # subnetworks that end next to each other have most of their way in common
+    ends = dict(zip(genotypes, program.outputs, strict=True))
+    ordered = sorted(genotypes, key=ends.__getitem__)
+    half = len(ordered) // 2
+    return [
+        part
+        for some in (ordered[:half], ordered[half:])
+        for part in divide(supernetwork, some, budget=budget, batch_size=batch_size, kept=kept)
+    ]

@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from optuna_stitch.cache import cache_folder, content_key, write_whole
-from optuna_stitch.data import Split
 from optuna_stitch.networks.checkpoints import load_weights
 from optuna_stitch.networks.sources import create_module
 from optuna_stitch.networks.zoo import Parent
 from optuna_stitch.progress import track
+from optuna_stitch.splits import Split
 
 # Part of every cache key: raise it when the same recipe starts to mean other weights.
 _VERSION = 1

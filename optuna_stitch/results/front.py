@@ -9,7 +9,6 @@ import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_stitch.data import Split
 from optuna_stitch.errors import StudyError
 from optuna_stitch.evaluation.evaluator import Evaluator
 from optuna_stitch.evaluation.metrics import AnyMetric, resolve_metrics
@@ -17,6 +16,7 @@ from optuna_stitch.results.evidence import Evidence, gather_evidence
 from optuna_stitch.results.statistics import holm
 from optuna_stitch.search.objective import Objective
 from optuna_stitch.search.space import baselines
+from optuna_stitch.splits import Split
 from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.stitching.supernetwork import Supernetwork
 
@@ -166,9 +166,12 @@ def evaluate_front(
 
     metric = "mean_iou" if supernetwork.segments else "accuracy"
     figures_wanted = _with_basics(metrics, metric)
-    evaluator = Evaluator(supernetwork, split, figures_wanted, batch_size=batch_size)
+    # as the exported module computes, so that it has the very figures that are reported
+    evaluator = Evaluator(
+        supernetwork, split, figures_wanted, batch_size=batch_size, kernels="plain"
+    )
     evidence = gather_evidence(evaluator, genotypes)
-    figures = evaluator.evaluate(genotypes)
+    evaluations = evaluator.evaluate(genotypes)
     names = {"a": "parent a", "b": "parent b", "ensemble": "ensemble"}
     kinds = {"a": "parent", "b": "parent", "ensemble": "ensemble"}
     entries = [
@@ -178,12 +181,12 @@ def evaluate_front(
             trial=chosen[g].number,
             genotype=g,
             values=dict(zip(objective.metric_names, chosen[g].values, strict=True)),
-            test=test,
+            test=judged.figures,
             quality=found.figure,
             interval=found.interval(),
             parameters=supernetwork.parameters(g),
         )
-        for g, found, test in zip(genotypes, evidence, figures, strict=True)
+        for g, found, judged in zip(genotypes, evidence, evaluations, strict=True)
     ]
     _claim(entries, evidence)
     _mark_front(entries, metrics)

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import optuna
 
-from optuna_stitch.data import Split
 from optuna_stitch.evaluation.evaluator import Evaluator
 from optuna_stitch.evaluation.metrics import AnyMetric
 from optuna_stitch.search.space import join_population, suggest
+from optuna_stitch.splits import Split
 from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.stitching.supernetwork import Supernetwork
 
@@ -56,4 +56,4 @@ class Objective:
 
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[tuple[float, ...]]:
         """Judge several genotypes together: one tuple of objective values each."""
-        return [tuple(figures.values()) for figures in self.evaluator.evaluate(genotypes)]
+        return [tuple(e.figures.values()) for e in self.evaluator.evaluate(genotypes)]

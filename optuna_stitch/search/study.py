@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from typing import Any
 
 import optuna
 import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState
 
+from optuna_stitch.database import connect_args, hide_password, prepare
 from optuna_stitch.errors import StudyError, first_line
 from optuna_stitch.search.objective import Objective
 from optuna_stitch.search.space import enqueue_starts
 
 # The study's attribute that says which supernetwork it was made for.
 _CONTENT = "supernetwork"
-# SQLite makes a writer wait this long, in seconds, for another before it gives up.
-_BUSY_TIMEOUT = 300
 
 
 def open_storage(url: str) -> optuna.storages.BaseStorage:
@@ -30,26 +28,15 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
         StudyError: If it cannot be reached.
     """
     try:
-        parsed = sqlalchemy.make_url(url)
-        sqlite = parsed.get_backend_name() == "sqlite"
-        arguments: dict[str, Any] = {"timeout": _BUSY_TIMEOUT} if sqlite else {}
-        storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": arguments})
-        if sqlite:
-            _use_write_ahead_log(storage.engine)
+        arguments = {"connect_args": connect_args(url)}
+        storage = optuna.storages.RDBStorage(url, engine_kwargs=arguments)
+        prepare(storage.engine)
     except Exception as error:  # every database driver has exceptions of its own
         raise StudyError(
             f"The storage {hide_password(url)} cannot be opened: {first_line(error)}. Check the "
             "URL, that the database runs, and that its folder exists."
         ) from error
     return storage
-
-
-def hide_password(url: str) -> str:
-    """A storage URL as it may be shown."""
-    try:
-        return sqlalchemy.make_url(url).render_as_string(hide_password=True)
-    except sqlalchemy.exc.ArgumentError:
-        return repr(url)
 
 
 def open_study(
@@ -124,16 +111,3 @@ def release_trials(study: optuna.Study, trials: Iterable[FrozenTrial]) -> None:
         params = trial.system_attrs.get("fixed_params") or trial.params
         if params:
             study.enqueue_trial(params, user_attrs={"retry_of": trial.number})
-
-
-def _use_write_ahead_log(engine: sqlalchemy.Engine) -> None:
-    """Let readers and a writer of an SQLite file work side by side, with one sync a commit."""
-
-    def prepare(connection: Any, _: Any) -> None:
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute("PRAGMA synchronous=NORMAL")
-        cursor.close()
-
-    sqlalchemy.event.listen(engine, "connect", prepare)
-    engine.dispose()

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from optuna_stitch.data import Split
 from optuna_stitch.errors import FitError
 from optuna_stitch.networks.layouts import Layout
 from optuna_stitch.processes import add_up, share
 from optuna_stitch.progress import console, progress_bar
+from optuna_stitch.splits import Split
 from optuna_stitch.stitching.genotype import Side, Switch
 from optuna_stitch.stitching.layers import Stitch
 from optuna_stitch.stitching.moments import EVERY, Moments, Pair, Reading
@@ -71,7 +71,7 @@ def fit(
     budget: float | None = 0.1,
     match_variance: bool = True,
     by_position: bool = True,
-    recalibrate: int = 200,
+    recalibrate: int = 64,
     memory: float = 2.0,
     batch_size: int | None = None,
     seed: int = 0,

@@ -6,17 +6,19 @@ subnetworks have in common, anywhere, is therefore one value, computed once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.stitching.normalization import BatchNorm
-from optuna_stitch.stitching.supergraph import Resolved, Supergraph
+from optuna_stitch.stitching.supergraph import Operation, Resolved, Supergraph
 
 # Told of a step that is a BatchNorm and of its inputs, before it runs.
 Observer = Callable[[int, BatchNorm, Sequence[Any]], None]
+# A step, what runs it, the steps whose values it reads, and the steps whose values may then go.
+_Line = tuple[int, Callable[..., Any], tuple[int, ...], list[int]]
 
 
 class Program:
@@ -28,8 +30,10 @@ class Program:
         outputs: The steps whose values are returned.
 
     Attributes:
-        outputs: As given.
-        places: The operation of every step.
+        operations: The operation of every step.
+        places: Its place in the supernetwork.
+        reads: The steps whose values every step reads.
+        stitched: Whether every step is a stitch or downstream of one.
         stitched_norms: The steps that are BatchNorms downstream of a stitch.
         statistics: Mean and variance that steps were given by `normalize`.
     """
@@ -40,53 +44,139 @@ class Program:
         steps: Sequence[tuple[int, tuple[int, ...]]],
         outputs: Sequence[int],
     ) -> None:
-        self.outputs = list(outputs)
         self.places = [place for place, _ in steps]
-        self.statistics: dict[int, tuple[Tensor, Tensor]] = {}
-        self._operations = [supergraph.operations[place] for place in self.places]
-        self._runs = [operation.run for operation in self._operations]
-        self._reads = [reads for _, reads in steps]
-        self._freed = _last_uses(steps, set(outputs))
-        stitched: list[bool] = []
-        for operation, (_, reads) in zip(self._operations, steps, strict=True):
-            stitched.append(operation.owner == "stitch" or any(stitched[read] for read in reads))
+        self.operations: list[Operation] = [supergraph.operations[place] for place in self.places]
+        self.reads = [reads for _, reads in steps]
+        self.stitched: list[bool] = []
+        for operation, reads in zip(self.operations, self.reads, strict=True):
+            self.stitched.append(
+                operation.owner == "stitch" or any(self.stitched[read] for read in reads)
+            )
         self.stitched_norms = {
             step
-            for step, operation in enumerate(self._operations)
-            if stitched[step] and operation.norm is not None
+            for step, operation in enumerate(self.operations)
+            if self.stitched[step] and operation.norm is not None
         }
+        self.statistics: dict[int, tuple[Tensor, Tensor]] = {}
+        self._runs = [operation.run for operation in self.operations]
+        self._outputs = list(outputs)
+        self._lines: list[_Line] | None = None
+
+    @property
+    def outputs(self) -> list[int]:
+        """The steps whose values are returned; steps that none of them needs do not run."""
+        return self._outputs
+
+    @outputs.setter
+    def outputs(self, outputs: Sequence[int]) -> None:
+        self._outputs = list(outputs)
+        self._lines = None
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates per image of all steps."""
-        return sum(operation.macs for operation in self._operations)
+        """Multiply-accumulates per image of all steps that run."""
+        return sum(self.operations[step].macs for step, *_ in self._laid_out())
+
+    @property
+    def elements(self) -> int:
+        """Numbers per image that are alive at once, at most; views count as values."""
+        alive = largest = 0
+        for step, _, _, freed in self._laid_out():
+            alive += self.operations[step].elements
+            largest = max(largest, alive)
+            alive -= sum([self.operations[dead].elements for dead in freed])
+        return largest
 
     def normalize(self, step: int, mean: Tensor, variance: Tensor) -> None:
         """Give a BatchNorm other statistics, ``(C,)`` each."""
-        norm = self._operations[step].norm
+        norm = self.operations[step].norm
         assert norm is not None, step
         self.statistics[step] = mean, variance
-        self._runs[step] = norm.run(mean, variance)
+        self.replace(step, norm.run(mean, variance), self.reads[step])
 
-    def run(self, images: Sequence[Tensor], observe: Observer | None = None) -> list[Any]:
+    def replace(self, step: int, run: Callable[..., Any], reads: tuple[int, ...]) -> None:
+        """Compute a step's value in another way.
+
+        Args:
+            step: Which.
+            run: Computes the value.
+            reads: The steps whose values ``run`` takes; all of them come before.
+        """
+        self._runs[step] = run
+        self.reads[step] = reads
+        self._lines = None
+
+    def run(self, images: Sequence[Tensor]) -> list[Any]:
         """Compute the outputs on one batch.
 
         Args:
             images: One tensor ``(N, C, H, W)`` per view of the supernetwork.
-            observe: Called before every BatchNorm; it may `normalize` that step.
+        """
+        values: list[Any] = [None] * len(self.operations)
+        for step, run, reads, freed in self._laid_out():
+            if len(reads) == 1:
+                values[step] = run(values[reads[0]])
+            elif reads:
+                values[step] = run(*[values[read] for read in reads])
+            else:
+                values[step] = self._given(step, images)
+            for dead in freed:
+                values[dead] = None
+        return [values[output] for output in self._outputs]
+
+    def observe(self, images: Sequence[Tensor], observer: Observer) -> list[Any]:
+        """Compute the outputs on one batch, and be told of every BatchNorm.
+
+        Args:
+            images: As for `run`.
+            observer: Called before every BatchNorm; it may `normalize` that step.
         """
         values: dict[int, Any] = {}
-        for step, operation in enumerate(self._operations):
-            if operation.owner == "input":
-                values[step] = images[operation.number]
-            else:
-                inputs = [values[read] for read in self._reads[step]]
-                if observe is not None and operation.norm is not None:
-                    observe(step, operation.norm, inputs)
-                values[step] = self._runs[step](*inputs)
-            for dead in self._freed[step]:
+        for step, _, reads, freed in self._laid_out():
+            inputs = [values[read] for read in reads]
+            norm = self.operations[step].norm
+            if norm is not None:
+                observer(step, norm, inputs)
+            values[step] = self._runs[step](*inputs) if reads else self._given(step, images)
+            for dead in freed:
                 del values[dead]
-        return [values[output] for output in self.outputs]
+        return [values[output] for output in self._outputs]
+
+    def values(self, images: Sequence[Tensor]) -> Iterator[tuple[int, Any]]:
+        """Every step with its value on one batch, in order."""
+        values: dict[int, Any] = {}
+        for step, run, reads, freed in self._laid_out():
+            values[step] = run(*[values[r] for r in reads]) if reads else self._given(step, images)
+            yield step, values[step]
+            for dead in freed:
+                del values[dead]
+
+    def _given(self, step: int, images: Sequence[Tensor]) -> Any:
+        """What reads nothing: images, or a constant."""
+        operation = self.operations[step]
+        return images[operation.number] if operation.owner == "input" else self._runs[step]()
+
+    def _laid_out(self) -> list[_Line]:
+        """The steps that the outputs need, each with what may be freed after it."""
+        if self._lines is None:
+            kept = bytearray(len(self.operations))
+            for output in self._outputs:
+                kept[output] = 1
+            needed = bytearray(kept)
+            lines: list[_Line] = []
+            for step in range(len(self.operations) - 1, -1, -1):
+                if not needed[step]:
+                    continue
+                reads = self.reads[step]
+                freed: list[int] = []
+                for read in reads:
+                    if not needed[read]:  # from the end: nothing later reads it
+                        needed[read] = 1
+                        freed.append(read)
+                lines.append((step, self._runs[step], reads, freed))
+            lines.reverse()
+            self._lines = lines
+        return self._lines
 
 
 def program_of(
@@ -99,17 +189,9 @@ def program_of(
         resolved: What the genotype computes.
         outputs: Operations whose values are wanted; the genotype's own output, if None.
     """
-    wanted = [resolved.output] if outputs is None else list(outputs)
-    reads_of = dict(resolved.steps)
-    needed = set(wanted)
-    for place, reads in reversed(resolved.steps):
-        if place in needed:
-            needed.update(reads)
-    step_of = {
-        place: step
-        for step, place in enumerate(place for place, _ in resolved.steps if place in needed)
-    }
-    steps = [(place, tuple(step_of[read] for read in reads_of[place])) for place in step_of]
+    step_of = {place: step for step, (place, _) in enumerate(resolved.steps)}
+    steps = [(place, tuple([step_of[read] for read in reads])) for place, reads in resolved.steps]
+    wanted = [resolved.output] if outputs is None else outputs
     return Program(supergraph, steps, [step_of[place] for place in wanted])
 
 
@@ -126,9 +208,9 @@ def shared_program(supergraph: Supergraph, genotypes: Sequence[Genotype]) -> Pro
     steps: list[tuple[int, tuple[int, ...]]] = []
     outputs: list[int] = []
     known: dict[tuple[int, tuple[int, ...]], int] = {}
+    step_of = [0] * len(supergraph.operations)
     for genotype in genotypes:
         resolved = supergraph.resolve(genotype)
-        step_of: dict[int, int] = {}
         for place, reads in resolved.steps:
             key = (place, tuple([step_of[read] for read in reads]))
             step = known.get(key)
@@ -137,17 +219,42 @@ def shared_program(supergraph: Supergraph, genotypes: Sequence[Genotype]) -> Pro
                 steps.append(key)
             step_of[place] = step
         outputs.append(step_of[resolved.output])
-    return Program(supergraph, steps, outputs)
+    order = _depth_first(steps)
+    place_of = [0] * len(order)
+    for place, step in enumerate(order):
+        place_of[step] = place
+    ordered = [(steps[step][0], tuple([place_of[r] for r in steps[step][1]])) for step in order]
+    return Program(supergraph, ordered, [place_of[output] for output in outputs])
 
 
-def _last_uses(steps: Sequence[tuple[int, tuple[int, ...]]], kept: set[int]) -> list[list[int]]:
-    """By step, the values that nothing needs any more afterwards."""
-    last = list(range(len(steps)))
+def _depth_first(steps: Sequence[tuple[int, tuple[int, ...]]]) -> list[int]:
+    """An order that ends what it began before it begins another branch, to keep few values alive.
+
+    Of the steps that a value makes ready, the one with the shortest way to its end goes first.
+    """
+    readers: list[list[int]] = [[] for _ in steps]
+    waiting = [0] * len(steps)
     for step, (_, reads) in enumerate(steps):
-        for read in reads:
-            last[read] = step
-    freed: list[list[int]] = [[] for _ in steps]
-    for value, step in enumerate(last):
-        if value not in kept:
-            freed[step].append(value)
-    return freed
+        distinct = set(reads) if len(reads) > 1 else reads
+        waiting[step] = len(distinct)
+        for read in distinct:
+            readers[read].append(step)
+    way = [0] * len(steps)
+    for step in range(len(steps) - 1, -1, -1):
+        if readers[step]:
+            way[step] = 1 + max([way[reader] for reader in readers[step]])
+    ready = [step for step, count in enumerate(waiting) if not count]
+    ready.sort(key=way.__getitem__, reverse=True)
+    order: list[int] = []
+    while ready:
+        step = ready.pop()
+        order.append(step)
+        freed = []
+        for reader in readers[step]:
+            waiting[reader] -= 1
+            if not waiting[reader]:
+                freed.append(reader)
+        if len(freed) > 1:
+            freed.sort(key=way.__getitem__, reverse=True)
+        ready.extend(freed)
+    return order

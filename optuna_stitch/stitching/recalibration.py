@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optuna_stitch.data import Split
 from optuna_stitch.networks.view import View
+from optuna_stitch.splits import Split
 from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.stitching.normalization import BatchNorm
 from optuna_stitch.stitching.program import Observer, Program, program_of
@@ -62,20 +62,28 @@ class Calibration:
     def __len__(self) -> int:
         return len(self.pixels[0])
 
-    def batches(self) -> list[tuple[Tensor, ...]]:
-        """The images as the parents see them."""
+    def batches(self, layout: torch.memory_format) -> list[tuple[Tensor, ...]]:
+        """The images as the parents see them.
+
+        Args:
+            layout: How they lie in memory.
+        """
         return [
             tuple(
-                view.normalize(pixels[start : start + self.batch_size])
+                view.normalize(pixels[start : start + self.batch_size]).contiguous(
+                    memory_format=layout
+                )
                 for view, pixels in zip(self._views, self.pixels, strict=True)
             )
             for start in range(0, len(self), self.batch_size)
         ]
 
-    def own(self, supergraph: Supergraph) -> list[dict[int, Statistics]]:
+    def own(
+        self, supergraph: Supergraph, layout: torch.memory_format
+    ) -> list[dict[int, Statistics]]:
         """What `statistics_of` says of every batch; computed once."""
         if not self._own:
-            self._own = [statistics_of(supergraph, images) for images in self.batches()]
+            self._own = [statistics_of(supergraph, images) for images in self.batches(layout)]
         return self._own
 
 
@@ -96,7 +104,7 @@ def statistics_of(supergraph: Supergraph, images: tuple[Tensor, ...]) -> dict[in
         found[program.places[step]] = _statistics(inputs[0])
 
     with torch.no_grad():
-        program.run(images, observe)
+        program.observe(images, observe)
     return found
 
 
@@ -112,7 +120,7 @@ def match_batch(program: Program, own: dict[int, Statistics]) -> Observer:
         own: What `statistics_of` says of the batch.
 
     Returns:
-        What `Program.run` takes to observe.
+        What `Program.observe` takes.
     """
 
     def match(step: int, norm: BatchNorm, inputs: Sequence[Any]) -> None:
@@ -123,19 +131,26 @@ def match_batch(program: Program, own: dict[int, Statistics]) -> Observer:
     return match
 
 
-def recalibrate(program: Program, supergraph: Supergraph, calibration: Calibration) -> None:
+def recalibrate(
+    program: Program,
+    supergraph: Supergraph,
+    calibration: Calibration,
+    layout: torch.memory_format,
+) -> None:
     """Give BatchNorms downstream of a stitch the average of what fits each calibration batch.
 
     Args:
         program: What to change, in place.
         supergraph: The operations it consists of.
         calibration: The images.
+        layout: How they lie in memory.
     """
     if not program.stitched_norms:
         return
     averages: dict[int, Statistics] = {}
-    for images, own in zip(calibration.batches(), calibration.own(supergraph), strict=True):
-        program.run(images, match_batch(program, own))
+    batches = zip(calibration.batches(layout), calibration.own(supergraph, layout), strict=True)
+    for images, own in batches:
+        program.observe(images, match_batch(program, own))
         share = len(images[0]) / len(calibration)
         for step in program.stitched_norms:
             mean, variance = program.statistics[step]

@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from optuna_stitch.data import Split
 from optuna_stitch.networks.graph import NetworkGraph
 from optuna_stitch.networks.layouts import resample
 from optuna_stitch.networks.points import Point
 from optuna_stitch.networks.view import View
+from optuna_stitch.splits import Split
 
 # Features are compared on a grid of at most this many positions a side.
 _SIDE = 4

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from optuna_stitch.errors import MatchError
+from optuna_stitch.networks.capture import TRACED_BATCH
 from optuna_stitch.networks.graph import NetworkGraph
 from optuna_stitch.networks.view import View
 from optuna_stitch.stitching.genotype import Genotype, Output, Side, Switch
@@ -30,6 +31,7 @@ class Operation:
         run: Computes the value from the values of ``inputs`` (an input's own, from the images).
         inputs: Operations it reads, in the order that ``run`` takes them.
         macs: Multiply-accumulates per image.
+        elements: Numbers per image that the value consists of.
         node: The parent's node, where it is one.
         owner: ``a``, ``b``, ``input``, ``stitch`` or ``ensemble``.
         number: Index of the view or of the stitch, where it is one.
@@ -41,6 +43,7 @@ class Operation:
     run: Callable[..., Any]
     inputs: tuple[int, ...]
     macs: int
+    elements: int
     owner: str
     node: fx.Node | None = None
     number: int = 0
@@ -101,14 +104,18 @@ class Supergraph:
         outputs["ensemble"] = len(self.operations)
         self.operations.append(
             Operation(
-                "ensemble", mean_of_probabilities, (outputs["a"], outputs["b"]), 0, "ensemble"
+                "ensemble",
+                mean_of_probabilities,
+                (outputs["a"], outputs["b"]),
+                0,
+                self.operations[outputs["a"]].elements,
+                "ensemble",
             )
         )
         self._outputs = outputs
         self._place_of = place_of
         self._weights = [
-            {id(weight): weight.numel() for weight in operation.weights}
-            for operation in self.operations
+            {id(weight): weight for weight in operation.weights} for operation in self.operations
         ]
 
     def resolve(self, genotype: Genotype) -> Resolved:
@@ -147,10 +154,17 @@ class Supergraph:
 
     def parameters(self, resolved: Resolved) -> int:
         """Number of parameters of all that a genotype needs, shared ones counted once."""
-        used: dict[int, int] = {}
+        return sum(weight.numel() for weight in self._used(resolved))
+
+    def weight_bytes(self, resolved: Resolved) -> int:
+        """Bytes of the same."""
+        return sum(weight.numel() * weight.element_size() for weight in self._used(resolved))
+
+    def _used(self, resolved: Resolved) -> Iterable[nn.Parameter]:
+        used: dict[int, nn.Parameter] = {}
         for place, _ in resolved.steps:
             used.update(self._weights[place])
-        return sum(used.values())
+        return used.values()
 
 
 class _Builder:
@@ -170,17 +184,21 @@ class _Builder:
                 continue
             name = names[node] = f"{side}.{node.name}"
             inputs = [names[n] for n in node.all_input_nodes]
-            macs = graph.costs[node.name].macs
+            cost = graph.costs[node.name]
+            elements = math.prod(cost.shape) // TRACED_BATCH if cost.shape else 0
             run = node_operation(graph.module, node)
             if node.op == "placeholder":
                 # parents that see images alike share one input
                 shared = f"input.{view}"
-                self._add(shared, Operation(shared, run, (), 0, "input", number=view), [])
+                operation = Operation(shared, run, (), 0, elements, "input", number=view)
+                self._add(shared, operation, [])
                 names[node] = shared
                 continue
             weights = node_weights(graph.module, node)
             norm = BatchNorm.of(graph.module, node)
-            operation = Operation(name, run, (), macs, side, node, weights=weights, norm=norm)
+            operation = Operation(
+                name, run, (), cost.macs, elements, side, node, weights=weights, norm=norm
+            )
             self._add(name, operation, inputs)
 
     def add_stitches(self, switches: Sequence[Switch], stitches: Sequence[Stitch]) -> None:
@@ -193,7 +211,14 @@ class _Builder:
             name = f"stitch.{index}"
             weights = tuple(stitch.parameters())
             operation = Operation(
-                name, stitch, (), stitch.macs, "stitch", number=index, weights=weights
+                name,
+                stitch,
+                (),
+                stitch.macs,
+                stitch.target.channels * (stitch.target.positions + stitch.target.prefix),
+                "stitch",
+                number=index,
+                weights=weights,
             )
             self._add(name, operation, [f"{side}.{switch.source}"])
             for reader in readers.get(f"{switch.into}.{switch.target}", []):

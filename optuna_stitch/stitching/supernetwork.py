@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
 
-from optuna_stitch.data import Split
-from optuna_stitch.errors import MatchError
+from optuna_stitch.errors import MatchError, first_line
 from optuna_stitch.networks.capture import TRACED_BATCH
 from optuna_stitch.networks.graph import NetworkGraph
 from optuna_stitch.networks.layouts import Layout
 from optuna_stitch.networks.view import View
 from optuna_stitch.networks.zoo import Parent
+from optuna_stitch.progress import console
+from optuna_stitch.splits import Split
 from optuna_stitch.stitching.genotype import Genotype, Side, Switch
 from optuna_stitch.stitching.layers import Stitch
 from optuna_stitch.stitching.matching import Match, PointKind, match
@@ -129,6 +131,21 @@ class Supernetwork:
         )
         return max(1, min(_LARGEST_BATCH, _FEATURE_BYTES // (4 * largest)))
 
+    @cached_property
+    def memory_format(self) -> torch.memory_format:
+        """How images lie in memory: channels last, which is faster, where both parents take it."""
+        shapes = [view.input_size for view in self.views]
+        program = program_of(self.supergraph, self.supergraph.resolve(Genotype("ensemble")))
+        images = [torch.zeros(2, *s).contiguous(memory_format=torch.channels_last) for s in shapes]
+        try:
+            with torch.no_grad():
+                program.run(images)
+        except RuntimeError as error:
+            # a network may rely on where numbers lie, with `Tensor.view`
+            console.print(f"Channels stay first in memory: {first_line(error)}")
+            return torch.contiguous_format
+        return torch.channels_last
+
     def genotype(self, params: Mapping[str, Any] | Genotype) -> Genotype:
         """The genotype of a trial's parameters.
 
@@ -152,6 +169,17 @@ class Supernetwork:
     def parameters(self, genotype: Genotype) -> int:
         """Number of parameters of all that the output needs, stitches included."""
         return self.supergraph.parameters(self.supergraph.resolve(genotype))
+
+    def weight_bytes(self, genotype: Genotype) -> int:
+        """Bytes of all parameters that the output needs, as they are stored."""
+        return self.supergraph.weight_bytes(self.supergraph.resolve(genotype))
+
+    def activation_bytes(self, genotype: Genotype) -> int:
+        """Bytes per image of the values that are alive at once, at most, in 32 bits a number.
+
+        Every value is freed after its last use; views count as values of their own.
+        """
+        return 4 * program_of(self.supergraph, self.supergraph.resolve(genotype)).elements
 
     def extract(self, params: Mapping[str, Any] | Genotype) -> nn.Module:
         """Take a subnetwork out as a plain module that needs none of us to run.
@@ -177,7 +205,7 @@ class Supernetwork:
     def recalibrate(self, program: Program) -> None:
         """Estimate BatchNorm statistics downstream of stitches, where there are images for it."""
         if self.calibration is not None:
-            recalibrate(program, self.supergraph, self.calibration)
+            recalibrate(program, self.supergraph, self.calibration, self.memory_format)
 
     def features(self, nodes: Sequence[tuple[Side, str]]) -> Program:
         """A program that returns raw features of the parents.

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from optuna_stitch.cache import write_whole
-from optuna_stitch.data import Split
 from optuna_stitch.errors import FitError, first_line
 from optuna_stitch.processes import add_up, share
+from optuna_stitch.splits import Split
 from optuna_stitch.stitching.genotype import Genotype, Output, single_crossovers
 from optuna_stitch.stitching.program import Program, shared_program
 from optuna_stitch.stitching.recalibration import match_batch, statistics_of
@@ -268,7 +268,7 @@ def _run_matched(
     if supernetwork.calibration is None:
         return program.run(images)
     own = statistics_of(supernetwork.supergraph, images)
-    return program.run(images, match_batch(program, own))
+    return program.observe(images, match_batch(program, own))
 
 
 def parents_of(supernetwork: Supernetwork) -> tuple[nn.Module, nn.Module]:

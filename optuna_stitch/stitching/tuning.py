@@ -13,9 +13,9 @@ from pathlib import Path
 
 from torch import nn
 
-from optuna_stitch.data import Split
 from optuna_stitch.errors import FitError
 from optuna_stitch.progress import progress_bar
+from optuna_stitch.splits import Split
 from optuna_stitch.stitching.supernetwork import Supernetwork
 from optuna_stitch.stitching.trainer import HELD_OUT, Trainer, Tuned, Tuning, parents_of
 

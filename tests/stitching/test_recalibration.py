@@ -56,7 +56,7 @@ def test_a_stitched_path_has_the_parents_own_mean_and_variance(
                     scaled.std((0, 2, 3)),
                 )
 
-            program.run(calibration.batches()[0], keep)
+            program.observe(calibration.batches(torch.contiguous_format)[0], keep)
             assert bool(program.stitched_norms) == stitched
     checked = 0
     for place, (mean, deviation) in moments[True].items():

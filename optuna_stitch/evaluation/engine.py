@@ -1,0 +1,143 @@
+"""Run many subnetworks over images: which kernels, and how many images at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optuna_stitch.errors import DataError
+from optuna_stitch.evaluation.kernels import Folding, Kernels
+from optuna_stitch.evaluation.plan import divide, plan
+from optuna_stitch.progress import console
+from optuna_stitch.stitching.genotype import Genotype
+from optuna_stitch.stitching.program import Program
+from optuna_stitch.stitching.supernetwork import Supernetwork
+
+
+class Engine:
+    """Answers of subnetworks, many at once.
+
+    Args:
+        supernetwork: Whose subnetworks.
+        kernels: How operations are computed.
+        memory: GiB that the values of a plan may take; a plan over it is divided.
+        batch_size: Images per batch.
+
+    Attributes:
+        batch_size: Images per batch; halved where memory runs out.
+    """
+
+    def __init__(
+        self, supernetwork: Supernetwork, kernels: Kernels, memory: float, batch_size: int
+    ) -> None:
+        self.supernetwork = supernetwork
+        self.kernels = kernels
+        self.memory = memory
+        self.batch_size = batch_size
+        self._fold = Folding()
+
+    def divide(self, genotypes: Sequence[Genotype], kept: int) -> list[list[Genotype]]:
+        """Divide genotypes among plans that fit into memory; see `plan.divide`."""
+        if not genotypes:
+            return []
+        budget = self.memory * 2**30
+        return divide(
+            self.supernetwork, genotypes, budget=budget, batch_size=self.batch_size, kept=kept
+        )
+
+    def prepare(self, genotypes: Sequence[Genotype]) -> Program:
+        """The plan of some genotypes, with its kernels."""
+        program = plan(self.supernetwork, genotypes)
+        if self.kernels != "plain":
+            self._fold(program)
+        return program
+
+    def run(self, program: Program, images: Sequence[Tensor]) -> list[Tensor]:
+        """What a plan's subnetworks answer on some images.
+
+        Where memory runs out, the batch is halved, now and from then on.
+
+        Args:
+            program: From `prepare`.
+            images: One tensor ``(N, C, H, W)`` per view.
+
+        Returns:
+            Logits in float32 by genotype.
+
+        Raises:
+            DataError: If memory does not even suffice for one image.
+        """
+        while True:
+            pieces = list(
+                zip(*[torch.split(view, self.batch_size) for view in images], strict=True)
+            )
+            try:
+                answers = [self._run(program, piece) for piece in pieces]
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not _out_of_memory(error):
+                    raise
+                if self.batch_size == 1:
+                    raise DataError(
+                        f"Memory does not suffice for {len(program.outputs)} networks on one "
+                        "image; give the evaluation a smaller `memory`, so that fewer run at once."
+                    ) from error
+                self.batch_size = max(1, min(self.batch_size, len(images[0])) // 2)
+            console.print(f"Memory ran out: going on with {self.batch_size} images at once.")
+        if len(answers) == 1:
+            return answers[0]
+        return [torch.cat(column) for column in zip(*answers, strict=True)]
+
+    def first_bad(self, program: Program, images: Sequence[Tensor], output: int) -> str:
+        """The operation that makes the first value that is no finite number.
+
+        Args:
+            program: From `prepare`.
+            images: As for `run`.
+            output: The step whose value has such numbers.
+        """
+        wanted, program.outputs = program.outputs, [output]
+        try:
+            with self._precision():
+                for step, value in program.values(self._laid_out(images)):
+                    if program.reads[step] and not is_finite(value):
+                        return program.operations[step].name
+        finally:
+            program.outputs = wanted
+        return program.operations[output].name
+
+    def _run(self, program: Program, images: Sequence[Tensor]) -> list[Tensor]:
+        with self._precision():
+            answers = program.run(self._laid_out(images))
+        return [logits.float() for logits in answers]
+
+    def _laid_out(self, images: Sequence[Tensor]) -> Sequence[Tensor]:
+        if self.kernels == "plain":
+            return images
+        layout = self.supernetwork.memory_format
+        return [image.contiguous(memory_format=layout) for image in images]
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self.kernels == "bfloat16":
+            return torch.autocast("cpu", torch.bfloat16)
+        return nullcontext()
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a value is no tensor of floats, or one without infinities and NaNs."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return True
+    return bool(value.isfinite().all())
+
+
+def _out_of_memory(error: Exception) -> bool:
+    said = str(error)
+    return (
+        isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        or "can't allocate memory" in said
+        or "not enough memory" in said
+    )

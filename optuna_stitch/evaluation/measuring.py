@@ -1,0 +1,183 @@
+"""Run the subnetworks of a plan over a split, and end each as soon as its figures are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from optuna_stitch.errors import DataError
+from optuna_stitch.evaluation.engine import Engine, is_finite
+from optuna_stitch.evaluation.gathering import Gatherer
+from optuna_stitch.evaluation.metrics import VOID, ImageMetric, LearnedMetric
+from optuna_stitch.evaluation.racing import Race, Rival
+from optuna_stitch.splits import Batch, Split
+from optuna_stitch.stitching.genotype import Genotype
+from optuna_stitch.stitching.supernetwork import Supernetwork
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What images say of one subnetwork.
+
+    Args:
+        figures: By metric.
+        outcomes: Right or wrong by image, ``(N,)`` bool in the split's order, of the metrics that
+            say so; nothing of a subnetwork that did not see all images.
+        images: How many images it saw.
+        stopped: Whether it lost a race.
+        failed: The operation that made its first value that is no finite number, or nothing.
+    """
+
+    figures: dict[str, float]
+    outcomes: dict[str, Tensor]
+    images: int
+    stopped: bool = False
+    failed: str = ""
+
+
+class Measuring:
+    """Judge subnetworks on the images of a split.
+
+    Args:
+        engine: What runs them.
+        split: The images.
+        metrics: What is wanted.
+        race: If given, subnetworks that cannot join its front are stopped early.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        split: Split,
+        metrics: Sequence[LearnedMetric],
+        race: Race | None = None,
+    ) -> None:
+        self._engine = engine
+        self._split = split
+        self._metrics = metrics
+        self._race = race
+        self._order = race.order if race else list(range(len(split)))
+        self._references: dict[Genotype, Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        genotypes: Sequence[Genotype],
+        rivals: Sequence[Rival | None],
+        advance: Callable[[], None],
+    ) -> Iterator[tuple[Genotype, Measured]]:
+        """Run one plan.
+
+        Args:
+            genotypes: The subnetworks of the plan.
+            rivals: Whom each has to beat, in a race.
+            advance: Called after every batch.
+
+        Yields:
+            Every genotype with its figures, as soon as they are known.
+        """
+        for metric in self._metrics:
+            if isinstance(metric, ImageMetric) and metric.reference is not None:
+                self._refer_to(metric.reference)
+        program = self._engine.prepare(genotypes)
+        ends = program.outputs
+        classes = self._engine.supernetwork.classes
+        running = {place: Gatherer(self._metrics, classes) for place in range(len(genotypes))}
+        seen = 0
+        for block in self._race.parts() if self._race else [self._order]:
+            if not running:
+                break
+            for batch in self._batches(block):
+                labels = self._labels(batch, block_start=seen)
+                seen += len(batch)
+                failed: list[int] = []
+                answers = self._engine.run(program, batch.images)
+                for (place, gatherer), logits in zip(running.items(), answers, strict=True):
+                    if is_finite(logits):
+                        gatherer.update(logits, labels)
+                    else:
+                        failed.append(place)
+                for place in failed:
+                    node = self._engine.first_bad(program, batch.images, ends[place])
+                    yield genotypes[place], self._failed(seen, node)
+                    del running[place]
+                if failed:
+                    program.outputs = [ends[place] for place in running]
+                advance()
+            if self._race and seen < len(self._split):
+                for place in list(running):
+                    rival, gatherer = rivals[place], running[place]
+                    outcomes = gatherer.by_image(self._race.metric)
+                    if rival is not None and self._race.lost(outcomes, rival):
+                        figures = {self._race.metric: self._race.estimate(outcomes, rival)}
+                        yield genotypes[place], Measured(figures, {}, seen, stopped=True)
+                        del running[place]
+                program.outputs = [ends[place] for place in running]
+        for place, gatherer in running.items():
+            yield genotypes[place], self._whole(gatherer)
+
+    @torch.no_grad()
+    def answers(self, genotypes: Sequence[Genotype]) -> Iterator[tuple[Tensor, list[Tensor]]]:
+        """Labels and logits, batch by batch, in the split's order."""
+        program = self._engine.prepare(genotypes)
+        for batch in self._batches(range(len(self._split))):
+            yield batch.targets, self._engine.run(program, batch.images)
+
+    def _batches(self, positions: Sequence[int]) -> Iterator[Batch]:
+        supernetwork = self._engine.supernetwork
+        views, size = supernetwork.views, self._engine.batch_size
+        for batch in self._split.batches(views, size, within=positions):
+            check_labels(batch.targets, supernetwork, self._split)
+            yield batch
+
+    def _labels(self, batch: Batch, block_start: int) -> Mapping[str, Tensor]:
+        """By metric, what subnetworks should answer on a batch; the split's own under ``""``."""
+        labels = {"": batch.targets}
+        positions = self._order[block_start : block_start + len(batch)]
+        for metric in self._metrics:
+            labels[metric.name] = batch.targets
+            if isinstance(metric, ImageMetric) and metric.reference is not None:
+                labels[metric.name] = self._references[metric.reference][positions]
+        return labels
+
+    def _refer_to(self, reference: Genotype) -> None:
+        """Find out once what a subnetwork answers that others are compared with."""
+        if reference not in self._references:
+            guesses = [logits[0].argmax(dim=1) for _, logits in self.answers([reference])]
+            self._references[reference] = torch.cat(guesses)
+
+    def _whole(self, gatherer: Gatherer) -> Measured:
+        outcomes: dict[str, Tensor] = {}
+        for metric in self._metrics:
+            if isinstance(metric, ImageMetric):
+                said = gatherer.by_image(metric.name)
+                if said.dtype == torch.bool:
+                    outcomes[metric.name] = torch.empty_like(said)
+                    outcomes[metric.name][self._order] = said
+        return Measured(gatherer.figures(), outcomes, len(self._split))
+
+    def _failed(self, images: int, node: str) -> Measured:
+        figures = {metric.name: float("nan") for metric in self._metrics}
+        return Measured(figures, {}, images, failed=node)
+
+
+def check_labels(targets: Tensor, supernetwork: Supernetwork, split: Split) -> None:
+    """Refuse labels that the parents have no class for.
+
+    Raises:
+        DataError: If there is one.
+    """
+    if supernetwork.segments:
+        targets = targets[targets != VOID]
+    if not targets.numel():
+        return
+    smallest, largest = int(targets.min()), int(targets.max())
+    if smallest < 0 or largest >= supernetwork.classes:
+        wrong = smallest if smallest < 0 else largest
+        raise DataError(
+            f"The {split.name} split has label {wrong}, but {supernetwork.a.name} and "
+            f"{supernetwork.b.name} tell only {supernetwork.classes} classes apart."
+        )
