@@ -138,6 +138,32 @@ class KeepConfig(_Section):
     images: int = Field(300, gt=0)
 
 
+class RacingConfig(_Section):
+    """When trials stop early; see `Racing`."""
+
+    error_rate: float = Field(0.01, gt=0, lt=1)
+    first: int = Field(100, gt=0)
+    growth: float = Field(2.0, gt=1)
+
+
+class LatencyConfig(_Section):
+    """What `latency_ms` means; see `measure_latency`."""
+
+    batch_size: int = Field(1, gt=0)
+    threads: int | None = Field(None, gt=0)
+
+
+class EvaluationConfig(_Section):
+    """How subnetworks are judged in the search; see `Evaluator`."""
+
+    batch_size: int | None = Field(None, gt=0)
+    kernels: Literal["plain", "fast", "bfloat16"] = "fast"
+    memory: float = Field(4.0, gt=0)
+    racing: RacingConfig | None = None
+    remember: bool = True
+    latency: LatencyConfig = LatencyConfig()
+
+
 class SamplerConfig(BaseModel):
     """A sampler by name, or the dotted path of its class; other keys go to its constructor."""
 
@@ -164,6 +190,7 @@ class StudyConfig(_Section):
     name: str | None = None
     storage: str = "sqlite:///{run}/study.db"
     objectives: list[str] = Field(["accuracy", "macs"], min_length=1)
+    constraints: dict[str, float] = {}
     sampler: SamplerConfig = SamplerConfig()
     trials: int = Field(300, gt=0)
     batch: int = Field(10, gt=0)
@@ -180,6 +207,7 @@ class StudyFile(_Section):
     fit: FitConfig = FitConfig()
     tune: TuneConfig | None = None
     keep: KeepConfig = KeepConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     study: StudyConfig = StudyConfig()
 
 

@@ -17,7 +17,10 @@ from optuna_stitch.config import StudyFile, smoke
 from optuna_stitch.data import Data, load_data
 from optuna_stitch.database import hide_password
 from optuna_stitch.errors import RunError
+from optuna_stitch.evaluation.constraints import resolve_constraints
+from optuna_stitch.evaluation.latency import Latencies, measure_latency, use_latencies
 from optuna_stitch.evaluation.metrics import resolve_metrics
+from optuna_stitch.evaluation.racing import Racing
 from optuna_stitch.results.front import Front, evaluate_front
 from optuna_stitch.results.plots import write_html, write_png
 from optuna_stitch.results.quality import rich_crossovers, summary
@@ -31,7 +34,13 @@ from optuna_stitch.stitching.supernetwork import Supernetwork
 from optuna_stitch.study_file import dump_study_file, load_study_file
 
 # What may change while a run goes on; anything else makes it another run.
-_CHANGEABLE = {"study.trials", "study.batch"}
+_CHANGEABLE = {
+    "study.trials",
+    "study.batch",
+    "evaluation.batch_size",
+    "evaluation.memory",
+    "evaluation.remember",
+}
 
 
 class Run:
@@ -77,6 +86,7 @@ class Run:
         # checked before anything is made, so that a typing error costs nothing
         make_sampler(study_file.study.sampler.name, study_file.study.sampler.arguments, seed=0)
         resolve_metrics(study_file.study.objectives)
+        resolve_constraints(study_file.study.constraints)
         folder.mkdir(parents=True, exist_ok=True)
         _write(copy, dump_study_file(study_file))
         return Run(study_file, folder)
@@ -181,7 +191,32 @@ class Run:
         return front
 
     def _objective(self, supernetwork: Supernetwork) -> Objective:
-        return Objective(supernetwork, self.data.val, self.study_file.study.objectives)
+        config, evaluation = self.study_file.study, self.study_file.evaluation
+        self._use_latencies(supernetwork)
+        racing = evaluation.racing
+        storage = open_storage(self.storage_url)
+        return Objective(
+            supernetwork,
+            self.data.val,
+            config.objectives,
+            constraints=config.constraints,
+            batch_size=evaluation.batch_size,
+            kernels=evaluation.kernels,
+            memory=evaluation.memory,
+            racing=Racing(**racing.model_dump(), seed=config.seed) if racing else None,
+            records=storage.engine if evaluation.remember else None,
+        )
+
+    def _use_latencies(self, supernetwork: Supernetwork) -> None:
+        """Time operations once, where the study asks for latencies, so that all count alike."""
+        config = self.study_file.study
+        if not any("latency_ms" in name for name in (*config.objectives, *config.constraints)):
+            return
+        path = self.folder / "latency.json"
+        if not path.exists():
+            wanted = self.study_file.evaluation.latency
+            measure_latency(supernetwork, **wanted.model_dump()).save(path)
+        use_latencies(supernetwork, Latencies.load(path))
 
     def _study(self, objective: Objective) -> optuna.Study:
         config = self.study_file.study

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from optuna_stitch.errors import DataError
+from optuna_stitch.errors import ConfigError, DataError
 from optuna_stitch.evaluation.engine import Engine, is_finite
 from optuna_stitch.evaluation.gathering import Gatherer
 from optuna_stitch.evaluation.metrics import VOID, ImageMetric, LearnedMetric
@@ -110,7 +110,7 @@ class Measuring:
             if self._race and seen < len(self._split):
                 for place in list(running):
                     rival, gatherer = rivals[place], running[place]
-                    outcomes = gatherer.by_image(self._race.metric)
+                    outcomes = self._raced(gatherer, self._race.metric)
                     if rival is not None and self._race.lost(outcomes, rival):
                         figures = {self._race.metric: self._race.estimate(outcomes, rival)}
                         yield genotypes[place], Measured(figures, {}, seen, stopped=True)
@@ -148,6 +148,15 @@ class Measuring:
         if reference not in self._references:
             guesses = [logits[0].argmax(dim=1) for _, logits in self.answers([reference])]
             self._references[reference] = torch.cat(guesses)
+
+    def _raced(self, gatherer: Gatherer, metric: str) -> Tensor:
+        outcomes = gatherer.by_image(metric)
+        if outcomes.dtype != torch.bool:
+            raise ConfigError(
+                f"The metric {metric!r} does not say right or wrong of every image, so that it "
+                "cannot be raced. Leave `racing` out."
+            )
+        return outcomes
 
     def _whole(self, gatherer: Gatherer) -> Measured:
         outcomes: dict[str, Tensor] = {}

@@ -13,6 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from optuna_stitch.errors import ConfigError
+from optuna_stitch.evaluation.latency import latency_ms
 from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.stitching.supernetwork import Supernetwork
 
@@ -146,6 +147,7 @@ METRICS: dict[str, AnyMetric] = {
             "activation_bytes",
             lambda supernetwork, genotype: supernetwork.activation_bytes(genotype),
         ),
+        Cost("latency_ms", latency_ms),
     )
 }
 

@@ -18,7 +18,7 @@ from optuna_stitch.search.space import enqueue_starts
 _CONTENT = "supernetwork"
 
 
-def open_storage(url: str) -> optuna.storages.BaseStorage:
+def open_storage(url: str) -> optuna.storages.RDBStorage:
     """Open a storage by its URL, and make its tables where it has none.
 
     Args:

@@ -66,12 +66,16 @@ def _work(
             trials.append(study.ask(space))
             join_population(study, trials[-1].number)
         genotypes = [objective.supernetwork.genotype(trial.params) for trial in trials]
-        values = objective.evaluate(genotypes)
+        evaluations = objective.evaluate(genotypes)
     except BaseException:
         # also on Ctrl-C: no trial shall look as if somebody were still working on it
         numbers = {trial.number for trial in trials}
         running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         release_trials(study, (trial for trial in running if trial.number in numbers))
         raise
-    for trial, found in zip(trials, values, strict=True):
-        study.tell(trial, found)
+    for trial, evaluation in zip(trials, evaluations, strict=True):
+        objective.mark(trial, evaluation)
+        if evaluation.failed:
+            study.tell(trial, state=TrialState.FAIL)
+        else:
+            study.tell(trial, objective.values(evaluation))

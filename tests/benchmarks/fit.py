@@ -25,7 +25,7 @@ from optuna_stitch.stitching.genotype import single_crossovers
 from optuna_stitch.stitching.layers import Stitch
 
 sys.path.insert(0, str(__import__("pathlib").Path(__file__).parent))
-from pairs import DATA, MISSING, Pair, load_pair, state
+from pairs import DATA, MISSING, Pair, load_pair, say, spread, state
 
 PLAIN = {"kernel": 1, "rank_loss": None, "budget": None, "by_position": False}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -263,14 +263,6 @@ def report(
         ),
     }
     print(json.dumps(last))
-
-
-def spread(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,9 @@ what is in it.
 from __future__ import annotations
 
 import os
+import statistics
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,3 +130,13 @@ def load_pair(name: str, seed: int = 0) -> Pair:
 def state() -> str:
     """What the figures depend on beside the code."""
     return f"torch {torch.__version__}, {torch.get_num_threads()} threads"
+
+
+def spread(values: Sequence[float]) -> str:
+    """A median with the smallest and the largest value."""
+    return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
+
+
+def say(text: str) -> None:
+    """Say how far a benchmark is."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,137 @@
+"""How long subnetworks take on this machine: every operation is timed once, and added up.
+
+A subnetwork's operations run one after the other, so that the sum of their times is that of the
+network, up to what the processor's caches make of the order. `tests/benchmarks/latency.py`
+compares both.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from weakref import WeakKeyDictionary
+
+import torch
+
+from optuna_stitch.cache import write_whole
+from optuna_stitch.errors import ArtifactError
+from optuna_stitch.progress import track
+from optuna_stitch.stitching.genotype import Genotype
+from optuna_stitch.stitching.program import Program
+from optuna_stitch.stitching.supernetwork import Supernetwork
+
+
+@dataclass(frozen=True)
+class Latencies:
+    """Milliseconds of every operation of a supernetwork; call it for those of a subnetwork.
+
+    Args:
+        batch_size: Images at once.
+        threads: Number of threads.
+        milliseconds: By name of the operation.
+    """
+
+    batch_size: int
+    threads: int
+    milliseconds: dict[str, float]
+
+    def __call__(self, supernetwork: Supernetwork, genotype: Genotype) -> float:
+        """Milliseconds for one batch, the sum over all that the output needs."""
+        graph = supernetwork.supergraph
+        steps = graph.resolve(genotype).steps
+        return sum(self.milliseconds[graph.operations[place].name] for place, _ in steps)
+
+    def save(self, path: Path) -> None:
+        """Write the times down, so that every worker of a study counts with the same."""
+        text = json.dumps(asdict(self), indent=1)
+        write_whole(path, lambda unfinished: Path(unfinished).write_text(text, encoding="utf-8"))
+
+    @staticmethod
+    def load(path: Path) -> Latencies:
+        """Read what `save` wrote.
+
+        Raises:
+            ArtifactError: If the file is something else.
+        """
+        try:
+            return Latencies(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise ArtifactError(
+                f"The latencies in {path} cannot be read: {error}. Remove the file, and they are "
+                "measured again."
+            ) from error
+
+
+def measure_latency(
+    supernetwork: Supernetwork,
+    *,
+    batch_size: int = 1,
+    threads: int | None = None,
+    rounds: int = 30,
+    show_progress_bar: bool = False,
+) -> Latencies:
+    """Time every operation of a supernetwork on this machine.
+
+    Both parents and all stitches run, as they do in extracted modules; the median of several
+    rounds counts.
+
+    Args:
+        supernetwork: Whose operations.
+        batch_size: Images at once.
+        threads: Number of threads; as torch is set, if None.
+        rounds: How often every operation runs.
+        show_progress_bar: Whether to show a progress bar.
+    """
+    operations = supernetwork.supergraph.operations
+    read = {place for operation in operations for place in operation.inputs}
+    program = Program(
+        supernetwork.supergraph,
+        [(place, operation.inputs) for place, operation in enumerate(operations)],
+        [place for place in range(len(operations)) if place not in read],
+    )
+    images = [torch.randn(batch_size, *view.input_size) for view in supernetwork.views]
+    taken: dict[str, list[float]] = {}
+    with _threads(threads) as used, torch.inference_mode():
+        program.run(images)  # what is slow only the first time does not count
+        for _ in track(range(rounds), "Time operations", show_progress_bar=show_progress_bar):
+            before = time.perf_counter()
+            for step, _ in program.values(images):
+                now = time.perf_counter()
+                taken.setdefault(program.operations[step].name, []).append(1e3 * (now - before))
+                before = time.perf_counter()
+    median = {name: statistics.median(times) for name, times in taken.items()}
+    return Latencies(batch_size, used, median)
+
+
+def latency_ms(supernetwork: Supernetwork, genotype: Genotype) -> float:
+    """Milliseconds of a subnetwork by the supernetwork's latencies.
+
+    Where `use_latencies` gave it none, operations are timed at the first call, for one image.
+    """
+    latencies = _measured.get(supernetwork)
+    if latencies is None:
+        latencies = _measured[supernetwork] = measure_latency(supernetwork)
+    return latencies(supernetwork, genotype)
+
+
+def use_latencies(supernetwork: Supernetwork, latencies: Latencies) -> None:
+    """Say what the metric ``latency_ms`` shall count with, for this supernetwork."""
+    _measured[supernetwork] = latencies
+
+
+_measured: WeakKeyDictionary[Supernetwork, Latencies] = WeakKeyDictionary()
+
+
+@contextmanager
+def _threads(wanted: int | None) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(wanted or before)
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)

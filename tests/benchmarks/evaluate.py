@@ -1,0 +1,326 @@
+"""How many subnetworks a minute are judged, against each one alone in a loop.
+
+    uv run python tests/benchmarks/evaluate.py [--quick] [--record]
+
+The subnetworks are those that an NSGA-II study of the pair ResNet-20 × ResNet-56 on CIFAR-10 asked
+for (population 50, 1,000 trials), kept in ``candidates.json``; ``--record`` runs that study again.
+The baseline extracts each as a plain module, and runs it in eager mode on the same batches. Prints
+medians with their spread; the last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import optuna_stitch as st
+from optuna_stitch.evaluation.engine import Engine
+from optuna_stitch.evaluation.plan import divide
+from optuna_stitch.search.worker import search
+from optuna_stitch.stitching.layers import Stitch, read_part
+from optuna_stitch.stitching.program import Program, shared_program
+
+sys.path.insert(0, str(Path(__file__).parent))
+from pairs import DATA, MISSING, Pair, load_pair, say, spread, state
+
+CANDIDATES = Path(__file__).with_name("candidates.json")
+POPULATION, TRIALS, IMAGES, BATCH = 50, 1000, 1000, 50
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="under 5 minutes on 2 cores")
+    parser.add_argument("--record", action="store_true", help="run the study again")
+    arguments = parser.parse_args()
+    if not DATA.is_dir():
+        sys.exit(f"This benchmark {MISSING}.")
+    pair = load_pair("cifar")
+    supernetwork = st.stitch(pair.a, pair.b)
+    st.fit(supernetwork, pair.data.train.take(400))
+    if arguments.record:
+        record(supernetwork, pair)
+    candidates = read(supernetwork)
+    val = pair.data.val.take(IMAGES)
+    next(val.batches(supernetwork.views, BATCH))  # decodes them all
+
+    print(f"\nresnet20 × resnet56, {IMAGES} validation images, batches of {BATCH}, {state()}\n")
+    alone, floor, together = against_loop(
+        supernetwork,
+        val,
+        candidates,
+        generations=4 if arguments.quick else 19,
+        quick=arguments.quick,
+    )
+    raced = whole_search(supernetwork, val, candidates, statistics.median(alone), arguments.quick)
+    last: dict[str, Any] = {
+        "throughput_ratio": statistics.median(together["fast"]),
+        "throughput_ratio_plain": statistics.median(together["plain"]),
+        **raced,
+        "floor_ratio": statistics.median(floor),
+    }
+    last["overhead_ms"] = growth()
+    print(json.dumps(last))
+
+
+def record(supernetwork: st.Supernetwork, pair: Pair) -> None:
+    """Run the study, and write down what it asked for."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    objective = st.Objective(supernetwork, pair.data.val.take(300))
+    sampler = optuna.samplers.NSGAIISampler(population_size=POPULATION, seed=0)
+    study = optuna.create_study(directions=objective.directions, sampler=sampler)
+    st.enqueue_starts(study, supernetwork, population=POPULATION)
+    search(study, objective, n_trials=TRIALS, batch=POPULATION, show_progress_bar=True)
+    asked = [supernetwork.genotype(trial.params) for trial in study.trials]
+    lines = [" ".join([g.output, *map(str, sorted(g.on))]) for g in asked]
+    switches = [switch.name for switch in supernetwork.switches]
+    CANDIDATES.write_text(json.dumps({"switches": switches, "candidates": lines}, indent=0) + "\n")
+
+
+def read(supernetwork: st.Supernetwork) -> list[st.Genotype]:
+    held = json.loads(CANDIDATES.read_text())
+    if held["switches"] != [switch.name for switch in supernetwork.switches]:
+        sys.exit("The pair is stitched in other places than it was; run this with --record.")
+    parts = [line.split() for line in held["candidates"]]
+    return [st.Genotype(output, frozenset(map(int, on))) for output, *on in parts]
+
+
+def against_loop(
+    supernetwork: st.Supernetwork,
+    val: st.Split,
+    candidates: Sequence[st.Genotype],
+    *,
+    generations: int,
+    quick: bool,
+) -> tuple[list[float], list[float], dict[str, list[float]]]:
+    """Plans of 50 against the loop, generation by generation, and against bare kernels.
+
+    The loop's time for a generation is that of a sample of it, drawn at random, scaled up.
+    """
+    rng = random.Random(0)
+    sample_size = 8 if quick else 16
+    alone: list[float] = []
+    floor: list[float] = []
+    together: dict[str, list[float]] = {"plain": [], "fast": [], "bfloat16": []}
+    distinct: list[float] = []
+    shared: list[float] = []
+    places = [round(1 + k * 18 / max(generations - 1, 1)) for k in range(generations)]
+    for place in places:
+        asked = list(candidates[POPULATION * place : POPULATION * (place + 1)])
+        sample = rng.sample(range(POPULATION), sample_size)
+        seconds, answers = timed(lambda: [loop(supernetwork, val, asked[i]) for i in sample])
+        alone.append(seconds / sample_size)
+        for kernels, ratios in together.items():
+            evaluator = st.Evaluator(supernetwork, val, kernels=kernels, batch_size=BATCH)
+            taken, _ = timed(lambda: evaluator.evaluate(asked))
+            ratios.append(alone[-1] * POPULATION / taken)
+            if kernels == "fast":
+                own = list(dict.fromkeys(map(supernetwork.canonical, asked)))
+                floor.append(taken / bare(supernetwork, own))
+                distinct.append(len(own))
+                macs = sum(supernetwork.macs(genotype) for genotype in own)
+                shared.append(macs / shared_program(supernetwork.supergraph, own).macs)
+            if kernels == "plain":
+                exact = evaluator.logits([asked[i] for i in sample])
+                for logits, expected in zip(exact, answers, strict=True):
+                    assert torch.equal(logits, expected), "not exact"
+        say(f"generation {place}: loop {alone[-1]:.2f} s a network, {together}")
+    print("| 50 candidates in one plan, against the loop | times as many a minute |")
+    print("|---|---|")
+    for kernels, ratios in together.items():
+        exactly = ", bit for bit the loop's logits" if kernels == "plain" else ""
+        print(f"| {kernels} kernels{exactly} | {spread(ratios)} |")
+    print(
+        f"\nOf 50 candidates {spread(distinct)} are distinct; they share {spread(shared)} times "
+        f"the work. The plan takes {spread(floor)} times as long as its convolutions and matrix "
+        "products run bare.\n"
+    )
+    return alone, floor, together
+
+
+def loop(supernetwork: st.Supernetwork, val: st.Split, genotype: st.Genotype) -> Tensor:
+    """What anybody would do: take the network out, and run it."""
+    module = supernetwork.extract(genotype)
+    with torch.inference_mode():
+        batches = val.batches(supernetwork.views, BATCH)
+        return torch.cat([module(*batch.images) for batch in batches])
+
+
+def whole_search(
+    supernetwork: st.Supernetwork,
+    val: st.Split,
+    candidates: Sequence[st.Genotype],
+    alone: float,
+    quick: bool,
+) -> dict[str, float]:
+    """The study's candidates in their order, with memory, without and with racing."""
+    asked = candidates[: 500 if quick else TRIALS]
+    ratios: dict[str, float] = {}
+    fronts: dict[str, set[st.Genotype]] = {}
+    stopped = 0
+    for name, racing in (("memory", None), ("racing and memory", st.Racing())):
+        evaluator = st.Evaluator(supernetwork, val, batch_size=BATCH, racing=racing)
+
+        def judge(evaluator: st.Evaluator = evaluator) -> list[st.Evaluation]:
+            found: list[st.Evaluation] = []
+            for start in range(0, len(asked), POPULATION):
+                found += evaluator.evaluate(asked[start : start + POPULATION])
+            return found
+
+        seconds, evaluations = timed(judge)
+        ratios[name] = alone * len(asked) / seconds
+        fronts[name] = front(supernetwork, asked, evaluations)
+        stopped = len({g for g, e in zip(asked, evaluations, strict=True) if e.stopped})
+        say(f"{name}: {seconds:.1f} s")
+    lost = len(fronts["memory"] - fronts["racing and memory"])
+    print(
+        f"The first {len(asked)} candidates in plans of 50, against the loop: with memory "
+        f"{ratios['memory']:.3g} times as many a minute, with racing too "
+        f"{ratios['racing and memory']:.3g} times. Racing stopped {stopped} networks; of the "
+        f"{len(fronts['memory'])} on the front it lost {lost}.\n"
+    )
+    return {
+        "throughput_ratio_memory": ratios["memory"],
+        "throughput_ratio_racing": ratios["racing and memory"],
+        "front_lost": lost,
+    }
+
+
+def front(
+    supernetwork: st.Supernetwork,
+    asked: Sequence[st.Genotype],
+    evaluations: Sequence[st.Evaluation],
+) -> set[st.Genotype]:
+    """Those that no other is at least as good as in both objectives, and better in one."""
+    points = {
+        supernetwork.canonical(genotype): (-found["accuracy"], found["macs"])
+        for genotype, found in zip(asked, evaluations, strict=True)
+    }
+    return {
+        genotype
+        for genotype, (error, macs) in points.items()
+        if not any(
+            e <= error and m <= macs and (e, m) != (error, macs) for e, m in points.values()
+        )
+    }
+
+
+def bare(supernetwork: st.Supernetwork, genotypes: Sequence[st.Genotype]) -> float:
+    """Seconds for the convolutions and matrix products of a plan alone, once for every batch.
+
+    Each runs as the plan runs it, on numbers that are at hand; calibration images count too.
+    """
+    engine = Engine(supernetwork, "fast", 4.0, BATCH)
+    with torch.no_grad():
+        program = engine.prepare(genotypes)
+        images = [torch.randn(BATCH, *view.input_size) for view in supernetwork.views]
+        kernels = list(kernels_of(program, engine, images))
+        passes = math.ceil(IMAGES / BATCH) + len(supernetwork.calibration or ()) / BATCH
+        return passes * statistics.median(
+            timed(lambda: [kernel() for kernel in kernels])[0] for _ in range(3)
+        )
+
+
+def kernels_of(
+    program: Program, engine: Engine, images: Sequence[Tensor]
+) -> list[Callable[[], object]]:
+    kernels: list[Callable[[], object]] = []
+    values: dict[int, Any] = {}
+    laid_out = [image.contiguous(memory_format=torch.channels_last) for image in images]
+    for step, value in program.values(laid_out):
+        values[step] = value
+    for step, run, reads, _ in program._laid_out():
+        inputs = [values[read] for read in reads]
+        convolves = isinstance(run, (nn.Conv2d, nn.Linear, nn.Sequential))
+        if isinstance(run, Stitch):
+            grid = read_part(run.source, inputs[0], "grid", run.grid)
+            kernels.append(
+                lambda run=run, grid=grid: F.conv2d(grid, run.weight, padding=run.kernel // 2)
+            )
+        elif convolves or program.operations[step].macs:
+            run = run[0] if isinstance(run, nn.Sequential) else run
+            kernels.append(lambda run=run, inputs=inputs: run(*inputs))
+    return kernels
+
+
+def growth() -> float:
+    """What a subnetwork costs beside its kernels, which are replaced by nothing.
+
+    Returns:
+        Milliseconds at 200 switches, in plans of 50.
+    """
+    a, b = (
+        st.load_parent(timm.create_model(name), name=name, input_size=32)
+        for name in ("resnet50", "resnext50_32x4d")
+    )
+    c, d = (
+        st.load_parent(timm.create_model(name), name=name, input_size=64)
+        for name in ("resnet152", "efficientnet_b4")
+    )
+    whole = {346: st.stitch(a, b, points="all"), 500: st.stitch(c, d, points="all")}
+    noise = st.load_data("noise/1000", train={"images": 10}, val={"images": 10}).test
+    split = st.Split("val", noise.dataset, [0] * IMAGES, "noise")
+    print("| switches | networks a plan | ms a network beside kernels | work shared | GiB alive |")
+    print("|---|---|---|---|---|")
+    at_200 = 0.0
+    for switches, count in (
+        (50, 50), (200, 10), (200, 50), (200, 200), (200, 1000), (500, 50)
+    ):  # fmt: skip
+        large = whole[500 if switches > 346 else 346]
+        kept = random.Random(0).sample(
+            range(len(large.switches)), min(switches, len(large.switches))
+        )
+        supernetwork = large.keep(kept)
+        genotypes = sparse(supernetwork, count)
+        program = shared_program(supernetwork.supergraph, genotypes)
+        ratio = sum(supernetwork.macs(genotype) for genotype in genotypes) / program.macs
+        alive = 4 * program.elements * BATCH / 2**30
+        nothing = torch.zeros(BATCH, 1000)
+        graph = supernetwork.supergraph
+        graph.operations = [replace(o, run=lambda *_: nothing) for o in graph.operations]
+        times: list[float] = []
+        for _ in range(3):
+            evaluator = st.Evaluator(supernetwork, split, batch_size=BATCH, kernels="plain")
+            next(split.batches(supernetwork.views, BATCH))
+            taken, _ = timed(lambda: evaluator.evaluate(genotypes))
+            times.append(1e3 * taken / count)
+        print(f"| {switches} | {count} | {spread(times)} | {ratio:.2f} | {alive:.2f} |")
+        if (switches, count) == (200, 50):
+            at_200 = statistics.median(times)
+    print()
+    return at_200
+
+
+def sparse(supernetwork: st.Supernetwork, count: int) -> list[st.Genotype]:
+    """Random distinct subnetworks with one to six stitches on."""
+    rng = random.Random(1)
+    places = range(len(supernetwork.switches))
+    found: dict[st.Genotype, None] = {}
+    while len(found) < count:
+        on = frozenset(rng.sample(places, rng.randint(1, 6)))
+        found[supernetwork.canonical(st.Genotype(rng.choice("ab"), on))] = None
+    return list(found)
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    began = time.perf_counter()
+    result = work()
+    return time.perf_counter() - began, result
+
+
+if __name__ == "__main__":
+    main()

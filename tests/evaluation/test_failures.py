@@ -1,0 +1,150 @@
+"""What goes wrong in an evaluation ends in a word about it, and what is finished is kept."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from optuna.trial import TrialState
+
+import optuna_stitch as st
+from optuna_stitch.errors import DataError
+from optuna_stitch.evaluation.engine import Engine
+from optuna_stitch.search.objective import FAILED_AT
+from optuna_stitch.search.worker import search
+from optuna_stitch.stitching.genotype import single_crossovers
+
+
+@pytest.fixture
+def broken(supernetwork: st.Supernetwork, monkeypatch: pytest.MonkeyPatch) -> int:
+    """A stitch that answers with NaN."""
+    last = len(supernetwork.switches) - 1
+    operations = list(supernetwork.supergraph.operations)
+    place = next(i for i, operation in enumerate(operations) if operation.name == f"stitch.{last}")
+    whole = operations[place].run
+    operations[place] = replace(operations[place], run=lambda x: whole(x) * math.nan)
+    monkeypatch.setattr(supernetwork.supergraph, "operations", operations)
+    return last
+
+
+def test_a_network_that_answers_nan_fails_and_the_others_go_on(
+    supernetwork: st.Supernetwork, data: st.Data, broken: int, tmp_path: Path
+) -> None:
+    supernetwork = _without_calibration(supernetwork)
+    genotypes = single_crossovers(supernetwork.switches)[-4:]
+    url = f"sqlite:///{tmp_path}/records.db"
+    for _ in ("judged", "remembered"):
+        evaluator = st.Evaluator(supernetwork, data.val, records=url)
+        *others, failed = evaluator.evaluate(genotypes)
+        assert failed.failed == f"stitch.{broken}"
+        assert math.isnan(failed["accuracy"])
+        assert failed["macs"] > 0
+        assert all(not other.failed and other.images == len(data.val) for other in others)
+
+
+def test_a_failed_network_is_a_failed_trial(
+    supernetwork: st.Supernetwork, data: st.Data, broken: int
+) -> None:
+    supernetwork = _without_calibration(supernetwork)
+    objective = st.Objective(supernetwork, data.val.take(20))
+    genotype = single_crossovers(supernetwork.switches)[broken]
+    for run in (
+        lambda study: study.optimize(objective, n_trials=2),
+        lambda study: search(study, objective, n_trials=1, batch=2),
+    ):
+        study = optuna.create_study(directions=objective.directions)
+        study.enqueue_trial(supernetwork.params(genotype))
+        study.enqueue_trial(supernetwork.params(st.Genotype("a")))
+        run(study)
+        failed = study.get_trials(states=(TrialState.FAIL,))
+        assert [trial.user_attrs[FAILED_AT] for trial in failed] == [f"stitch.{broken}"]
+        assert len(study.get_trials(states=(TrialState.COMPLETE,))) == 1
+
+
+def _without_calibration(supernetwork: st.Supernetwork) -> st.Supernetwork:
+    """BatchNorm statistics of NaN would be named first, as the stitch is not at fault there."""
+    plain = supernetwork.keep(range(len(supernetwork.switches)))
+    plain.supergraph = supernetwork.supergraph
+    plain.calibration = None
+    return plain
+
+
+def test_memory_that_runs_out_halves_the_batch(
+    supernetwork: st.Supernetwork,
+    data: st.Data,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    expected = st.Evaluator(supernetwork, data.val).evaluate([st.Genotype("b")])
+    whole = Engine._run
+    sizes: list[int] = []
+
+    def scarce(self: Engine, program: Any, images: Any) -> Any:
+        sizes.append(len(images[0]))
+        if len(images[0]) > 15:
+            raise torch.OutOfMemoryError("out of memory")
+        return whole(self, program, images)
+
+    monkeypatch.setattr(Engine, "_run", scarce)
+    found = st.Evaluator(supernetwork, data.val).evaluate([st.Genotype("b")])
+    assert found[0]["accuracy"] == expected[0]["accuracy"]
+    assert sizes[:3] == [50, 25, 12]
+    assert max(sizes[2:]) <= 12
+    assert "going on with 12 images at once" in capsys.readouterr().err
+
+
+def test_no_memory_for_a_single_image(
+    supernetwork: st.Supernetwork, data: st.Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scarce(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+
+    monkeypatch.setattr(Engine, "_run", scarce)
+    with pytest.raises(DataError, match="smaller `memory`"):
+        st.Evaluator(supernetwork, data.val).evaluate([st.Genotype("b")])
+
+
+def test_other_errors_are_not_taken_for_lack_of_memory(
+    supernetwork: st.Supernetwork, data: st.Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(*_: object) -> None:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(Engine, "_run", wrong)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        st.Evaluator(supernetwork, data.val).evaluate([st.Genotype("b")])
+
+
+def test_an_interruption_loses_nothing_that_is_finished(
+    supernetwork: st.Supernetwork,
+    data: st.Data,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    genotypes = single_crossovers(supernetwork.switches)
+    url = f"sqlite:///{tmp_path}/records.db"
+    # so little memory that each runs by itself
+    evaluator = st.Evaluator(supernetwork, data.val, memory=1e-9, records=url)
+    whole = Engine.prepare
+    prepared: list[int] = []
+
+    def interrupted(self: Engine, part: Any) -> Any:
+        if len(prepared) == 3:
+            raise KeyboardInterrupt
+        prepared.append(len(part))
+        return whole(self, part)
+
+    monkeypatch.setattr(Engine, "prepare", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluator.evaluate(genotypes)
+    assert prepared == [1, 1, 1]
+    monkeypatch.setattr(Engine, "prepare", lambda self, part: prepared.append(9) or whole(self, part))
+    again = st.Evaluator(supernetwork, data.val, memory=1e-9, records=url)
+    again.evaluate(genotypes)
+    distinct = len(set(map(supernetwork.canonical, genotypes)))
+    assert len(prepared) == distinct

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as some
+from torch import Tensor, fx, nn
+from torch.fx.experimental.optimization import fuse
+
+import optuna_stitch as st
+from optuna_stitch.evaluation.engine import Engine
+from optuna_stitch.evaluation.plan import divide, plan
+from optuna_stitch.stitching.genotype import single_crossovers
+from optuna_stitch.stitching.program import shared_program
+
+
+def _genotypes(supernetwork: st.Supernetwork) -> some.SearchStrategy[list[st.Genotype]]:
+    switch = some.integers(0, len(supernetwork.switches) - 1)
+    genotype = some.builds(
+        st.Genotype,
+        some.sampled_from(["a", "b", "ensemble"]),
+        some.frozensets(switch, max_size=4),
+    )
+    return some.lists(genotype, min_size=1, max_size=6)
+
+
+@settings(max_examples=20, deadline=None)
+@given(some.data())
+@pytest.mark.parametrize("pair", ["supernetwork", "cnn_vit"])
+def test_together_or_alone_logits_are_equal_bit_for_bit(
+    request: pytest.FixtureRequest, images: Tensor, pair: str, draw: some.DataObject
+) -> None:
+    supernetwork: st.Supernetwork = request.getfixturevalue(pair)
+    genotypes = draw.draw(_genotypes(supernetwork))
+    with torch.inference_mode():
+        together = plan(supernetwork, genotypes).run([images])
+        for genotype, logits in zip(genotypes, together, strict=True):
+            alone = supernetwork.extract(genotype)(images)
+            # a crossover into a shallow point may overflow to NaN, then both must
+            assert torch.equal(logits.nan_to_num(), alone.nan_to_num())
+
+
+@settings(max_examples=10, deadline=None)
+@given(some.data())
+@pytest.mark.parametrize("pair", ["plain_norms", "cnn_vit"])
+def test_fast_kernels_compute_what_a_fused_module_does_bit_for_bit(
+    request: pytest.FixtureRequest, images: Tensor, pair: str, draw: some.DataObject
+) -> None:
+    supernetwork: st.Supernetwork = request.getfixturevalue(pair)
+    genotypes = draw.draw(_genotypes(supernetwork))
+    engine = Engine(supernetwork, "fast", memory=1, batch_size=len(images))
+    with torch.no_grad():
+        together = engine.run(engine.prepare(genotypes), [images])
+        for genotype, logits in zip(genotypes, together, strict=True):
+            module = supernetwork.extract(genotype)
+            assert isinstance(module, fx.GraphModule)
+            fused = fuse(module, no_trace=True).to(memory_format=torch.channels_last)
+            alone = fused(images.contiguous(memory_format=torch.channels_last))
+            assert torch.equal(logits.nan_to_num(), alone.nan_to_num())
+
+
+@pytest.fixture(scope="session")
+def plain_norms(data: st.Data) -> st.Supernetwork:
+    """Two networks whose BatchNorms are torch's own, which torch's fusion knows."""
+
+    def parent(width: int) -> st.Parent:
+        torch.manual_seed(width)
+        module = nn.Sequential(
+            nn.Conv2d(3, width, 3, 2, 1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, 2 * width, 3, 2, 1),
+            nn.BatchNorm2d(2 * width),
+            nn.ReLU(),
+            nn.Conv2d(2 * width, 2 * width, 1),
+            nn.BatchNorm2d(2 * width),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(2 * width, 10),
+        )
+        made = st.load_parent(module, name=f"cnn{width}", input_size=32)
+        st.train_parent(made, data.train, st.Recipe(epochs=2))
+        return made
+
+    supernetwork = st.stitch(parent(8), parent(12))
+    st.fit(supernetwork, data.train)
+    return supernetwork
+
+
+def test_what_subnetworks_share_is_computed_once(supernetwork: st.Supernetwork) -> None:
+    parents = [st.Genotype("a"), st.Genotype("b"), st.Genotype("ensemble")]
+    both = supernetwork.macs(st.Genotype("ensemble"))
+    assert plan(supernetwork, parents).macs == both
+    last = len(supernetwork.switches) - 2
+    crossed = st.Genotype("b", frozenset([last]))
+    together = plan(supernetwork, [*parents, crossed])
+    assert both < together.macs < both + supernetwork.macs(crossed) / 2
+
+
+def test_no_more_is_alive_than_is_said(supernetwork: st.Supernetwork, images: Tensor) -> None:
+    program = shared_program(
+        supernetwork.supergraph, single_crossovers(supernetwork.switches)
+    )
+    alive: dict[int, int] = {}
+    largest = 0
+    with torch.no_grad():
+        for step, value in program.values([images]):
+            alive[step] = value.numel() if isinstance(value, Tensor) else 0
+            largest = max(largest, sum(alive.values()))
+            later = program.reads[step + 1 :]
+            needed = {read for reads in later for read in reads} | set(program.outputs)
+            alive = {made: size for made, size in alive.items() if made in needed}
+    assert largest == program.elements * len(images)
+
+
+def test_a_plan_over_its_budget_is_divided(supernetwork: st.Supernetwork) -> None:
+    genotypes = list(map(supernetwork.canonical, single_crossovers(supernetwork.switches)))
+    genotypes = list(dict.fromkeys(genotypes))
+    graph = supernetwork.supergraph
+    whole = shared_program(graph, genotypes)
+    largest_alone = max(shared_program(graph, [genotype]).elements for genotype in genotypes)
+    assert largest_alone < whole.elements
+    budget = 4 * 50 * (largest_alone + whole.elements) / 2
+    parts = divide(supernetwork, genotypes, budget=budget, batch_size=50)
+    assert 1 < len(parts) < len(genotypes)
+    assert sorted(map(genotypes.index, sum(parts, []))) == list(range(len(genotypes)))
+    for part in parts:
+        assert 4 * 50 * shared_program(graph, part).elements <= budget
+    alone = divide(supernetwork, genotypes, budget=1, batch_size=50)
+    assert list(map(len, alone)) == [1] * len(genotypes)
+    # logits that have to be kept count too
+    kept = divide(supernetwork, genotypes, budget=budget, batch_size=50, kept=int(budget / 16))
+    assert len(kept) > len(parts)
+
+
+def test_an_order_that_ends_branches_keeps_less_alive(supernetwork: st.Supernetwork) -> None:
+    genotypes = single_crossovers(supernetwork.switches)
+    together = shared_program(supernetwork.supergraph, genotypes)
+    ends = sorted(together.outputs)
+    starts = [end for end, after in zip(ends, ends[1:], strict=False) if after - end < 3]
+    assert len(starts) < len(ends) / 2  # outputs are spread out, not all at the end
+    for step, reads in enumerate(together.reads):
+        assert all(read < step for read in reads)

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import multiprocessing
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import optuna_stitch as st
+from optuna_stitch.errors import StudyError
+from optuna_stitch.evaluation.engine import Engine
+from optuna_stitch.evaluation.records import Record, Records
+from optuna_stitch.stitching.genotype import single_crossovers
+
+
+def _url(folder: Path) -> str:
+    return f"sqlite:///{folder}/records.db"
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Records:
+    return Records(_url(tmp_path), "network", "split", "fast")
+
+
+def _record(**figures: float) -> Record:
+    outcomes = torch.rand(13, generator=torch.Generator().manual_seed(1)) < 0.5
+    return Record(figures, {"accuracy": outcomes, "top5": ~outcomes[:7]})
+
+
+def test_records_come_back_as_they_were(records: Records, tmp_path: Path) -> None:
+    genotypes = [st.Genotype("a"), st.Genotype("ensemble", frozenset([3, 12]))]
+    written = _record(accuracy=1 / 3, top5=0.5)
+    records.keep(dict.fromkeys(genotypes, written))
+    for again in (records, Records(_url(tmp_path), "network", "split", "fast")):
+        found = again.find([*genotypes, st.Genotype("b")])
+        assert list(found) == genotypes
+        for record in found.values():
+            assert record.figures == written.figures
+            for name, outcomes in written.outcomes.items():
+                assert torch.equal(record.outcomes[name], outcomes)
+
+
+@pytest.mark.parametrize(
+    "other", [("other", "split", "fast"), ("network", "other", "fast"), ("network", "split", "plain")]
+)
+def test_records_of_something_else_are_not_found(
+    records: Records, tmp_path: Path, other: tuple[str, str, Any]
+) -> None:
+    records.keep({st.Genotype("a"): _record(accuracy=0.5)})
+    assert not Records(_url(tmp_path), *other).find([st.Genotype("a")])
+
+
+def test_other_metrics_stand_beside_those_that_are_there(records: Records) -> None:
+    genotype = st.Genotype("a")
+    records.keep({genotype: _record(accuracy=0.5)})
+    records.keep({genotype: _record(cross_entropy=1.5), st.Genotype("b"): _record(accuracy=0.1)})
+    assert records.find([genotype])[genotype].figures == {"accuracy": 0.5, "cross_entropy": 1.5}
+    assert st.Genotype("b") in records.find([st.Genotype("b")])
+
+
+def test_new_records_are_told_once(records: Records, tmp_path: Path) -> None:
+    other = Records(_url(tmp_path), "network", "split", "fast")
+    other.keep({st.Genotype("a"): _record(accuracy=0.5)})
+    assert [genotype for genotype, _ in records.new()] == [st.Genotype("a")]
+    assert not records.new()
+    other.keep({st.Genotype("b", frozenset([2])): _record(accuracy=0.5)})
+    assert [genotype for genotype, _ in records.new()] == [st.Genotype("b", frozenset([2]))]
+
+
+def _work(url: str, seed: int) -> None:
+    records = Records(url, "network", "split", "fast")
+    for step in range(20):
+        records.keep(
+            {
+                st.Genotype("a", frozenset([(7 * seed + step + k) % 40])): _record(accuracy=0.5)
+                for k in range(5)
+            }
+        )
+
+
+def test_workers_write_side_by_side(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_work, args=(_url(tmp_path), seed)) for seed in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    with sqlite3.connect(tmp_path / "records.db") as connection:
+        rows = connection.execute("SELECT genotype FROM optuna_stitch_evaluations").fetchall()
+    assert len(rows) == len(set(rows)) == 40
+
+
+def test_what_is_remembered_costs_no_forward(
+    supernetwork: st.Supernetwork,
+    data: st.Data,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    genotypes = single_crossovers(supernetwork.switches)[:5]
+    wanted = ["accuracy", "top5", "cross_entropy", "macs"]
+    first = st.Evaluator(supernetwork, data.val, wanted, records=_url(tmp_path))
+    found = first.evaluate(genotypes)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("forward")
+
+    monkeypatch.setattr(Engine, "run", refuse)
+    # another process or a later run; fewer metrics, in another order, more stitches that are on
+    # but do not matter
+    into_a = next(i for i, s in enumerate(supernetwork.switches) if s.into == "a")
+    again = st.Evaluator(supernetwork, data.val, ["macs", "accuracy"], records=_url(tmp_path))
+    padded = [
+        st.Genotype(g.output, g.on | {into_a}) if g.output == "b" and supernetwork.canonical(
+            st.Genotype(g.output, g.on | {into_a})
+        ) == supernetwork.canonical(g) else g
+        for g in genotypes
+    ]
+    remembered = again.evaluate(padded)
+    assert [e["accuracy"] for e in remembered] == [e["accuracy"] for e in found]
+    assert [e["macs"] for e in remembered] == [e["macs"] for e in found]
+    for other in (
+        st.Evaluator(supernetwork, data.test, wanted, records=_url(tmp_path)),
+        st.Evaluator(supernetwork, data.val, wanted, records=_url(tmp_path), kernels="plain"),
+        st.Evaluator(supernetwork, data.val, [*wanted, "agreement"], records=_url(tmp_path)),
+    ):
+        with pytest.raises(AssertionError, match="forward"):
+            other.evaluate(genotypes)
+
+
+def test_a_users_metric_is_recorded_under_its_version(
+    supernetwork: st.Supernetwork, data: st.Data, tmp_path: Path
+) -> None:
+    calls: list[int] = []
+
+    def sure(logits: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        calls.append(len(logits))
+        return logits.softmax(1).amax(1)
+
+    for version, expected in ((None, 1), (None, 2), ("1", 3), ("1", 3), ("2", 4)):
+        metric = st.ImageMetric("sure", sure, version=version)
+        evaluator = st.Evaluator(
+            supernetwork, data.val, [metric], records=_url(tmp_path), batch_size=200
+        )
+        evaluator.evaluate([st.Genotype("a")])
+        assert len(calls) == expected
+
+
+def test_races_are_against_what_others_found(
+    supernetwork: st.Supernetwork, data: st.Data, tmp_path: Path
+) -> None:
+    st.Evaluator(supernetwork, data.val, records=_url(tmp_path)).evaluate(
+        [st.Genotype("a"), st.Genotype("b")]
+    )
+    raced = st.Evaluator(
+        supernetwork, data.val, records=_url(tmp_path), racing=st.Racing(first=50), batch_size=25
+    )
+    crossed = single_crossovers(supernetwork.switches)
+    stopped = {g for g, e in zip(crossed, raced.evaluate(crossed), strict=True) if e.stopped}
+    assert stopped
+    # estimates are for this race only
+    full = Records(_url(tmp_path), supernetwork.content_hash(), data.val.fingerprint, "fast")
+    assert not full.find([supernetwork.canonical(genotype) for genotype in stopped])
+
+
+def test_a_database_that_cannot_be_used(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="records of evaluations"):
+        Records(f"sqlite:///{tmp_path}/nothing/here.db", "network", "split", "fast")
+    records = Records(_url(tmp_path), "network", "split", "fast")
+    with sqlite3.connect(tmp_path / "records.db") as connection:
+        connection.execute("DROP TABLE optuna_stitch_evaluations")
+    for use in (
+        lambda: records.find([st.Genotype("a")]),
+        records.new,
+        lambda: records.keep({st.Genotype("a"): _record(accuracy=0.5)}),
+    ):
+        with pytest.raises(StudyError, match="nothing finished is lost"):
+            use()
