@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from optuna_stitch.errors import DataError
 from optuna_stitch.evaluation.kernels import Folding, Kernels
-from optuna_stitch.evaluation.plan import divide, plan
+from optuna_stitch.evaluation.plan import Plan, divide
 from optuna_stitch.progress import console
 from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.stitching.program import Program
@@ -38,20 +39,18 @@ class Engine:
         self.kernels = kernels
         self.memory = memory
         self.batch_size = batch_size
-        self._fold = Folding()
+        self._fold = Folding(supernetwork.supergraph)
 
-    def divide(self, genotypes: Sequence[Genotype], kept: int) -> list[list[Genotype]]:
+    def divide(self, genotypes: Sequence[Genotype], kept: int = 0) -> list[Plan]:
         """Divide genotypes among plans that fit into memory; see `plan.divide`."""
-        if not genotypes:
-            return []
         budget = self.memory * 2**30
         return divide(
             self.supernetwork, genotypes, budget=budget, batch_size=self.batch_size, kept=kept
         )
 
-    def prepare(self, genotypes: Sequence[Genotype]) -> Program:
-        """The plan of some genotypes, with its kernels."""
-        program = plan(self.supernetwork, genotypes)
+    def prepare(self, program: Program) -> Program:
+        """Give a plan's program its BatchNorm statistics and its kernels, in place."""
+        self.supernetwork.recalibrate(program)
         if self.kernels != "plain":
             self._fold(program)
         return program
@@ -131,7 +130,8 @@ def is_finite(value: Any) -> bool:
     """Whether a value is no tensor of floats, or one without infinities and NaNs."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return True
-    return bool(value.isfinite().all())
+    # one pass finds what is not finite; a sum too large for its type is looked at again
+    return math.isfinite(float(value.sum())) or bool(value.isfinite().all())
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -150,24 +150,26 @@ class Evaluator:
 
     def _measure(self, genotypes: Sequence[Genotype], show_progress_bar: bool) -> None:
         """Find out the figures of subnetworks that are not known yet."""
+        if not genotypes:
+            return
         if not self._learned:
             for genotype in genotypes:
                 self._known[genotype] = Evaluation(self.costs(genotype), 0)
             return
         keeps = any(isinstance(metric, Metric) for metric in self._learned)
         kept = len(self.split) * self.supernetwork.classes if keeps else 0
-        parts = self._engine.divide(genotypes, kept)
+        plans = self._engine.divide(genotypes, kept)
         batches = math.ceil(len(self.split) / self._engine.batch_size)
         with progress_bar(show_progress_bar=show_progress_bar) as progress:
             task = progress.add_task(
-                f"Evaluate {len(genotypes)} networks", total=batches * len(parts), note=""
+                f"Evaluate {len(genotypes)} networks", total=batches * len(plans), note=""
             )
-            for number, part in enumerate(parts):
-                rivals = [self._rival(genotype) for genotype in part]
+            for number, plan in enumerate(plans):
+                rivals = [self._rival(genotype) for genotype in plan.genotypes]
                 found: dict[Genotype, Measured] = {}
                 try:
                     for genotype, measured in self._measuring(
-                        part, rivals, lambda: progress.advance(task)
+                        plan, rivals, lambda: progress.advance(task)
                     ):
                         found[genotype] = measured
                         self._learn(genotype, measured)

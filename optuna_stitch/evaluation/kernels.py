@@ -3,8 +3,8 @@
 - ``plain``: every operation as it is in its parent. What comes out equals what the extracted
   module answers, bit for bit.
 - ``fast``: convolutions read channels last, and a BatchNorm behind a convolution becomes part of
-  its weights. What comes out differs from ``plain`` by rounding, and equals what the extracted
-  module answers after the same two changes, bit for bit.
+  its weights. What comes out differs from ``plain`` by rounding, and is the same bit for bit
+  whether a subnetwork runs alone or with others.
 - ``bfloat16``: as ``fast``, with convolutions and matrix products in 16 bits. Figures move by
   what 8 bits of mantissa lose.
 """
@@ -12,66 +12,73 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from typing import Literal, get_args
 
-import torch
 from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from optuna_stitch.stitching.program import Program
+from optuna_stitch.stitching.supergraph import Supergraph
 
 Kernels = Literal["plain", "fast", "bfloat16"]
 KERNELS: tuple[Kernels, ...] = get_args(Kernels)
 
-# Others may change their weights as they run.
+# Others may change their weights as they run, or do more than normalize.
 _CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
+_NORMS = (nn.BatchNorm2d, BatchNormAct2d)
 
 
 class Folding:
     """Fold BatchNorms into the convolutions before them, in one program after another.
 
-    What is downstream of no stitch is folded once and kept.
+    Whether a BatchNorm is folded depends on the supernetwork alone, so that a subnetwork has the
+    same kernels in every program: it is, where nothing else can read the convolution, under any
+    genotype. What is downstream of no stitch is folded once and kept.
+
+    Args:
+        supergraph: The operations of the programs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, supergraph: Supergraph) -> None:
+        operations = supergraph.operations
+        readers = Counter(read for operation in operations for read in operation.inputs)
         self._kept: dict[int, nn.Module] = {}
+        self._convolution_of: dict[int, nn.Conv2d] = {}
+        for place, operation in enumerate(operations):
+            if operation.norm is None:
+                continue
+            before = operation.inputs[0]
+            run = operations[before].run
+            alone = readers[before] == 1 and before not in supergraph.targets
+            if alone and isinstance(run, nn.Conv2d) and type(run) in _CONVOLUTIONS:
+                norm = operation.norm.module(operation.norm.mean, operation.norm.variance)
+                if type(norm) in _NORMS:
+                    self._convolution_of[place] = run
 
     def __call__(self, program: Program) -> None:
-        """Fold wherever a BatchNorm is all that reads a convolution.
+        """Fold wherever that is possible.
 
         Args:
             program: What to change, in place. Its statistics are final.
         """
-        readers = [0] * len(program.operations)
-        for reads in (*program.reads, program.outputs):
-            for read in reads:
-                readers[read] += 1
-        for step, operation in enumerate(program.operations):
-            norm = operation.norm
-            if norm is None:
+        for step, place in enumerate(program.places):
+            convolution = self._convolution_of.get(place)
+            norm = program.operations[step].norm
+            if convolution is None or norm is None:
                 continue
-            before = program.reads[step][0]
-            convolution = program.operations[before].run
-            if readers[before] > 1 or type(convolution) not in _CONVOLUTIONS:
-                continue
-            assert isinstance(convolution, nn.Conv2d)
-            place = program.places[step]
             folded = None if program.stitched[step] else self._kept.get(place)
             if folded is None:
                 statistics = program.statistics.get(step, (norm.mean, norm.variance))
                 folded = _folded(convolution, norm.module(*statistics))
-            if folded is None:
-                continue
-            if not program.stitched[step]:
-                self._kept[place] = folded
-            program.replace(step, folded, program.reads[before])
+                if not program.stitched[step]:
+                    self._kept[place] = folded
+            program.replace(step, folded, program.reads[program.reads[step][0]])
 
 
-def _folded(convolution: nn.Conv2d, norm: nn.Module) -> nn.Module | None:
-    """A convolution that normalizes too; None for norms that do more than is known here."""
-    if type(norm) not in (nn.BatchNorm2d, BatchNormAct2d):
-        return None
+def _folded(convolution: nn.Conv2d, norm: nn.Module) -> nn.Module:
+    """A convolution that normalizes too."""
     assert isinstance(norm, nn.BatchNorm2d)
     mean, variance = norm.running_mean, norm.running_var
     assert mean is not None, norm
@@ -81,7 +88,7 @@ def _folded(convolution: nn.Conv2d, norm: nn.Module) -> nn.Module | None:
     )
     twin = copy.copy(convolution)
     twin._parameters = {
-        "weight": nn.Parameter(weight.contiguous(memory_format=torch.channels_last), False),
+        "weight": nn.Parameter(weight, False),
         "bias": nn.Parameter(bias, False),
     }
     if isinstance(norm, BatchNormAct2d):

@@ -12,9 +12,11 @@ from optuna_stitch.errors import ConfigError, DataError
 from optuna_stitch.evaluation.engine import Engine, is_finite
 from optuna_stitch.evaluation.gathering import Gatherer
 from optuna_stitch.evaluation.metrics import VOID, ImageMetric, LearnedMetric
+from optuna_stitch.evaluation.plan import Plan
 from optuna_stitch.evaluation.racing import Race, Rival
 from optuna_stitch.splits import Batch, Split
 from optuna_stitch.stitching.genotype import Genotype
+from optuna_stitch.stitching.program import shared_program
 from optuna_stitch.stitching.supernetwork import Supernetwork
 
 
@@ -65,14 +67,14 @@ class Measuring:
     @torch.no_grad()
     def __call__(
         self,
-        genotypes: Sequence[Genotype],
+        plan: Plan,
         rivals: Sequence[Rival | None],
         advance: Callable[[], None],
     ) -> Iterator[tuple[Genotype, Measured]]:
         """Run one plan.
 
         Args:
-            genotypes: The subnetworks of the plan.
+            plan: The subnetworks.
             rivals: Whom each has to beat, in a race.
             advance: Called after every batch.
 
@@ -82,7 +84,7 @@ class Measuring:
         for metric in self._metrics:
             if isinstance(metric, ImageMetric) and metric.reference is not None:
                 self._refer_to(metric.reference)
-        program = self._engine.prepare(genotypes)
+        genotypes, program = plan.genotypes, self._engine.prepare(plan.program)
         ends = program.outputs
         classes = self._engine.supernetwork.classes
         running = {place: Gatherer(self._metrics, classes) for place in range(len(genotypes))}
@@ -122,7 +124,9 @@ class Measuring:
     @torch.no_grad()
     def answers(self, genotypes: Sequence[Genotype]) -> Iterator[tuple[Tensor, list[Tensor]]]:
         """Labels and logits, batch by batch, in the split's order."""
-        program = self._engine.prepare(genotypes)
+        program = self._engine.prepare(
+            shared_program(self._engine.supernetwork.supergraph, genotypes)
+        )
         for batch in self._batches(range(len(self._split))):
             yield batch.targets, self._engine.run(program, batch.images)
 

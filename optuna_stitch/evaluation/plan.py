@@ -1,14 +1,29 @@
-"""Many subnetworks as one program, and how many of them fit into memory together."""
+"""Many subnetworks as one program, and how many fit into memory together."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.stitching.program import Program, shared_program
 from optuna_stitch.stitching.supernetwork import Supernetwork
 
 _BYTES = 4  # of a number
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Subnetworks that are computed together.
+
+    Args:
+        genotypes: The subnetworks.
+        program: Computes them, one output each; BatchNorms have their parents' statistics.
+    """
+
+    genotypes: list[Genotype]
+    program: Program
 
 
 def plan(supernetwork: Supernetwork, genotypes: Sequence[Genotype]) -> Program:
@@ -31,10 +46,10 @@ def divide(
     supernetwork: Supernetwork,
     genotypes: Sequence[Genotype],
     *,
-    budget: float,
+    budget: float = math.inf,
     batch_size: int,
     kept: int = 0,
-) -> list[list[Genotype]]:
+) -> list[Plan]:
     """Divide genotypes among plans that stay within a memory budget.
 
     Subnetworks that share much stay together. A single one is never refused.
@@ -47,12 +62,12 @@ def divide(
         kept: Numbers that are kept of each subnetwork, besides.
 
     Returns:
-        The same genotypes, in as few plans as halving gives.
+        As few plans as halving gives.
     """
     program = shared_program(supernetwork.supergraph, genotypes)
     needed = _BYTES * (program.elements * batch_size + kept * len(genotypes))
     if needed <= budget or len(genotypes) == 1:
-        return [list(genotypes)]
+        return [Plan(list(genotypes), program)]
     # subnetworks that end next to each other have most of their way in common
     ends = dict(zip(genotypes, program.outputs, strict=True))
     ordered = sorted(genotypes, key=ends.__getitem__)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ from optuna_stitch.networks.view import View
 from optuna_stitch.stitching.genotype import Genotype, Output, Side, Switch
 from optuna_stitch.stitching.layers import Stitch
 from optuna_stitch.stitching.normalization import BatchNorm
+
+# Genotypes of which it is kept what they compute.
+_RESOLVED = 256
 
 SIDES: tuple[Side, Side] = ("a", "b")
 
@@ -113,12 +117,14 @@ class Supergraph:
             )
         )
         self._outputs = outputs
+        # one after the other asks for a genotype's costs, its canonical form and its program
+        self.resolve = lru_cache(_RESOLVED)(self._resolve)
         self._place_of = place_of
         self._weights = [
             {id(weight): weight for weight in operation.weights} for operation in self.operations
         ]
 
-    def resolve(self, genotype: Genotype) -> Resolved:
+    def _resolve(self, genotype: Genotype) -> Resolved:
         """Walk back from a genotype's output to all that it needs."""
         on = genotype.on
         instead = {
@@ -143,6 +149,11 @@ class Supergraph:
             steps.append((place, inputs))
         steps.reverse()
         return Resolved(steps, output, frozenset(used))
+
+    @property
+    def targets(self) -> Set[int]:
+        """The operations whose values stitches may replace."""
+        return self._switch_at.keys()
 
     def raw(self, side: Side, node: str) -> int:
         """The operation of a parent's node."""

@@ -30,7 +30,6 @@ from torch.nn import functional as F
 
 import optuna_stitch as st
 from optuna_stitch.evaluation.engine import Engine
-from optuna_stitch.evaluation.plan import divide
 from optuna_stitch.search.worker import search
 from optuna_stitch.stitching.layers import Stitch, read_part
 from optuna_stitch.stitching.program import Program, shared_program
@@ -63,7 +62,7 @@ def main() -> None:
         supernetwork,
         val,
         candidates,
-        generations=4 if arguments.quick else 19,
+        generations=3 if arguments.quick else 19,
         quick=arguments.quick,
     )
     raced = whole_search(supernetwork, val, candidates, statistics.median(alone), arguments.quick)
@@ -112,21 +111,24 @@ def against_loop(
     The loop's time for a generation is that of a sample of it, drawn at random, scaled up.
     """
     rng = random.Random(0)
-    sample_size = 8 if quick else 16
+    sample_size = 5 if quick else 16
     alone: list[float] = []
     floor: list[float] = []
-    together: dict[str, list[float]] = {"plain": [], "fast": [], "bfloat16": []}
+    together: dict[str, list[float]] = {"plain": [], "fast": []}
+    if not quick:
+        together["bfloat16"] = []
     distinct: list[float] = []
     shared: list[float] = []
     places = [round(1 + k * 18 / max(generations - 1, 1)) for k in range(generations)]
     for place in places:
         asked = list(candidates[POPULATION * place : POPULATION * (place + 1)])
         sample = rng.sample(range(POPULATION), sample_size)
-        seconds, answers = timed(lambda: [loop(supernetwork, val, asked[i]) for i in sample])
+        drawn = [asked[i] for i in sample]
+        seconds, answers = timed(loop, supernetwork, val, drawn)
         alone.append(seconds / sample_size)
         for kernels, ratios in together.items():
             evaluator = st.Evaluator(supernetwork, val, kernels=kernels, batch_size=BATCH)
-            taken, _ = timed(lambda: evaluator.evaluate(asked))
+            taken, _ = timed(evaluator.evaluate, asked)
             ratios.append(alone[-1] * POPULATION / taken)
             if kernels == "fast":
                 own = list(dict.fromkeys(map(supernetwork.canonical, asked)))
@@ -135,7 +137,7 @@ def against_loop(
                 macs = sum(supernetwork.macs(genotype) for genotype in own)
                 shared.append(macs / shared_program(supernetwork.supergraph, own).macs)
             if kernels == "plain":
-                exact = evaluator.logits([asked[i] for i in sample])
+                exact = evaluator.logits(drawn)
                 for logits, expected in zip(exact, answers, strict=True):
                     assert torch.equal(logits, expected), "not exact"
         say(f"generation {place}: loop {alone[-1]:.2f} s a network, {together}")
@@ -152,12 +154,17 @@ def against_loop(
     return alone, floor, together
 
 
-def loop(supernetwork: st.Supernetwork, val: st.Split, genotype: st.Genotype) -> Tensor:
-    """What anybody would do: take the network out, and run it."""
-    module = supernetwork.extract(genotype)
-    with torch.inference_mode():
-        batches = val.batches(supernetwork.views, BATCH)
-        return torch.cat([module(*batch.images) for batch in batches])
+def loop(
+    supernetwork: st.Supernetwork, val: st.Split, genotypes: Sequence[st.Genotype]
+) -> list[Tensor]:
+    """What anybody would do: take each network out, and run it."""
+    answers: list[Tensor] = []
+    for genotype in genotypes:
+        module = supernetwork.extract(genotype)
+        with torch.inference_mode():
+            batches = val.batches(supernetwork.views, BATCH)
+            answers.append(torch.cat([module(*batch.images) for batch in batches]))
+    return answers
 
 
 def whole_search(
@@ -168,20 +175,20 @@ def whole_search(
     quick: bool,
 ) -> dict[str, float]:
     """The study's candidates in their order, with memory, without and with racing."""
-    asked = candidates[: 500 if quick else TRIALS]
+    asked = candidates[: 300 if quick else TRIALS]
     ratios: dict[str, float] = {}
     fronts: dict[str, set[st.Genotype]] = {}
     stopped = 0
     for name, racing in (("memory", None), ("racing and memory", st.Racing())):
         evaluator = st.Evaluator(supernetwork, val, batch_size=BATCH, racing=racing)
 
-        def judge(evaluator: st.Evaluator = evaluator) -> list[st.Evaluation]:
+        def judge(evaluator: st.Evaluator) -> list[st.Evaluation]:
             found: list[st.Evaluation] = []
             for start in range(0, len(asked), POPULATION):
                 found += evaluator.evaluate(asked[start : start + POPULATION])
             return found
 
-        seconds, evaluations = timed(judge)
+        seconds, evaluations = timed(judge, evaluator)
         ratios[name] = alone * len(asked) / seconds
         fronts[name] = front(supernetwork, asked, evaluations)
         stopped = len({g for g, e in zip(asked, evaluations, strict=True) if e.stopped})
@@ -226,18 +233,20 @@ def bare(supernetwork: st.Supernetwork, genotypes: Sequence[st.Genotype]) -> flo
     """
     engine = Engine(supernetwork, "fast", 4.0, BATCH)
     with torch.no_grad():
-        program = engine.prepare(genotypes)
+        program = engine.prepare(shared_program(supernetwork.supergraph, genotypes))
         images = [torch.randn(BATCH, *view.input_size) for view in supernetwork.views]
-        kernels = list(kernels_of(program, engine, images))
+        kernels = kernels_of(program, images)
         passes = math.ceil(IMAGES / BATCH) + len(supernetwork.calibration or ()) / BATCH
-        return passes * statistics.median(
-            timed(lambda: [kernel() for kernel in kernels])[0] for _ in range(3)
-        )
+        return passes * statistics.median(timed(run_all, kernels)[0] for _ in range(3))
 
 
-def kernels_of(
-    program: Program, engine: Engine, images: Sequence[Tensor]
-) -> list[Callable[[], object]]:
+def run_all(kernels: Sequence[Callable[[], object]]) -> None:
+    for kernel in kernels:
+        kernel()
+
+
+def kernels_of(program: Program, images: Sequence[Tensor]) -> list[Callable[[], object]]:
+    """The convolutions and matrix products of a program, each with what it reads."""
     kernels: list[Callable[[], object]] = []
     values: dict[int, Any] = {}
     laid_out = [image.contiguous(memory_format=torch.channels_last) for image in images]
@@ -291,18 +300,30 @@ def growth() -> float:
         alive = 4 * program.elements * BATCH / 2**30
         nothing = torch.zeros(BATCH, 1000)
         graph = supernetwork.supergraph
-        graph.operations = [replace(o, run=lambda *_: nothing) for o in graph.operations]
+        graph.operations = [
+            replace(o, run=lambda *_, value=nothing: value) for o in graph.operations
+        ]
         times: list[float] = []
         for _ in range(3):
             evaluator = st.Evaluator(supernetwork, split, batch_size=BATCH, kernels="plain")
             next(split.batches(supernetwork.views, BATCH))
-            taken, _ = timed(lambda: evaluator.evaluate(genotypes))
+            taken, _ = timed(evaluator.evaluate, genotypes)
             times.append(1e3 * taken / count)
         print(f"| {switches} | {count} | {spread(times)} | {ratio:.2f} | {alive:.2f} |")
         if (switches, count) == (200, 50):
             at_200 = statistics.median(times)
     print()
     return at_200
+
+
+class Answer:
+    """An operation that computes nothing."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+
+    def __call__(self, *_: Any) -> Tensor:
+        return self.value
 
 
 def sparse(supernetwork: st.Supernetwork, count: int) -> list[st.Genotype]:
@@ -316,9 +337,9 @@ def sparse(supernetwork: st.Supernetwork, count: int) -> list[st.Genotype]:
     return list(found)
 
 
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+def timed(work: Callable[..., Any], *args: Any) -> tuple[float, Any]:
     began = time.perf_counter()
-    result = work()
+    result = work(*args)
     return time.perf_counter() - began, result
 
 

@@ -2,45 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as some
 from torch import Tensor
 
 import optuna_stitch as st
 from optuna_stitch.errors import ConfigError, DataError
-from optuna_stitch.evaluation.plan import plan
-
-
-@settings(max_examples=20, deadline=None)
-@given(some.data())
-@pytest.mark.parametrize("pair", ["supernetwork", "cnn_vit"])
-def test_together_or_alone_logits_are_equal_bit_for_bit(
-    request: pytest.FixtureRequest, images: Tensor, pair: str, draw: some.DataObject
-) -> None:
-    supernetwork: st.Supernetwork = request.getfixturevalue(pair)
-    switch = some.integers(0, len(supernetwork.switches) - 1)
-    genotype = some.builds(
-        st.Genotype,
-        some.sampled_from(["a", "b", "ensemble"]),
-        some.frozensets(switch, max_size=4),
-    )
-    genotypes = draw.draw(some.lists(genotype, min_size=1, max_size=6))
-    with torch.inference_mode():
-        together = plan(supernetwork, genotypes).run([images])
-        for genotype_, logits in zip(genotypes, together, strict=True):
-            alone = supernetwork.extract(genotype_)(images)
-            # a crossover into a shallow point may overflow to NaN, then both must
-            assert torch.equal(logits.nan_to_num(), alone.nan_to_num())
-
-
-def test_what_subnetworks_share_is_computed_once(supernetwork: st.Supernetwork) -> None:
-    parents = [st.Genotype("a"), st.Genotype("b"), st.Genotype("ensemble")]
-    both = supernetwork.macs(st.Genotype("ensemble"))
-    assert plan(supernetwork, parents).macs == both
-    last = len(supernetwork.switches) - 2
-    crossed = st.Genotype("b", frozenset([last]))
-    together = plan(supernetwork, [*parents, crossed])
-    assert both < together.macs < both + supernetwork.macs(crossed) / 2
 
 
 def test_figures(supernetwork: st.Supernetwork, data: st.Data) -> None:

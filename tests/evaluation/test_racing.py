@@ -103,9 +103,7 @@ def test_a_race_is_against_the_best_that_costs_no_more() -> None:
     assert race.rival((9.0,)) is better
 
 
-def test_the_evaluator_marks_what_it_stopped(
-    supernetwork: st.Supernetwork, data: st.Data
-) -> None:
+def test_the_evaluator_marks_what_it_stopped(supernetwork: st.Supernetwork, data: st.Data) -> None:
     parents = [st.Genotype("a"), st.Genotype("b")]
     genotypes = single_crossovers(supernetwork.switches)
     full = st.Evaluator(supernetwork, data.val)

