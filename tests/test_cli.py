@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
@@ -270,3 +271,31 @@ def test_tuning_is_part_of_a_study_file() -> None:
     tuned = pd.read_csv("runs/tuned/tuning.csv")
     assert list(tuned["switch"]) == list(pd.read_csv("runs/tuned/fit.csv")["switch"])
     assert Path("runs/tuned/tuning.pt").is_file()
+
+
+def test_figures_are_remembered_in_the_studys_database() -> None:
+    assert call("run", "tiny.yaml") == 0
+    with sqlite3.connect("runs/tiny/study.db") as connection:
+        rows = connection.execute("SELECT genotype, figures FROM optuna_stitch_evaluations")
+        remembered = dict(rows.fetchall())
+    assert {"a", "b", "ensemble"} <= set(remembered)
+    parent = json.loads(remembered["a"])["figures"]["accuracy"]
+    assert parent == next(t for t in _study().trials if t.params["output"] == "a").values[0]
+
+
+def test_latency_as_an_objective_bounds_and_races() -> None:
+    wanted = yaml.safe_load(TINY)
+    wanted["study"] |= {"objectives": ["accuracy", "latency_ms"], "constraints": {"max_macs": 2e5}}
+    wanted["evaluation"] = {"racing": {"first": 20}, "batch_size": 10, "latency": {"threads": 1}}
+    Path("tiny.yaml").write_text(yaml.safe_dump(wanted))
+    assert call("run", "tiny.yaml") == 0
+    measured = json.loads(Path("runs/tiny/latency.json").read_text())
+    assert measured["threads"] == 1
+    study = _study()
+    assert study.metric_names == ["accuracy", "latency_ms"]
+    for trial in study.get_trials(states=(TrialState.COMPLETE,)):
+        assert 0 < trial.values[1] <= sum(measured["milliseconds"].values())
+        bounded = [value for key, value in trial.system_attrs.items() if "constraints" in key]
+        assert len(bounded) == 1
+    table = pd.read_csv("runs/tiny/front.csv")
+    assert {"test_accuracy", "test_latency_ms", "test_macs"} <= set(table)

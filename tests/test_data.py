@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 import optuna_stitch as st
+from optuna_stitch import splits
 from optuna_stitch.errors import DataError
 
 VIEW = st.View((3, 16, 16))
@@ -89,3 +90,50 @@ def test_an_image_that_does_not_decode(tmp_path: Path) -> None:
     ]
     with pytest.raises(DataError, match="cannot be read"):
         [list(split.batches([VIEW])) for split in broken]
+
+
+def test_images_that_do_not_decode_can_be_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = _folder(tmp_path / "all", 6)
+    for name in ("1.png", "4.png"):
+        (root / "cat" / name).write_bytes(b"no image")
+    parts = {"train": {"images": 4}, "val": {"images": 3}}
+    data = st.load_data("", root=root, unreadable="skip", **parts)  # type: ignore[arg-type]
+    assert (len(data.train), len(data.val), len(data.test)) == (4, 3, 3)
+    for split in (data.train, data.val, data.test):
+        assert sum(len(batch) for batch in split.batches([VIEW])) == len(split)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "do not decode and are left out" in said
+    with pytest.raises(DataError, match="wants 11 images, but only 10"):
+        st.load_data("", root=root, unreadable="skip", train={"images": 11})
+
+
+def test_what_is_kept_of_images_is_their_every_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    split = st.load_data(train={"images": 25}, val={"images": 9}).train
+    view = st.View((3, 16, 16), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    seen = [view.transform()(split.read(place)[0].convert("RGB")) for place in range(25)]
+    monkeypatch.setattr(splits, "_IN_MEMORY", 10)
+    in_a_file = split.take(20)
+    (batch,) = in_a_file.batches([view])
+    assert isinstance(in_a_file._pixels[view], np.memmap)
+    assert torch.equal(batch.images[0], torch.stack(seen[:20]))
+
+
+def test_a_disk_without_room_for_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(splits, "_IN_MEMORY", 10)
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(DataError, match=r"No space left.*TMPDIR"):
+        next(st.load_data(train={"images": 25}, val={"images": 9}).train.batches([VIEW]))
+
+
+def test_some_positions_only() -> None:
+    split = st.load_data(train={"images": 25}, val={"images": 9}).train
+    order = [7, 3, 19, 0, 24]
+    batches = list(split.batches([VIEW], batch_size=2, within=order))
+    assert [len(batch) for batch in batches] == [2, 2, 1]
+    targets = torch.cat([batch.targets for batch in batches])
+    assert torch.equal(targets, split.targets[order])

@@ -62,7 +62,7 @@ def main() -> None:
         supernetwork,
         val,
         candidates,
-        generations=3 if arguments.quick else 19,
+        generations=3 if arguments.quick else 6,
         quick=arguments.quick,
     )
     raced = whole_search(supernetwork, val, candidates, statistics.median(alone), arguments.quick)
