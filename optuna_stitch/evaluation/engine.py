@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -13,10 +13,14 @@ from torch import Tensor
 from optuna_stitch.errors import DataError
 from optuna_stitch.evaluation.kernels import Folding, Kernels
 from optuna_stitch.evaluation.plan import Plan, divide
+from optuna_stitch.evaluation.values import Reuse
 from optuna_stitch.progress import console
 from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.stitching.program import Program
 from optuna_stitch.stitching.supernetwork import Supernetwork
+
+# The share of the memory that values of earlier plans may take.
+KEPT = 1 / 8
 
 
 class Engine:
@@ -29,7 +33,8 @@ class Engine:
         batch_size: Images per batch.
 
     Attributes:
-        batch_size: Images per batch; halved where memory runs out.
+        batch_size: As given.
+        at_once: Images that run at once; halved where memory runs out.
     """
 
     def __init__(
@@ -38,24 +43,40 @@ class Engine:
         self.supernetwork = supernetwork
         self.kernels = kernels
         self.memory = memory
-        self.batch_size = batch_size
+        self.batch_size = self.at_once = batch_size
         self._fold = Folding(supernetwork.supergraph)
 
     def divide(self, genotypes: Sequence[Genotype], kept: int = 0) -> list[Plan]:
         """Divide genotypes among plans that fit into memory; see `plan.divide`."""
-        budget = self.memory * 2**30
+        budget = self.memory * 2**30 * (1 - 2 * KEPT)  # both at once, old values and new
         return divide(
             self.supernetwork, genotypes, budget=budget, batch_size=self.batch_size, kept=kept
         )
 
-    def prepare(self, program: Program) -> Program:
-        """Give a plan's program its BatchNorm statistics and its kernels, in place."""
-        self.supernetwork.recalibrate(program)
+    def prepare(self, program: Program, reuse: Reuse | None = None) -> Program:
+        """Give a plan's program its BatchNorm statistics and its kernels, in place.
+
+        Args:
+            program: The program.
+            reuse: What of its values is known, and what is to be kept.
+        """
+        calibration = self.supernetwork.calibration
+        if reuse is None:
+            self.supernetwork.recalibrate(program)
+        elif calibration is not None and (program.stitched_norms or reuse.steps):
+            given = [reuse.calibration(number) for number in range(calibration.count)]
+            for answers in self.supernetwork.recalibrate(program, given):
+                reuse.add_calibration(answers[len(answers) - len(reuse.steps) :])
         if self.kernels != "plain":
             self._fold(program)
         return program
 
-    def run(self, program: Program, images: Sequence[Tensor]) -> list[Tensor]:
+    def run(
+        self,
+        program: Program,
+        images: Sequence[Tensor],
+        given: Mapping[int, Tensor] | None = None,
+    ) -> list[Tensor]:
         """What a plan's subnetworks answer on some images.
 
         Where memory runs out, the batch is halved, now and from then on.
@@ -63,56 +84,72 @@ class Engine:
         Args:
             program: From `prepare`.
             images: One tensor ``(N, C, H, W)`` per view.
+            given: The values of the program's given steps.
 
         Returns:
-            Logits in float32 by genotype.
+            Logits by genotype, and what else the program returns.
 
         Raises:
             DataError: If memory does not even suffice for one image.
         """
+        known = given or {}
         while True:
-            pieces = list(
-                zip(*[torch.split(view, self.batch_size) for view in images], strict=True)
-            )
+            pieces = range(0, len(images[0]), self.at_once)
             try:
-                answers = [self._run(program, piece) for piece in pieces]
+                answers = [
+                    self._run(
+                        program,
+                        [view[start : start + self.at_once] for view in images],
+                        {k: value[start : start + self.at_once] for k, value in known.items()},
+                    )
+                    for start in pieces
+                ]
                 break
             except (RuntimeError, MemoryError) as error:
                 if not _out_of_memory(error):
                     raise
-                if self.batch_size == 1:
+                if self.at_once == 1:
                     raise DataError(
                         f"Memory does not suffice for {len(program.outputs)} networks on one "
                         "image; give the evaluation a smaller `memory`, so that fewer run at once."
                     ) from error
-                self.batch_size = max(1, min(self.batch_size, len(images[0])) // 2)
-            console.print(f"Memory ran out: going on with {self.batch_size} images at once.")
+                self.at_once = max(1, min(self.at_once, len(images[0])) // 2)
+            console.print(f"Memory ran out: going on with {self.at_once} images at once.")
         if len(answers) == 1:
             return answers[0]
         return [torch.cat(column) for column in zip(*answers, strict=True)]
 
-    def first_bad(self, program: Program, images: Sequence[Tensor], output: int) -> str:
+    def first_bad(
+        self,
+        program: Program,
+        images: Sequence[Tensor],
+        given: Mapping[int, Tensor],
+        output: int,
+    ) -> str:
         """The operation that makes the first value that is no finite number.
 
         Args:
             program: From `prepare`.
             images: As for `run`.
+            given: As for `run`.
             output: The step whose value has such numbers.
         """
         wanted, program.outputs = program.outputs, [output]
         try:
             with self._precision():
-                for step, value in program.values(self._laid_out(images)):
+                for step, value in program.values(self._laid_out(images), given):
                     if program.reads[step] and not is_finite(value):
                         return program.operations[step].name
         finally:
             program.outputs = wanted
         return program.operations[output].name
 
-    def _run(self, program: Program, images: Sequence[Tensor]) -> list[Tensor]:
+    def _run(
+        self, program: Program, images: Sequence[Tensor], given: Mapping[int, Tensor]
+    ) -> list[Tensor]:
         with self._precision():
-            answers = program.run(self._laid_out(images))
-        return [logits.float() for logits in answers]
+            answers: list[Tensor] = program.run(self._laid_out(images), given)
+        return answers
 
     def _laid_out(self, images: Sequence[Tensor]) -> Sequence[Tensor]:
         if self.kernels == "plain":

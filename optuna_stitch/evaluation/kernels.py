@@ -63,16 +63,17 @@ class Folding:
         Args:
             program: What to change, in place. Its statistics are final.
         """
-        for step, place in enumerate(program.places):
+        for step in program.steps:
+            place = program.places[step]
             convolution = self._convolution_of.get(place)
             norm = program.operations[step].norm
-            if convolution is None or norm is None:
+            if convolution is None or norm is None or step in program.given:
                 continue
-            folded = None if program.stitched[step] else self._kept.get(place)
+            folded = None if program.paths[step] else self._kept.get(place)
             if folded is None:
                 statistics = program.statistics.get(step, (norm.mean, norm.variance))
                 folded = _folded(convolution, norm.module(*statistics))
-                if not program.stitched[step]:
+                if not program.paths[step]:
                     self._kept[place] = folded
             program.replace(step, folded, program.reads[program.reads[step][0]])
 

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from optuna_stitch.errors import ConfigError, DataError
-from optuna_stitch.evaluation.engine import Engine, is_finite
+from optuna_stitch.evaluation.engine import KEPT, Engine, is_finite
 from optuna_stitch.evaluation.gathering import Gatherer
 from optuna_stitch.evaluation.metrics import VOID, ImageMetric, LearnedMetric
 from optuna_stitch.evaluation.plan import Plan
 from optuna_stitch.evaluation.racing import Race, Rival
+from optuna_stitch.evaluation.values import Values
 from optuna_stitch.splits import Batch, Split
 from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.stitching.program import shared_program
@@ -63,6 +64,10 @@ class Measuring:
         self._race = race
         self._order = race.order if race else list(range(len(split)))
         self._references: dict[Genotype, Tensor] = {}
+        supernetwork = engine.supernetwork
+        images = len(split) + len(supernetwork.calibration or ())
+        budget = engine.memory * 2**30 * KEPT
+        self._values = Values(supernetwork.supergraph, budget, images)
 
     @torch.no_grad()
     def __call__(
@@ -84,11 +89,13 @@ class Measuring:
         for metric in self._metrics:
             if isinstance(metric, ImageMetric) and metric.reference is not None:
                 self._refer_to(metric.reference)
-        genotypes, program = plan.genotypes, self._engine.prepare(plan.program)
+        genotypes, program = plan.genotypes, plan.program
         ends = program.outputs
+        reuse = self._values.reuse(program)
+        self._engine.prepare(program, reuse)
         classes = self._engine.supernetwork.classes
         running = {place: Gatherer(self._metrics, classes) for place in range(len(genotypes))}
-        seen = 0
+        seen = number = 0
         for block in self._race.parts() if self._race else [self._order]:
             if not running:
                 break
@@ -96,18 +103,23 @@ class Measuring:
                 labels = self._labels(batch, block_start=seen)
                 seen += len(batch)
                 failed: list[int] = []
-                answers = self._engine.run(program, batch.images)
-                for (place, gatherer), logits in zip(running.items(), answers, strict=True):
+                given = reuse.given(number)
+                number += 1
+                answers = self._engine.run(program, batch.images, given)
+                reuse.add(answers[len(running) :])
+                for (place, gatherer), logits in zip(
+                    running.items(), answers[: len(running)], strict=True
+                ):
                     if is_finite(logits):
-                        gatherer.update(logits, labels)
+                        gatherer.update(logits.float(), labels)
                     else:
                         failed.append(place)
                 for place in failed:
-                    node = self._engine.first_bad(program, batch.images, ends[place])
+                    node = self._engine.first_bad(program, batch.images, given, ends[place])
                     yield genotypes[place], self._failed(seen, node)
                     del running[place]
                 if failed:
-                    program.outputs = [ends[place] for place in running]
+                    program.outputs = [*[ends[place] for place in running], *reuse.steps]
                 advance()
             if self._race and seen < len(self._split):
                 for place in list(running):
@@ -117,7 +129,10 @@ class Measuring:
                         figures = {self._race.metric: self._race.estimate(outcomes, rival)}
                         yield genotypes[place], Measured(figures, {}, seen, stopped=True)
                         del running[place]
-                program.outputs = [ends[place] for place in running]
+                reuse.only(program.needed_by([ends[place] for place in running]))
+                program.outputs = [*[ends[place] for place in running], *reuse.steps]
+        if running:
+            reuse.finish()
         for place, gatherer in running.items():
             yield genotypes[place], self._whole(gatherer)
 
@@ -128,7 +143,8 @@ class Measuring:
             shared_program(self._engine.supernetwork.supergraph, genotypes)
         )
         for batch in self._batches(range(len(self._split))):
-            yield batch.targets, self._engine.run(program, batch.images)
+            logits = self._engine.run(program, batch.images)
+            yield batch.targets, [answer.float() for answer in logits]
 
     def _batches(self, positions: Sequence[int]) -> Iterator[Batch]:
         supernetwork = self._engine.supernetwork

@@ -6,7 +6,7 @@ subnetworks have in common, anywhere, is therefore one value, computed once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -15,6 +15,7 @@ from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.stitching.normalization import BatchNorm
 from optuna_stitch.stitching.supergraph import Operation, Resolved, Supergraph
 
+_NOTHING: Mapping[int, Tensor] = {}
 # Told of a step that is a BatchNorm and of its inputs, before it runs.
 Observer = Callable[[int, BatchNorm, Sequence[Any]], None]
 # A step, what runs it, the steps whose values it reads, and the steps whose values may then go.
@@ -33,8 +34,9 @@ class Program:
         operations: The operation of every step.
         places: Its place in the supernetwork.
         reads: The steps whose values every step reads.
-        stitched: Whether every step is a stitch or downstream of one.
-        stitched_norms: The steps that are BatchNorms downstream of a stitch.
+        paths: The stitches on the way to every step, one bit each. Place and path say which value
+            it is: under any genotype, the same stitches lead to the same value.
+        given: Steps whose values `run` is given.
         statistics: Mean and variance that steps were given by `normalize`.
     """
 
@@ -47,20 +49,43 @@ class Program:
         self.places = [place for place, _ in steps]
         self.operations: list[Operation] = [supergraph.operations[place] for place in self.places]
         self.reads = [reads for _, reads in steps]
-        self.stitched: list[bool] = []
+        self.paths: list[int] = []
         for operation, reads in zip(self.operations, self.reads, strict=True):
-            self.stitched.append(
-                operation.owner == "stitch" or any(self.stitched[read] for read in reads)
-            )
-        self.stitched_norms = {
-            step
-            for step, operation in enumerate(self.operations)
-            if self.stitched[step] and operation.norm is not None
-        }
+            path = 1 << operation.number if operation.owner == "stitch" else 0
+            for read in reads:
+                path |= self.paths[read]
+            self.paths.append(path)
         self.statistics: dict[int, tuple[Tensor, Tensor]] = {}
         self._runs = [operation.run for operation in self.operations]
         self._outputs = list(outputs)
+        self._given: frozenset[int] = frozenset()
         self._lines: list[_Line] | None = None
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps that run or are given, in order."""
+        return [line[0] for line in self._laid_out()]
+
+    @property
+    def stitched_norms(self) -> list[int]:
+        """The steps that are BatchNorms downstream of a stitch, and run."""
+        return [
+            step
+            for step in self.steps
+            if self.operations[step].norm is not None
+            and self.paths[step]
+            and step not in self._given
+        ]
+
+    @property
+    def given(self) -> frozenset[int]:
+        """Steps whose values are known, so that what only they need does not run."""
+        return self._given
+
+    @given.setter
+    def given(self, steps: frozenset[int]) -> None:
+        self._given = steps
+        self._lines = None
 
     @property
     def outputs(self) -> list[int]:
@@ -75,7 +100,7 @@ class Program:
     @property
     def macs(self) -> int:
         """Multiply-accumulates per image of all steps that run."""
-        return sum(self.operations[step].macs for step, *_ in self._laid_out())
+        return sum(self.operations[step].macs for step in self.steps if step not in self._given)
 
     @property
     def elements(self) -> int:
@@ -86,6 +111,14 @@ class Program:
             largest = max(largest, alive)
             alive -= sum([self.operations[dead].elements for dead in freed])
         return largest
+
+    def needed_by(self, outputs: Sequence[int]) -> set[int]:
+        """The steps that run or are given for some outputs."""
+        needed = set(outputs)
+        for step, _, reads, _ in reversed(self._laid_out()):
+            if step in needed:
+                needed.update(reads)
+        return needed
 
     def normalize(self, step: int, mean: Tensor, variance: Tensor) -> None:
         """Give a BatchNorm other statistics, ``(C,)`` each."""
@@ -106,11 +139,12 @@ class Program:
         self.reads[step] = reads
         self._lines = None
 
-    def run(self, images: Sequence[Tensor]) -> list[Any]:
+    def run(self, images: Sequence[Tensor], given: Mapping[int, Tensor] = _NOTHING) -> list[Any]:
         """Compute the outputs on one batch.
 
         Args:
             images: One tensor ``(N, C, H, W)`` per view of the supernetwork.
+            given: The values of the steps that are given.
         """
         values: list[Any] = [None] * len(self.operations)
         for step, run, reads, freed in self._laid_out():
@@ -119,40 +153,55 @@ class Program:
             elif reads:
                 values[step] = run(*[values[read] for read in reads])
             else:
-                values[step] = self._given(step, images)
+                values[step] = self._read(step, images, given)
             for dead in freed:
                 values[dead] = None
         return [values[output] for output in self._outputs]
 
-    def observe(self, images: Sequence[Tensor], observer: Observer) -> list[Any]:
+    def observe(
+        self,
+        images: Sequence[Tensor],
+        observer: Observer,
+        given: Mapping[int, Tensor] = _NOTHING,
+    ) -> list[Any]:
         """Compute the outputs on one batch, and be told of every BatchNorm.
 
         Args:
             images: As for `run`.
             observer: Called before every BatchNorm; it may `normalize` that step.
+            given: As for `run`.
         """
         values: dict[int, Any] = {}
         for step, _, reads, freed in self._laid_out():
             inputs = [values[read] for read in reads]
             norm = self.operations[step].norm
-            if norm is not None:
+            if norm is not None and reads:
                 observer(step, norm, inputs)
-            values[step] = self._runs[step](*inputs) if reads else self._given(step, images)
+            # the observer may have changed what runs
+            values[step] = self._runs[step](*inputs) if reads else self._read(step, images, given)
             for dead in freed:
                 del values[dead]
         return [values[output] for output in self._outputs]
 
-    def values(self, images: Sequence[Tensor]) -> Iterator[tuple[int, Any]]:
+    def values(
+        self, images: Sequence[Tensor], given: Mapping[int, Tensor] = _NOTHING
+    ) -> Iterator[tuple[int, Any]]:
         """Every step with its value on one batch, in order."""
         values: dict[int, Any] = {}
         for step, run, reads, freed in self._laid_out():
-            values[step] = run(*[values[r] for r in reads]) if reads else self._given(step, images)
+            values[step] = (
+                run(*[values[read] for read in reads])
+                if reads
+                else self._read(step, images, given)
+            )
             yield step, values[step]
             for dead in freed:
                 del values[dead]
 
-    def _given(self, step: int, images: Sequence[Tensor]) -> Any:
-        """What reads nothing: images, or a constant."""
+    def _read(self, step: int, images: Sequence[Tensor], given: Mapping[int, Tensor]) -> Any:
+        """What reads no other value: images, what is given, or a constant."""
+        if step in self._given:
+            return given[step]
         operation = self.operations[step]
         return images[operation.number] if operation.owner == "input" else self._runs[step]()
 
@@ -167,7 +216,7 @@ class Program:
             for step in range(len(self.operations) - 1, -1, -1):
                 if not needed[step]:
                     continue
-                reads = self.reads[step]
+                reads = () if step in self._given else self.reads[step]
                 freed: list[int] = []
                 for read in reads:
                     if not needed[read]:  # from the end: nothing later reads it

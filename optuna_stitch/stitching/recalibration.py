@@ -12,7 +12,7 @@ any other: the same path has the same statistics.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -61,6 +61,11 @@ class Calibration:
 
     def __len__(self) -> int:
         return len(self.pixels[0])
+
+    @property
+    def count(self) -> int:
+        """Number of batches."""
+        return -(-len(self) // self.batch_size)
 
     def batches(self, layout: torch.memory_format) -> list[tuple[Tensor, ...]]:
         """The images as the parents see them.
@@ -122,9 +127,10 @@ def match_batch(program: Program, own: dict[int, Statistics]) -> Observer:
     Returns:
         What `Program.observe` takes.
     """
+    stitched = set(program.stitched_norms)
 
     def match(step: int, norm: BatchNorm, inputs: Sequence[Any]) -> None:
-        if step in program.stitched_norms:
+        if step in stitched:
             found = _statistics(inputs[0])
             program.normalize(step, *_matched(norm, found, own[program.places[step]]))
 
@@ -136,7 +142,8 @@ def recalibrate(
     supergraph: Supergraph,
     calibration: Calibration,
     layout: torch.memory_format,
-) -> None:
+    given: Sequence[Mapping[int, Tensor]] | None = None,
+) -> list[list[Any]]:
     """Give BatchNorms downstream of a stitch the average of what fits each calibration batch.
 
     Args:
@@ -144,20 +151,26 @@ def recalibrate(
         supergraph: The operations it consists of.
         calibration: The images.
         layout: How they lie in memory.
+        given: For every batch the values of the steps that are given.
+
+    Returns:
+        For every batch what the program returns on it.
     """
-    if not program.stitched_norms:
-        return
     averages: dict[int, Statistics] = {}
+    norms = program.stitched_norms
+    answers: list[list[Any]] = []
     batches = zip(calibration.batches(layout), calibration.own(supergraph, layout), strict=True)
-    for images, own in batches:
-        program.observe(images, match_batch(program, own))
+    for number, (images, own) in enumerate(batches):
+        known = given[number] if given is not None else {}
+        answers.append(program.observe(images, match_batch(program, own), known))
         share = len(images[0]) / len(calibration)
-        for step in program.stitched_norms:
+        for step in norms:
             mean, variance = program.statistics[step]
             before = averages.get(step, (torch.zeros_like(mean), torch.zeros_like(variance)))
             averages[step] = before[0] + share * mean, before[1] + share * variance
     for step, statistics in averages.items():
         program.normalize(step, *statistics)
+    return answers
 
 
 def _matched(norm: BatchNorm, found: Statistics, own: Statistics) -> Statistics:

@@ -155,6 +155,12 @@ class Supergraph:
         """The operations whose values stitches may replace."""
         return self._switch_at.keys()
 
+    @property
+    def points(self) -> Set[int]:
+        """The operations whose values stitches read or may replace."""
+        stitches = (operation for operation in self.operations if operation.owner == "stitch")
+        return {place for stitch in stitches for place in stitch.inputs} | self.targets
+
     def raw(self, side: Side, node: str) -> int:
         """The operation of a parent's node."""
         return self._place_of[f"{side}.{node}"]

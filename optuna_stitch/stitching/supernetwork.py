@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from optuna_stitch.errors import MatchError, first_line
 from optuna_stitch.networks.capture import TRACED_BATCH
@@ -202,10 +202,23 @@ class Supernetwork:
         statistics = {program.places[step]: own for step, own in program.statistics.items()}
         return extract(self.supergraph, resolved, modules, self.stitches, statistics)
 
-    def recalibrate(self, program: Program) -> None:
-        """Estimate BatchNorm statistics downstream of stitches, where there are images for it."""
-        if self.calibration is not None:
-            recalibrate(program, self.supergraph, self.calibration, self.memory_format)
+    def recalibrate(
+        self, program: Program, given: Sequence[Mapping[int, Tensor]] | None = None
+    ) -> list[list[Any]]:
+        """Estimate BatchNorm statistics downstream of stitches, where there are images for it.
+
+        Args:
+            program: What to change, in place.
+            given: For every calibration batch the values of the program's given steps.
+
+        Returns:
+            What the program returns on every calibration batch, where it keeps values; nothing
+            where there is nothing to estimate.
+        """
+        if self.calibration is None or not (program.stitched_norms or given is not None):
+            return []
+        layout = self.memory_format
+        return recalibrate(program, self.supergraph, self.calibration, layout, given)
 
     def features(self, nodes: Sequence[tuple[Side, str]]) -> Program:
         """A program that returns raw features of the parents.

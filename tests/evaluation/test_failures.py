@@ -84,11 +84,11 @@ def test_memory_that_runs_out_halves_the_batch(
     whole = Engine._run
     sizes: list[int] = []
 
-    def scarce(self: Engine, program: Any, images: Any) -> Any:
+    def scarce(self: Engine, program: Any, images: Any, given: Any) -> Any:
         sizes.append(len(images[0]))
         if len(images[0]) > 15:
             raise torch.OutOfMemoryError("out of memory")
-        return whole(self, program, images)
+        return whole(self, program, images, given)
 
     monkeypatch.setattr(Engine, "_run", scarce)
     found = st.Evaluator(supernetwork, data.val).evaluate([st.Genotype("b")])
@@ -133,23 +133,20 @@ def test_an_interruption_loses_nothing_that_is_finished(
     whole = Engine.prepare
     prepared: list[int] = []
 
-    def interrupted(self: Engine, part: Any) -> Any:
+    def interrupted(self: Engine, program: Any, reuse: Any) -> Any:
         if len(prepared) == 3:
             raise KeyboardInterrupt
-        prepared.append(len(part.outputs))
-        return whole(self, part)
+        return counted(self, program, reuse)
 
-    def counted(self: Engine, part: Any) -> Any:
-        prepared.append(len(part.outputs))
-        return whole(self, part)
+    def counted(self: Engine, program: Any, reuse: Any) -> Any:
+        prepared.append(len(program.outputs) - len(reuse.steps))
+        return whole(self, program, reuse)
 
     monkeypatch.setattr(Engine, "prepare", interrupted)
     with pytest.raises(KeyboardInterrupt):
         evaluator.evaluate(genotypes)
     assert prepared == [1, 1, 1]
-    monkeypatch.setattr(
-        Engine, "prepare", lambda self, part: prepared.append(9) or whole(self, part)
-    )
+    monkeypatch.setattr(Engine, "prepare", counted)
     again = st.Evaluator(supernetwork, data.val, memory=1e-9, records=url)
     again.evaluate(genotypes)
     distinct = len(set(map(supernetwork.canonical, genotypes)))
