@@ -17,7 +17,7 @@ from optuna_stitch.evaluation.racing import Race, Rival
 from optuna_stitch.evaluation.values import Values
 from optuna_stitch.splits import Batch, Split
 from optuna_stitch.stitching.genotype import Genotype
-from optuna_stitch.stitching.program import shared_program
+from optuna_stitch.stitching.sharing import shared_program
 from optuna_stitch.stitching.supernetwork import Supernetwork
 
 
@@ -97,8 +97,6 @@ class Measuring:
         running = {place: Gatherer(self._metrics, classes) for place in range(len(genotypes))}
         seen = number = 0
         for block in self._race.parts() if self._race else [self._order]:
-            if not running:
-                break
             for batch in self._batches(block):
                 labels = self._labels(batch, block_start=seen)
                 seen += len(batch)
@@ -118,6 +116,8 @@ class Measuring:
                     node = self._engine.first_bad(program, batch.images, given, ends[place])
                     yield genotypes[place], self._failed(seen, node)
                     del running[place]
+                if not running:
+                    return
                 if failed:
                     program.outputs = [*[ends[place] for place in running], *reuse.steps]
                 advance()
@@ -129,10 +129,11 @@ class Measuring:
                         figures = {self._race.metric: self._race.estimate(outcomes, rival)}
                         yield genotypes[place], Measured(figures, {}, seen, stopped=True)
                         del running[place]
+                if not running:
+                    return
                 reuse.only(program.needed_by([ends[place] for place in running]))
                 program.outputs = [*[ends[place] for place in running], *reuse.steps]
-        if running:
-            reuse.finish()
+        reuse.finish()
         for place, gatherer in running.items():
             yield genotypes[place], self._whole(gatherer)
 

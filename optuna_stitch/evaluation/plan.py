@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from optuna_stitch.stitching.genotype import Genotype
-from optuna_stitch.stitching.program import Program, shared_program
+from optuna_stitch.stitching.program import Program
+from optuna_stitch.stitching.sharing import shared_program
 from optuna_stitch.stitching.supernetwork import Supernetwork
 
 _BYTES = 4  # of a number

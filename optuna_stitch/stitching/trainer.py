@@ -18,8 +18,9 @@ from optuna_stitch.errors import FitError, first_line
 from optuna_stitch.processes import add_up, share
 from optuna_stitch.splits import Split
 from optuna_stitch.stitching.genotype import Genotype, Output, single_crossovers
-from optuna_stitch.stitching.program import Program, shared_program
+from optuna_stitch.stitching.program import Program
 from optuna_stitch.stitching.recalibration import match_batch, statistics_of
+from optuna_stitch.stitching.sharing import shared_program
 from optuna_stitch.stitching.supernetwork import Supernetwork
 
 # One image in this many is held out, to put stitches back that got worse.

@@ -32,7 +32,8 @@ import optuna_stitch as st
 from optuna_stitch.evaluation.engine import Engine
 from optuna_stitch.search.worker import search
 from optuna_stitch.stitching.layers import Stitch, read_part
-from optuna_stitch.stitching.program import Program, shared_program
+from optuna_stitch.stitching.program import Program
+from optuna_stitch.stitching.sharing import shared_program
 
 sys.path.insert(0, str(Path(__file__).parent))
 from pairs import DATA, MISSING, Pair, load_pair, say, spread, state
@@ -280,14 +281,16 @@ def growth(quick: bool) -> float:
     Returns:
         Milliseconds at 200 switches, in plans of 50.
     """
-    names = [("resnet50", "resnext50_32x4d")]
+    names = {"resnet50": 32, "resnext50_32x4d": 32}
     rows = [(50, 50), (200, 10), (200, 50), (200, 200)]
     if not quick:
-        names.append(("resnet152", "efficientnet_b4"))
+        names |= {"resnet152": 64, "efficientnet_b4": 64}
         rows += [(200, 1000), (500, 50)]
-    parents = [
-        [st.load_parent(timm.create_model(n), name=n, input_size=64) for n in p] for p in names
+    loaded = [
+        st.load_parent(timm.create_model(name), name=name, input_size=size)
+        for name, size in names.items()
     ]
+    parents = list(zip(loaded[::2], loaded[1::2], strict=True))
     whole = [st.stitch(a, b, points="all") for a, b in parents]
     noise = st.load_data("noise/1000", train={"images": 10}, val={"images": 10}).test
     split = st.Split("val", noise.dataset, [0] * IMAGES, "noise")

@@ -10,9 +10,9 @@ from torch.fx.experimental.optimization import fuse
 import optuna_stitch as st
 from optuna_stitch.evaluation.engine import Engine
 from optuna_stitch.evaluation.plan import divide, plan
-from optuna_stitch.stitching import program
+from optuna_stitch.stitching import sharing
 from optuna_stitch.stitching.genotype import single_crossovers
-from optuna_stitch.stitching.program import shared_program
+from optuna_stitch.stitching.sharing import shared_program
 
 
 def _genotypes(supernetwork: st.Supernetwork) -> some.SearchStrategy[list[st.Genotype]]:
@@ -27,7 +27,7 @@ def _genotypes(supernetwork: st.Supernetwork) -> some.SearchStrategy[list[st.Gen
 
 @settings(max_examples=20, deadline=None)
 @given(some.data())
-@pytest.mark.parametrize("pair", ["supernetwork", "cnn_vit"])
+@pytest.mark.parametrize("pair", ["supernetwork", "cnn_vit", "tokens"])
 def test_together_or_alone_logits_are_equal_bit_for_bit(
     request: pytest.FixtureRequest, images: Tensor, pair: str, draw: some.DataObject
 ) -> None:
@@ -43,7 +43,7 @@ def test_together_or_alone_logits_are_equal_bit_for_bit(
 
 @settings(max_examples=15, deadline=None)
 @given(some.data())
-@pytest.mark.parametrize("pair", ["supernetwork", "cnn_vit", "plain_norms"])
+@pytest.mark.parametrize("pair", ["supernetwork", "cnn_vit", "tokens", "plain_norms"])
 def test_with_fast_kernels_too(
     request: pytest.FixtureRequest, images: Tensor, pair: str, draw: some.DataObject
 ) -> None:
@@ -99,6 +99,17 @@ def _called(module: fx.GraphModule) -> list[nn.Module]:
 @torch.no_grad()
 def _run(engine: Engine, genotypes: list[st.Genotype], images: Tensor) -> list[Tensor]:
     return engine.run(engine.prepare(engine.divide(genotypes)[0].program), [images])
+
+
+@pytest.fixture(scope="session")
+def tokens(vit: st.Parent, data: st.Data) -> st.Supernetwork:
+    """Channels last in the network itself, and tokens with a prefix."""
+    other = st.load_parent("test_mambaout", num_classes=10, view=vit.view)
+    supernetwork = st.stitch(other, vit)
+    st.fit(supernetwork, data.train)
+    kinds = {layout.kind for made in supernetwork.laid for layout in (made.source, made.target)}
+    assert {"NHWC", "NLC"} <= kinds
+    return supernetwork
 
 
 @pytest.fixture(scope="session")
@@ -181,7 +192,7 @@ def test_an_order_that_ends_branches_keeps_less_alive(
     ordered = shared_program(supernetwork.supergraph, genotypes)
     for step, reads in enumerate(ordered.reads):
         assert all(read < step for read in reads)
-    monkeypatch.setattr(program, "_depth_first", lambda steps: list(range(len(steps))))
+    monkeypatch.setattr(sharing, "_depth_first", lambda steps: list(range(len(steps))))
     as_asked = shared_program(supernetwork.supergraph, genotypes)
     assert as_asked.macs == ordered.macs
     assert ordered.elements < as_asked.elements

@@ -8,7 +8,8 @@ from torch import Tensor
 import optuna_stitch as st
 from optuna_stitch.evaluation import engine
 from optuna_stitch.evaluation.kernels import Kernels
-from optuna_stitch.stitching.program import Program, shared_program
+from optuna_stitch.stitching.program import Program
+from optuna_stitch.stitching.sharing import shared_program
 
 
 def _sum(logits: Tensor, _: Tensor) -> float:
