@@ -12,6 +12,8 @@ from optuna_stitch.results.front import Claim, Entry, Front
 _WORTH_SHOWING = 0.10
 # Networks whose accuracies differ by no more than this are about as accurate.
 _NEAR = 0.01
+# A smaller share of multiply-accumulates saved is not worth a headline.
+_WORTH_SAYING = 0.05
 # How intervals are made and differences tested.
 _METHODS = {
     "accuracy": ("Wilson", "McNemar"),
@@ -44,7 +46,7 @@ def headline(front: Front) -> str:
         (1 - entry.test["macs"] / rival.test["macs"], entry, rival)
         for entry in shown
         for rival in _rival(entry, front)
-        if entry.test["macs"] < rival.test["macs"]
+        if entry.test["macs"] < (1 - _WORTH_SAYING) * rival.test["macs"]
     ]
     if savings:
         saving, entry, rival = max(savings, key=lambda found: found[0])
