@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import torch
 from timm.layers import BatchNormAct2d, Conv2dSame
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from optuna_stitch.stitching.program import Program
@@ -44,7 +45,7 @@ class Folding:
     def __init__(self, supergraph: Supergraph) -> None:
         operations = supergraph.operations
         readers = Counter(read for operation in operations for read in operation.inputs)
-        self._kept: dict[int, nn.Module] = {}
+        self._kept: dict[int, _Folded] = {}
         self._convolution_of: dict[int, nn.Conv2d] = {}
         for place, operation in enumerate(operations):
             if operation.norm is None:
@@ -72,26 +73,60 @@ class Folding:
             folded = None if program.paths[step] else self._kept.get(place)
             if folded is None:
                 statistics = program.statistics.get(step, (norm.mean, norm.variance))
-                folded = _folded(convolution, norm.module(*statistics))
+                folded = _Folded(convolution, norm.module(*statistics))
                 if not program.paths[step]:
+                    folded.keep()
                     self._kept[place] = folded
             program.replace(step, folded, program.reads[program.reads[step][0]])
 
 
-def _folded(convolution: nn.Conv2d, norm: nn.Module) -> nn.Module:
-    """A convolution that normalizes too."""
-    assert isinstance(norm, nn.BatchNorm2d)
-    mean, variance = norm.running_mean, norm.running_var
-    assert mean is not None, norm
-    assert variance is not None, norm
-    weight, bias = fuse_conv_bn_weights(
-        convolution.weight, convolution.bias, mean, variance, norm.eps, norm.weight, norm.bias
-    )
-    twin = copy.copy(convolution)
-    twin._parameters = {
-        "weight": nn.Parameter(weight, False),
-        "bias": nn.Parameter(bias, False),
-    }
-    if isinstance(norm, BatchNormAct2d):
-        return nn.Sequential(twin, norm.drop, norm.act).eval()
-    return twin
+class _Folded:
+    """A convolution that normalizes too.
+
+    Its weights are made anew at every call, which costs little beside the convolution: every
+    path has statistics of its own, and all their weights at once would be many networks' worth.
+
+    Args:
+        convolution: The convolution.
+        norm: The BatchNorm behind it.
+    """
+
+    def __init__(self, convolution: nn.Conv2d, norm: nn.Module) -> None:
+        assert isinstance(norm, nn.BatchNorm2d)
+        mean, variance = norm.running_mean, norm.running_var
+        assert mean is not None, norm
+        assert variance is not None, norm
+        self._weight = convolution.weight
+        self._scale = torch.rsqrt(variance + norm.eps)
+        if norm.weight is not None:
+            self._scale = norm.weight * self._scale
+        _, bias = fuse_conv_bn_weights(
+            convolution.weight[:, :1, :1, :1],  # only the bias is wanted
+            convolution.bias,
+            mean,
+            variance,
+            norm.eps,
+            norm.weight,
+            norm.bias,
+        )
+        self._held: Tensor | None = None
+        self.convolution = copy.copy(convolution)
+        self.convolution._parameters = {"weight": None, "bias": nn.Parameter(bias, False)}
+        self._after = [norm.drop, norm.act] if isinstance(norm, BatchNormAct2d) else []
+
+    def keep(self) -> None:
+        """Make the weights once and for all."""
+        self._held = self._weights()
+
+    def __call__(self, feature: Tensor) -> Tensor:
+        weights = self._weights() if self._held is None else self._held
+        parameters: dict[str, Any] = self.convolution._parameters
+        parameters["weight"] = weights
+        value: Tensor = self.convolution(feature)
+        parameters["weight"] = None
+        for module in self._after:
+            value = module(value)
+        return value
+
+    def _weights(self) -> Tensor:
+        return self._weight * self._scale[:, None, None, None]

@@ -30,6 +30,7 @@ from torch.nn import functional as F
 
 import optuna_stitch as st
 from optuna_stitch.evaluation.engine import Engine
+from optuna_stitch.evaluation.kernels import _Folded
 from optuna_stitch.search.worker import search
 from optuna_stitch.stitching.layers import Stitch, read_part
 from optuna_stitch.stitching.program import Program
@@ -260,14 +261,20 @@ def kernels_of(program: Program, images: Sequence[Tensor]) -> list[Callable[[], 
         values[step] = value
     for step, run, reads, _ in program._laid_out():
         inputs = [values[read] for read in reads]
-        convolves = isinstance(run, (nn.Conv2d, nn.Linear, nn.Sequential))
         if isinstance(run, Stitch):
             grid = read_part(run.source, inputs[0], "grid", run.grid)
             kernels.append(
                 lambda run=run, grid=grid: F.conv2d(grid, run.weight, padding=run.kernel // 2)
             )
-        elif convolves or program.operations[step].macs:
-            run = run[0] if isinstance(run, nn.Sequential) else run
+        elif isinstance(run, _Folded):
+            run.keep()
+            weight, convolution = run._held, run.convolution
+            kernels.append(
+                lambda convolution=convolution, feature=inputs[0], weight=weight: (
+                    convolution._conv_forward(feature, weight, None)
+                )
+            )
+        elif isinstance(run, (nn.Conv2d, nn.Linear)) or program.operations[step].macs:
             kernels.append(lambda run=run, inputs=inputs: run(*inputs))
     return kernels
 
