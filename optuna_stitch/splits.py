@@ -129,13 +129,15 @@ class Split:
             DataError: If an image does not decode.
         """
         self._decode(views)
-        chosen = np.asarray(positions)
+        chosen: slice | NDArray[np.int64] = np.asarray(positions)
+        if isinstance(positions, range) and positions.step == 1:  # needs no copy
+            chosen = slice(positions.start, positions.stop)
         images = tuple(
             view.normalize(torch.from_numpy(self._pixels[view][chosen])) for view in views
         )
         masks = self._masks.get(views[0])
         if masks is None:
-            return Batch(images, self._targets[torch.from_numpy(chosen)])
+            return Batch(images, self._targets[chosen])
         return Batch(images, torch.from_numpy(masks[chosen].astype(np.int64)))
 
     def read(self, position: int) -> tuple[Image.Image, int | Image.Image]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from optuna_stitch.errors import DataError
 from optuna_stitch.evaluation.kernels import Folding, Kernels
-from optuna_stitch.evaluation.plan import Plan, divide
+from optuna_stitch.evaluation.plan import Plan, divide, no_collection
 from optuna_stitch.evaluation.values import Reuse
 from optuna_stitch.progress import console
 from optuna_stitch.stitching.genotype import Genotype
@@ -49,9 +49,10 @@ class Engine:
     def divide(self, genotypes: Sequence[Genotype], kept: int = 0) -> list[Plan]:
         """Divide genotypes among plans that fit into memory; see `plan.divide`."""
         budget = self.memory * 2**30 * (1 - 2 * KEPT)  # both at once, old values and new
-        return divide(
-            self.supernetwork, genotypes, budget=budget, batch_size=self.batch_size, kept=kept
-        )
+        with no_collection():
+            return divide(
+                self.supernetwork, genotypes, budget=budget, batch_size=self.batch_size, kept=kept
+            )
 
     def prepare(self, program: Program, reuse: Reuse | None = None) -> Program:
         """Give a plan's program its BatchNorm statistics and its kernels, in place.

@@ -22,6 +22,7 @@ from optuna_stitch.evaluation.metrics import (
     recorded_name,
     resolve_metrics,
 )
+from optuna_stitch.evaluation.plan import no_collection
 from optuna_stitch.evaluation.racing import Race, Racing, Rival
 from optuna_stitch.evaluation.records import Record, Records
 from optuna_stitch.progress import progress_bar
@@ -112,7 +113,8 @@ class Evaluator:
                 decode, or memory does not suffice.
             StudyError: If the records' database fails.
         """
-        canonical = [self.supernetwork.canonical(genotype) for genotype in genotypes]
+        with no_collection():
+            canonical = [self.supernetwork.canonical(genotype) for genotype in genotypes]
         self._recall([g for g in dict.fromkeys(canonical) if g not in self._known])
         new = [genotype for genotype in dict.fromkeys(canonical) if genotype not in self._known]
         self._measure(new, show_progress_bar)

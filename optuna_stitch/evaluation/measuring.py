@@ -12,7 +12,7 @@ from optuna_stitch.errors import ConfigError, DataError
 from optuna_stitch.evaluation.engine import KEPT, Engine, is_finite
 from optuna_stitch.evaluation.gathering import Gatherer
 from optuna_stitch.evaluation.metrics import VOID, ImageMetric, LearnedMetric
-from optuna_stitch.evaluation.plan import Plan
+from optuna_stitch.evaluation.plan import Plan, no_collection
 from optuna_stitch.evaluation.racing import Race, Rival
 from optuna_stitch.evaluation.values import Values
 from optuna_stitch.splits import Batch, Split
@@ -62,7 +62,7 @@ class Measuring:
         self._split = split
         self._metrics = metrics
         self._race = race
-        self._order = race.order if race else list(range(len(split)))
+        self._order: Sequence[int] = race.order if race else range(len(split))
         self._references: dict[Genotype, Tensor] = {}
         supernetwork = engine.supernetwork
         images = len(split) + len(supernetwork.calibration or ())
@@ -91,7 +91,8 @@ class Measuring:
                 self._refer_to(metric.reference)
         genotypes, program = plan.genotypes, plan.program
         ends = program.outputs
-        reuse = self._values.reuse(program)
+        with no_collection():
+            reuse = self._values.reuse(program)
         self._engine.prepare(program, reuse)
         classes = self._engine.supernetwork.classes
         running = {place: Gatherer(self._metrics, classes) for place in range(len(genotypes))}
@@ -161,7 +162,7 @@ class Measuring:
         for metric in self._metrics:
             labels[metric.name] = batch.targets
             if isinstance(metric, ImageMetric) and metric.reference is not None:
-                labels[metric.name] = self._references[metric.reference][positions]
+                labels[metric.name] = self._references[metric.reference][list(positions)]
         return labels
 
     def _refer_to(self, reference: Genotype) -> None:
@@ -186,7 +187,7 @@ class Measuring:
                 said = gatherer.by_image(metric.name)
                 if said.dtype == torch.bool:
                     outcomes[metric.name] = torch.empty_like(said)
-                    outcomes[metric.name][self._order] = said
+                    outcomes[metric.name][list(self._order)] = said
         return Measured(gatherer.figures(), outcomes, len(self._split))
 
     def _failed(self, images: int, node: str) -> Measured:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from optuna_stitch.stitching.genotype import Genotype
@@ -12,6 +14,22 @@ from optuna_stitch.stitching.sharing import shared_program
 from optuna_stitch.stitching.supernetwork import Supernetwork
 
 _BYTES = 4  # of a number
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Hold the garbage collector back: planning makes many small objects, and no cycles.
+
+    A full collection amid them looks through every object of the process, for longer than the
+    planning takes.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @dataclass(frozen=True)
