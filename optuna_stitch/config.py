@@ -191,6 +191,7 @@ class StudyConfig(_Section):
     storage: str = "sqlite:///{run}/study.db"
     objectives: list[str] = Field(["accuracy", "macs"], min_length=1)
     constraints: dict[str, float] = {}
+    space: Literal["flat", "reachable"] = "flat"
     sampler: SamplerConfig = SamplerConfig()
     trials: int = Field(300, gt=0)
     batch: int = Field(10, gt=0)

@@ -199,6 +199,7 @@ class Run:
             supernetwork,
             self.data.val,
             config.objectives,
+            space=config.space,
             constraints=config.constraints,
             batch_size=evaluation.batch_size,
             kernels=evaluation.kernels,
@@ -228,6 +229,7 @@ class Run:
             make_sampler(config.sampler.name, config.sampler.arguments, seed=config.seed),
             population=config.start.population,
             probability=config.start.probability,
+            crossovers=read_crossovers(self.folder),
             seed=config.seed,
         )
         # a sampler that starts anew with the same seed would propose the same trials again

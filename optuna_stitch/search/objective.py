@@ -14,7 +14,7 @@ from optuna_stitch.evaluation.gathering import Evaluation
 from optuna_stitch.evaluation.kernels import Kernels
 from optuna_stitch.evaluation.metrics import AnyMetric, resolve_metrics
 from optuna_stitch.evaluation.racing import Racing
-from optuna_stitch.search.space import join_population, suggest
+from optuna_stitch.search.space import Space, join_population, suggest
 from optuna_stitch.splits import Split
 from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.stitching.supernetwork import Supernetwork
@@ -31,6 +31,7 @@ class Objective:
         supernetwork: Whose subnetworks are searched.
         split: Images to judge them on: the validation split.
         metrics: One objective each; names of known metrics, or metrics of your own.
+        space: What trials are asked: ``flat``, every switch; ``reachable``, those that matter.
         constraints: Bounds by name, ``max_`` or ``min_`` and a metric: ``{"max_macs": 1e9}``.
         batch_size: Images per batch; see `Evaluator`, as for all that follows.
         kernels: How operations are computed.
@@ -55,6 +56,7 @@ class Objective:
         split: Split,
         metrics: Sequence[str | AnyMetric] = ("accuracy", "macs"),
         *,
+        space: Space = "flat",
         constraints: Mapping[str, float] | None = None,
         batch_size: int | None = None,
         kernels: Kernels = "fast",
@@ -63,6 +65,7 @@ class Objective:
         records: str | sqlalchemy.Engine | None = None,
     ) -> None:
         self.supernetwork = supernetwork
+        self.space = space
         self.metrics = resolve_metrics(metrics)
         self.constraints = resolve_constraints(constraints or {})
         self.directions = [metric.direction for metric in self.metrics]
@@ -89,7 +92,7 @@ class Objective:
         Of a subnetwork whose answers are no numbers the values are NaN, which Optuna takes for a
         failed trial.
         """
-        genotype = suggest(trial, self.supernetwork)
+        genotype = suggest(trial, self.supernetwork, self.space)
         if isinstance(trial, optuna.Trial):
             join_population(trial.study, trial.number)
         evaluation = self.evaluate([genotype])[0]

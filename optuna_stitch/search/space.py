@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal, cast
+
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
-from optuna_stitch.stitching.genotype import OUTPUT, OUTPUTS, STATES, Genotype
+from optuna_stitch.evaluation.crossovers import Crossover
+from optuna_stitch.stitching.genotype import OUTPUT, OUTPUTS, STATES, Genotype, Output
 from optuna_stitch.stitching.supernetwork import Supernetwork
+
+Space = Literal["flat", "reachable"]
 
 
 def distributions(supernetwork: Supernetwork) -> dict[str, BaseDistribution]:
@@ -19,14 +25,33 @@ def distributions(supernetwork: Supernetwork) -> dict[str, BaseDistribution]:
     return space
 
 
-def suggest(trial: optuna.trial.BaseTrial, supernetwork: Supernetwork) -> Genotype:
-    """Ask a trial for every switch."""
-    params = {
-        switch.name: trial.suggest_categorical(switch.name, STATES)
-        for switch in supernetwork.switches
-    }
-    params[OUTPUT] = trial.suggest_categorical(OUTPUT, OUTPUTS)
-    return supernetwork.genotype(params)
+def suggest(
+    trial: optuna.trial.BaseTrial, supernetwork: Supernetwork, space: Space = "flat"
+) -> Genotype:
+    """Ask a trial for its switches.
+
+    Args:
+        trial: Any trial.
+        supernetwork: Whose switches.
+        space: ``flat`` asks for every switch; ``reachable`` walks back from the output, and asks
+            only for those that matter.
+
+    Returns:
+        The genotype, in canonical form.
+    """
+    if space == "flat":
+        params = {
+            switch.name: trial.suggest_categorical(switch.name, STATES)
+            for switch in supernetwork.switches
+        }
+        params[OUTPUT] = trial.suggest_categorical(OUTPUT, OUTPUTS)
+        return supernetwork.canonical(supernetwork.genotype(params))
+    output = cast(Output, trial.suggest_categorical(OUTPUT, OUTPUTS))
+
+    def asks(index: int) -> bool:
+        return trial.suggest_categorical(supernetwork.switches[index].name, STATES) == "on"
+
+    return Genotype(output, supernetwork.supergraph.reach(output, asks))
 
 
 def baselines() -> list[Genotype]:
@@ -67,25 +92,33 @@ def enqueue_starts(
     *,
     population: int = 50,
     probability: float = 0.05,
+    crossovers: Sequence[Crossover] = (),
     seed: int = 0,
 ) -> None:
-    """Enqueue a study's first trials: both parents, their ensemble, then sparse random ones.
+    """Enqueue a study's first trials.
 
-    Whatever sampler the study has, it starts from these.
+    They are both parents, their ensemble, the single crossovers that are best by the report of
+    the fit, and then sparse random ones. Whatever sampler the study has, it starts from these.
 
     Args:
         study: A study over this supernetwork's switches.
         supernetwork: Whose switches.
-        population: How many trials in all.
+        population: How many trials in all; half of them may be single crossovers.
         probability: Probability of each switch to be on in the random ones.
+        crossovers: What `measure_crossovers` returned.
         seed: Of the random ones.
     """
-    rest = max(population - len(OUTPUTS), 0)
-    starts = [
-        *baselines(),
-        *sparse_genotypes(supernetwork, rest, probability=probability, seed=seed),
+    number = {switch.name: index for index, switch in enumerate(supernetwork.switches)}
+    known = [crossover for crossover in crossovers if crossover.switch in number]
+    known.sort(key=lambda crossover: -crossover.quality)
+    best = [
+        Genotype(crossover.into, frozenset([number[crossover.switch]]))
+        for crossover in known[: population // 2]
     ]
-    for genotype in starts[: max(population, len(OUTPUTS))]:
+    starts = dict.fromkeys([*baselines(), *best])
+    random = sparse_genotypes(supernetwork, population, probability=probability, seed=seed)
+    starts.update(dict.fromkeys(random))
+    for genotype in list(starts)[: max(population, len(OUTPUTS))]:
         study.enqueue_trial(supernetwork.params(genotype), skip_if_exists=True)
 
 

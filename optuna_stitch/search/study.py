@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import optuna
 import sqlalchemy
@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from optuna_stitch.database import connect_args, hide_password, prepare
 from optuna_stitch.errors import StudyError, first_line
+from optuna_stitch.evaluation.crossovers import Crossover
 from optuna_stitch.search.objective import Objective
 from optuna_stitch.search.space import enqueue_starts
 
@@ -47,6 +48,7 @@ def open_study(
     *,
     population: int = 50,
     probability: float = 0.05,
+    crossovers: Sequence[Crossover] = (),
     seed: int = 0,
 ) -> optuna.Study:
     """Create a study with its first trials enqueued, or join it where it exists.
@@ -58,6 +60,7 @@ def open_study(
         sampler: What proposes trials.
         population: How many trials are enqueued at the start; see `enqueue_starts`.
         probability: Probability of each switch to be on in the random ones.
+        crossovers: The report of the fit, whose best are among the first trials.
         seed: Of the random ones.
 
     Raises:
@@ -84,6 +87,7 @@ def open_study(
                 objective.supernetwork,
                 population=population,
                 probability=probability,
+                crossovers=crossovers,
                 seed=seed,
             )
             # last, so that a start that was interrupted is made again

@@ -10,8 +10,9 @@ from optuna.trial import TrialState
 from optuna_stitch.errors import StudyError, first_line
 from optuna_stitch.progress import progress_bar
 from optuna_stitch.search.objective import Objective
-from optuna_stitch.search.space import distributions, join_population
+from optuna_stitch.search.space import distributions, join_population, suggest
 from optuna_stitch.search.study import release_trials
+from optuna_stitch.stitching.genotype import Genotype
 
 
 def search(
@@ -37,7 +38,8 @@ def search(
     Raises:
         StudyError: If the storage fails; finished trials are kept.
     """
-    space = distributions(objective.supernetwork)
+    flat = objective.space == "flat"
+    space = distributions(objective.supernetwork) if flat else {}
     try:
         release_trials(study, study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
         done = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
@@ -61,11 +63,12 @@ def _work(
 ) -> None:
     """Ask for some trials, judge them together, tell the results."""
     trials: list[optuna.Trial] = []
+    genotypes: list[Genotype] = []
     try:
         for _ in range(count):
             trials.append(study.ask(space))
+            genotypes.append(suggest(trials[-1], objective.supernetwork, objective.space))
             join_population(study, trials[-1].number)
-        genotypes = [objective.supernetwork.genotype(trial.params) for trial in trials]
         evaluations = objective.evaluate(genotypes)
     except BaseException:
         # also on Ctrl-C: no trial shall look as if somebody were still working on it

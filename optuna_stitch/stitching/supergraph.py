@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -123,6 +123,34 @@ class Supergraph:
             steps.append((place, inputs))
         steps.reverse()
         return Resolved(steps, output, frozenset(used))
+
+    def reach(self, output: Output, asks: Callable[[int], bool]) -> frozenset[int]:
+        """Walk back from an output, and ask for every switch that it can feel.
+
+        Args:
+            output: What the subnetwork returns.
+            asks: Told the index of a switch, says whether it is on; never asked twice for one.
+
+        Returns:
+            The switches that are on; all of them reach the output.
+        """
+        last = self._outputs[output]
+        needed = bytearray(last + 1)
+        needed[last] = 1
+        said: dict[int, bool] = {}
+        for place in range(last, -1, -1):
+            if not needed[place]:
+                continue
+            operation = self.operations[place]
+            for read in operation.inputs:
+                if operation.owner != "stitch" and read in self._switch_at:
+                    index, stitch = self._switch_at[read]
+                    if index not in said:
+                        said[index] = asks(index)
+                    needed[stitch if said[index] else read] = 1
+                else:
+                    needed[read] = 1
+        return frozenset(index for index, on in said.items() if on)
 
     @property
     def targets(self) -> Set[int]:

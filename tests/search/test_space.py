@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import random
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+import optuna_stitch as st
+from optuna_stitch.search.space import baselines, suggest
+from optuna_stitch.search.worker import search
+from optuna_stitch.stitching.genotype import OUTPUT
+
+
+def _drawn(supernetwork: st.Supernetwork, count: int, largest: int) -> list[st.Genotype]:
+    rng = random.Random(0)
+    places = range(len(supernetwork.switches))
+    return [
+        st.Genotype(
+            rng.choice(("a", "b", "ensemble")),
+            frozenset(rng.sample(places, rng.randint(0, largest))),
+        )
+        for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("pair", ["supernetwork", "cnn_vit"])
+def test_both_spaces_give_the_same_canonical_genotypes(
+    request: pytest.FixtureRequest, pair: str
+) -> None:
+    supernetwork: st.Supernetwork = request.getfixturevalue(pair)
+    every = len(supernetwork.switches)
+    for genotype in _drawn(supernetwork, 60, every):
+        params = supernetwork.params(genotype)
+        flat = suggest(optuna.trial.FixedTrial(params), supernetwork)
+        trial = optuna.trial.FixedTrial(params)
+        reached = suggest(trial, supernetwork, "reachable")
+        assert reached == flat == supernetwork.canonical(genotype)
+        asked = {supernetwork.switches[i].name for i in range(every)} & set(trial.distributions)
+        for index, switch in enumerate(supernetwork.switches):
+            if switch.name not in asked:  # it cannot be felt
+                flipped = st.Genotype(genotype.output, genotype.on ^ {index})
+                assert supernetwork.canonical(flipped) == reached
+
+
+def test_reachable_asks_for_less(supernetwork: st.Supernetwork) -> None:
+    params = supernetwork.params(st.Genotype("a"))
+    trial = optuna.trial.FixedTrial(params)
+    suggest(trial, supernetwork, "reachable")
+    into_a = {switch.name for switch in supernetwork.switches if switch.into == "a"}
+    assert set(trial.distributions) == into_a | {OUTPUT}
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        optuna.samplers.RandomSampler(seed=0),
+        optuna.samplers.NSGAIISampler(population_size=8, seed=0),
+        optuna.samplers.TPESampler(n_startup_trials=6, seed=0),
+    ],
+    ids=lambda sampler: type(sampler).__name__,
+)
+def test_any_sampler_searches_the_reachable_space(
+    supernetwork: st.Supernetwork, data: st.Data, sampler: optuna.samplers.BaseSampler
+) -> None:
+    objective = st.Objective(supernetwork, data.val.take(30), space="reachable")
+    study = optuna.create_study(directions=objective.directions, sampler=sampler)
+    st.enqueue_starts(study, supernetwork, population=6)
+    search(study, objective, n_trials=10, batch=5)
+    study.optimize(objective, n_trials=4)
+    trials = study.get_trials(states=(TrialState.COMPLETE,))
+    assert len(trials) == 14
+    names = [switch.name for switch in supernetwork.switches]
+    assert min(len(trial.params) for trial in trials) < len(names)
+    for trial in trials:
+        genotype = supernetwork.genotype(trial.params)
+        assert supernetwork.canonical(genotype) == genotype
+        judged = objective.evaluate([genotype])[0]
+        assert tuple(trial.values) == objective.values(judged)
+
+
+def test_the_best_crossovers_of_the_fit_are_among_the_first(
+    a: st.Parent, b: st.Parent, data: st.Data
+) -> None:
+    supernetwork = st.stitch(a, b)
+    fits = st.fit(supernetwork, data.train)
+    crossovers = st.measure_crossovers(supernetwork, fits, data.val)
+    objective = st.Objective(supernetwork, data.val.take(20))
+    study = optuna.create_study(directions=objective.directions)
+    st.enqueue_starts(study, supernetwork, population=12, crossovers=crossovers)
+    waiting = study.get_trials(states=(TrialState.WAITING,))
+    starts = [supernetwork.genotype(trial.system_attrs["fixed_params"]) for trial in waiting]
+    assert len(set(starts)) == len(starts) == 12
+    assert starts[:3] == baselines()
+    best = sorted(crossovers, key=lambda crossover: -crossover.quality)[:6]
+    index = {switch.name: i for i, switch in enumerate(supernetwork.switches)}
+    expected = [st.Genotype(c.into, frozenset([index[c.switch]])) for c in best]
+    assert starts[3:9] == expected
+    assert all(genotype.on for genotype in starts[9:])
