@@ -186,8 +186,10 @@ class Measuring:
             if isinstance(metric, ImageMetric):
                 said = gatherer.by_image(metric.name)
                 if said.dtype == torch.bool:
-                    outcomes[metric.name] = torch.empty_like(said)
-                    outcomes[metric.name][list(self._order)] = said
+                    outcomes[metric.name] = said
+                    if self._race:  # back from the race's order
+                        outcomes[metric.name] = torch.empty_like(said)
+                        outcomes[metric.name][self._race.order] = said
         return Measured(gatherer.figures(), outcomes, len(self._split))
 
     def _failed(self, images: int, node: str) -> Measured:

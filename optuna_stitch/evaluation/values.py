@@ -44,6 +44,7 @@ class Values:
 
     def __init__(self, supergraph: Supergraph, budget: float, images: int) -> None:
         self._points = supergraph.points
+        self._macs = [operation.macs for operation in supergraph.operations]
         self._budget = budget
         self._images = images
         self._kept: dict[_Key, _Kept] = {}
@@ -55,24 +56,27 @@ class Values:
         Args:
             program: What is to be run; its given values and its outputs change.
         """
-        keys = list(zip(program.places, program.paths, strict=True))
-        program.given = frozenset(step for step, key in enumerate(keys) if key in self._kept)
-        cost = [0] * len(keys)
-        for step, operation in enumerate(program.operations):
+        cost: list[int] = []
+        at_points: dict[int, _Key] = {}
+        for step, place in enumerate(program.places):
             before = [cost[read] for read in program.reads[step]]
-            cost[step] = operation.macs + max(before, default=0)
+            cost.append(self._macs[place] + (max(before) if before else 0))
+            if place in self._points:
+                at_points[step] = place, program.paths[step]
+        program.given = frozenset(s for s, key in at_points.items() if key in self._kept)
+        running = set(program.steps)
         given: dict[int, _Kept] = {}
         asked: dict[_Key, tuple[int, _Kept]] = {}
-        for step in program.steps:
+        for step, key in at_points.items():
             size = _BYTES * program.operations[step].elements * self._images
-            if keys[step][0] not in self._points or not size:
+            if step not in running or not size:
                 continue
             worth = self._age + cost[step] / size
             if step in program.given:
-                given[step] = self._kept[keys[step]]
+                given[step] = self._kept[key]
                 given[step].worth = worth  # used again: as young as a new one
             else:
-                asked[keys[step]] = step, _Kept(size, worth)
+                asked[key] = step, _Kept(size, worth)
         every = {**self._kept, **{key: kept for key, (_, kept) in asked.items()}}
         chosen = self._choose(every)
         new = {asked[key][0]: (key, kept) for key, kept in chosen.items() if key in asked}

@@ -51,7 +51,7 @@ class View:
     def normalize(self, pixels: Tensor) -> Tensor:
         """Inverse of `pixels`: what the network takes, float32."""
         mean, std = self._affine()
-        return (pixels.float() / 255 - mean) / std
+        return pixels.to(torch.float32, copy=True).div_(255).sub_(mean).div_(std)
 
     def _affine(self) -> tuple[Tensor, Tensor]:
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
