@@ -49,9 +49,13 @@ class Engine:
     def divide(self, genotypes: Sequence[Genotype], kept: int = 0) -> list[Plan]:
         """Divide genotypes among plans that fit into memory; see `plan.divide`."""
         budget = self.memory * 2**30 * (1 - 2 * KEPT)  # both at once, old values and new
+        calibration = self.supernetwork.calibration
+        largest = self.batch_size
+        if calibration is not None:  # whose batches the plan runs too
+            largest = max(largest, min(calibration.batch_size, len(calibration)))
         with no_collection():
             return divide(
-                self.supernetwork, genotypes, budget=budget, batch_size=self.batch_size, kept=kept
+                self.supernetwork, genotypes, budget=budget, batch_size=largest, kept=kept
             )
 
     def prepare(self, program: Program, reuse: Reuse | None = None) -> Program:
@@ -60,7 +64,26 @@ class Engine:
         Args:
             program: The program.
             reuse: What of its values is known, and what is to be kept.
+
+        Raises:
+            DataError: If memory does not suffice for a batch of the calibration. It is not
+                halved, since the statistics of two halves are not those of the whole.
         """
+        try:
+            self._recalibrate(program, reuse)
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
+            raise DataError(
+                f"Memory does not suffice for {len(program.outputs)} networks on a batch of the "
+                "calibration; give the evaluation a smaller `memory`, or `fit` fewer images to "
+                "`recalibrate`."
+            ) from error
+        if self.kernels != "plain":
+            self._fold(program)
+        return program
+
+    def _recalibrate(self, program: Program, reuse: Reuse | None) -> None:
         calibration = self.supernetwork.calibration
         if reuse is None:
             self.supernetwork.recalibrate(program)
@@ -68,9 +91,6 @@ class Engine:
             given = [reuse.calibration(number) for number in range(calibration.count)]
             for answers in self.supernetwork.recalibrate(program, given):
                 reuse.add_calibration(answers[len(answers) - len(reuse.steps) :])
-        if self.kernels != "plain":
-            self._fold(program)
-        return program
 
     def run(
         self,

@@ -51,7 +51,7 @@ class Gatherer:
             for metric in metrics
             if isinstance(metric, StreamedMetric)
         }
-        self._keeps = any(isinstance(metric, Metric) for metric in metrics)
+        self._whole = [metric.name for metric in metrics if isinstance(metric, Metric)]
         self._logits: list[Tensor] = []
         self._targets: list[Tensor] = []
 
@@ -68,9 +68,9 @@ class Gatherer:
                 self._by_image[metric.name].append(metric.compute(logits, wanted))
             elif isinstance(metric, StreamedMetric):
                 self._streamed[metric.name].update(logits, wanted)
-        if self._keeps:
+        if self._whole:  # all of them are told the split's own labels
             self._logits.append(logits)
-            self._targets.append(labels[""])
+            self._targets.append(labels[self._whole[0]])
 
     def by_image(self, metric: str) -> Tensor:
         """What a metric says of every image so far, ``(n,)``."""

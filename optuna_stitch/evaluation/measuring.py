@@ -156,8 +156,8 @@ class Measuring:
             yield batch
 
     def _labels(self, batch: Batch, block_start: int) -> Mapping[str, Tensor]:
-        """By metric, what subnetworks should answer on a batch; the split's own under ``""``."""
-        labels = {"": batch.targets}
+        """By metric, what subnetworks should answer on a batch."""
+        labels: dict[str, Tensor] = {}
         positions = self._order[block_start : block_start + len(batch)]
         for metric in self._metrics:
             labels[metric.name] = batch.targets

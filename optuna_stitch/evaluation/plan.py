@@ -45,22 +45,6 @@ class Plan:
     program: Program
 
 
-def plan(supernetwork: Supernetwork, genotypes: Sequence[Genotype]) -> Program:
-    """What a set of genotypes computes, each distinct value once.
-
-    Args:
-        supernetwork: Whose genotypes.
-        genotypes: The subnetworks.
-
-    Returns:
-        A program with one output per genotype; equal subnetworks share one. BatchNorms downstream
-        of a stitch have the statistics that the supernetwork's calibration images give them.
-    """
-    program = shared_program(supernetwork.supergraph, genotypes)
-    supernetwork.recalibrate(program)
-    return program
-
-
 def divide(
     supernetwork: Supernetwork,
     genotypes: Sequence[Genotype],

@@ -9,10 +9,13 @@ from optuna.trial import TrialState
 
 from optuna_stitch.errors import StudyError, first_line
 from optuna_stitch.progress import progress_bar
-from optuna_stitch.search.objective import Objective
+from optuna_stitch.search.objective import FAILED_AT, Objective
 from optuna_stitch.search.space import distributions, join_population, suggest
 from optuna_stitch.search.study import release_trials
 from optuna_stitch.stitching.genotype import Genotype
+
+# After so many batches in which every trial failed, more would fail too.
+_FRUITLESS = 10
 
 
 def search(
@@ -36,7 +39,8 @@ def search(
         show_progress_bar: Whether to show a progress bar.
 
     Raises:
-        StudyError: If the storage fails; finished trials are kept.
+        StudyError: If the storage fails, or nothing but failed trials comes; finished trials are
+            kept.
     """
     flat = objective.space == "flat"
     space = distributions(objective.supernetwork) if flat else {}
@@ -45,9 +49,19 @@ def search(
         done = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
         with progress_bar(show_progress_bar=show_progress_bar) as progress:
             task = progress.add_task("Search", total=n_trials, completed=done, note="")
+            fruitless = 0
             while done < n_trials:
+                before = done
                 _work(study, objective, space, min(batch, n_trials - done))
                 done = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+                fruitless = 0 if done > before else fruitless + 1
+                if fruitless == _FRUITLESS:
+                    raise StudyError(
+                        f"The last {_FRUITLESS} batches of trials all failed: their networks "
+                        f"answer no finite numbers. The trials' attribute {FAILED_AT!r} names "
+                        "the first operation that does so; see whether the parents' weights are "
+                        "whole."
+                    )
                 # trials that repeat a network of the front stand beside it
                 front = {tuple(trial.values) for trial in study.best_trials}
                 progress.update(task, completed=done, note=f"front of {len(front)}")

@@ -47,6 +47,21 @@ def test_every_known_metric_is_finite(supernetwork: st.Supernetwork, data: st.Da
     assert all(torch.tensor(value).isfinite() for value in figures.figures.values())
 
 
+def test_agreement_and_bytes(supernetwork: st.Supernetwork, data: st.Data) -> None:
+    names = ["agreement", "weight_bytes", "activation_bytes"]
+    genotypes = [st.Genotype("ensemble"), st.Genotype("a"), st.Genotype("b")]
+    evaluator = st.Evaluator(supernetwork, data.val, names, batch_size=30)
+    guesses = [logits.argmax(1) for logits in evaluator.logits(genotypes)]
+    for genotype, guess, found in zip(
+        genotypes, guesses, evaluator.evaluate(genotypes), strict=True
+    ):
+        assert found["agreement"] == pytest.approx(float((guess == guesses[0]).double().mean()))
+        assert found["weight_bytes"] == 4 * supernetwork.parameters(genotype)
+    both, a, b = (found["activation_bytes"] for found in evaluator.evaluate(genotypes))
+    assert 0 < min(a, b) <= max(a, b) <= both < a + b
+    assert 0.1 < evaluator.evaluate(genotypes)[2]["agreement"] < 1
+
+
 def test_unknown_metrics_are_answered_with_the_known(
     supernetwork: st.Supernetwork, data: st.Data
 ) -> None:

@@ -13,7 +13,7 @@ import torch
 from optuna.trial import TrialState
 
 import optuna_stitch as st
-from optuna_stitch.errors import DataError
+from optuna_stitch.errors import DataError, StudyError
 from optuna_stitch.evaluation.engine import Engine
 from optuna_stitch.search.objective import FAILED_AT
 from optuna_stitch.search.worker import search
@@ -66,6 +66,21 @@ def test_a_failed_network_is_a_failed_trial(
         assert len(study.get_trials(states=(TrialState.COMPLETE,))) == 1
 
 
+def test_a_search_in_which_everything_fails_ends(
+    supernetwork: st.Supernetwork, data: st.Data, broken: int
+) -> None:
+    supernetwork = _without_calibration(supernetwork)
+    objective = st.Objective(supernetwork, data.val.take(20))
+    genotype = single_crossovers(supernetwork.switches)[broken]
+    fixed = optuna.samplers.PartialFixedSampler(
+        supernetwork.params(genotype), optuna.samplers.RandomSampler(seed=0)
+    )
+    study = optuna.create_study(directions=objective.directions, sampler=fixed)
+    with pytest.raises(StudyError, match="all failed"):
+        search(study, objective, n_trials=50, batch=3)
+    assert {trial.state for trial in study.trials} == {TrialState.FAIL}
+
+
 def _without_calibration(supernetwork: st.Supernetwork) -> st.Supernetwork:
     """BatchNorm statistics of NaN would be named first, as the stitch is not at fault there."""
     plain = supernetwork.keep(range(len(supernetwork.switches)))
@@ -107,6 +122,17 @@ def test_no_memory_for_a_single_image(
     monkeypatch.setattr(Engine, "_run", scarce)
     with pytest.raises(DataError, match="smaller `memory`"):
         st.Evaluator(supernetwork, data.val).evaluate([st.Genotype("b")])
+
+
+def test_no_memory_for_the_calibration(
+    supernetwork: st.Supernetwork, data: st.Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scarce(*_: object) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(st.Supernetwork, "recalibrate", scarce)
+    with pytest.raises(DataError, match="batch of the calibration"):
+        st.Evaluator(supernetwork, data.val).evaluate(single_crossovers(supernetwork.switches))
 
 
 def test_other_errors_are_not_taken_for_lack_of_memory(

@@ -9,10 +9,12 @@ from torch.fx.experimental.optimization import fuse
 
 import optuna_stitch as st
 from optuna_stitch.evaluation.engine import Engine
-from optuna_stitch.evaluation.plan import divide, plan
+from optuna_stitch.evaluation.kernels import KERNELS
+from optuna_stitch.evaluation.plan import divide
 from optuna_stitch.stitching import sharing
 from optuna_stitch.stitching.genotype import single_crossovers
 from optuna_stitch.stitching.sharing import shared_program
+from tests.plans import plan
 
 
 def _genotypes(supernetwork: st.Supernetwork) -> some.SearchStrategy[list[st.Genotype]]:
@@ -196,3 +198,16 @@ def test_an_order_that_ends_branches_keeps_less_alive(
     as_asked = shared_program(supernetwork.supergraph, genotypes)
     assert as_asked.macs == ordered.macs
     assert ordered.elements < as_asked.elements
+
+
+def test_sixteen_bits_are_near_and_not_exact(
+    supernetwork: st.Supernetwork, images: Tensor
+) -> None:
+    genotypes = [st.Genotype("b"), single_crossovers(supernetwork.switches)[-1]]
+    exact, rounded = (
+        _run(Engine(supernetwork, kernels, memory=1, batch_size=len(images)), genotypes, images)
+        for kernels in KERNELS[1:]
+    )
+    for logits, near in zip(exact, rounded, strict=True):
+        assert not torch.equal(logits, near.float())
+        assert (logits - near.float()).norm() < 0.05 * logits.norm()

@@ -93,13 +93,19 @@ def test_values_are_computed_once_and_stay_within_their_budget(
         assert sum(batch.numel() for batch in kept.batches) * 4 <= kept.size
         held = [batch.untyped_storage().nbytes() for batch in (*kept.batches, *kept.calibration)]
         assert sum(held) == kept.size
-    # the same crossover and a later one besides: the way to there is known
-    longer = st.Genotype("b", frozenset([into_b[2], into_b[-1]]))
-    if supernetwork.canonical(longer) == longer:
-        program = shared_program(supernetwork.supergraph, [longer])
-        alone = program.macs
-        values.reuse(program)
-        assert program.macs < 0.7 * alone
+    # the same crossover and later the way back: up to there it is known
+    back = next(
+        i
+        for i in reversed(range(len(supernetwork.switches)))
+        if supernetwork.switches[i].into == "a" and i > into_b[2] + 1
+    )
+    longer = st.Genotype("a", frozenset([into_b[2], back]))
+    assert supernetwork.canonical(longer) == longer
+    program = shared_program(supernetwork.supergraph, [longer])
+    alone = program.macs
+    values.reuse(program)
+    assert any(program.paths[step] for step in program.given)
+    assert program.macs < 0.7 * alone
 
 
 def test_what_is_dear_and_small_is_kept(supernetwork: st.Supernetwork, data: st.Data) -> None:

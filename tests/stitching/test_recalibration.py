@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import optuna_stitch as st
-from optuna_stitch.evaluation.plan import plan
 from optuna_stitch.networks.view import View
 from optuna_stitch.stitching.normalization import BatchNorm
 from optuna_stitch.stitching.recalibration import Calibration
+from tests.plans import plan
 
 
 def _into(supernetwork: st.Supernetwork, side: str) -> st.Genotype:

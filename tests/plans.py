@@ -1,0 +1,16 @@
+"""Programs of several subnetworks, as an evaluation runs them with plain kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import optuna_stitch as st
+from optuna_stitch.stitching.program import Program
+from optuna_stitch.stitching.sharing import shared_program
+
+
+def plan(supernetwork: st.Supernetwork, genotypes: Sequence[st.Genotype]) -> Program:
+    """One program for all, with the BatchNorm statistics of every path."""
+    program = shared_program(supernetwork.supergraph, genotypes)
+    supernetwork.recalibrate(program)
+    return program
