@@ -110,15 +110,25 @@ def search(
     folder: FolderOption = None,
     trials: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(help="Trials to add; up to the study file's number, if absent.", min=1),
+        typer.Option(
+            help="Trials that this worker adds; up to the study file's number, if absent.", min=1
+        ),
+    ] = None,
+    batch: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Trials judged together; the study file's number, if absent.", min=1),
     ] = None,
 ) -> None:
-    """Search for subnetworks, building first where that was not done."""
+    """Search for subnetworks, building first where that was not done.
+
+    Start it any number of times, here or on other machines: all that reach the study's storage
+    work on the same study. One that joins fetches the supernetwork from the artifact store.
+    """
     with _resumable():
         opened = _open(study, folder)
         opened.reach_storage()
         supernetwork = opened.build(show_progress_bar=True)
-        found = opened.search(supernetwork, more=trials, show_progress_bar=True)
+        found = opened.search(supernetwork, n_trials=trials, batch=batch, show_progress_bar=True)
     Console().print(f"{len(found.trials)} trials; next: optuna-stitch report {opened.folder}")
 
 
@@ -141,10 +151,9 @@ def dashboard(
     import optuna
 
     from optuna_stitch.results.dashboard import serve_dashboard
-    from optuna_stitch.search.study import open_storage
 
     opened = _open(study, folder)
-    storage = open_storage(opened.storage_url)
+    storage = opened.storage.backend
     if opened.name not in optuna.get_all_study_names(storage):
         raise RunError(
             f"{opened.folder} has no study yet; run `optuna-stitch search {opened.folder}` first."

@@ -189,12 +189,14 @@ class StudyConfig(_Section):
 
     name: str | None = None
     storage: str = "sqlite:///{run}/study.db"
+    artifacts: str = "{run}/artifacts"
     objectives: list[str] = Field(["accuracy", "macs"], min_length=1)
     constraints: dict[str, float] = {}
     space: Literal["flat", "reachable"] = "flat"
     sampler: SamplerConfig = SamplerConfig()
     trials: int = Field(300, gt=0)
     batch: int = Field(10, gt=0)
+    grace: float = Field(60.0, gt=0)
     start: StartConfig = StartConfig()
     seed: int = 0
 

@@ -2,42 +2,120 @@
 
 from __future__ import annotations
 
-from typing import Any
+import random
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+import optuna
 import sqlalchemy
+
+from optuna_stitch.progress import console
 
 # SQLite makes a writer wait this long, in seconds, for another before it gives up.
 _BUSY_TIMEOUT = 300
+# How long, in seconds, a database that went away is waited for.
+PATIENCE = 120.0
+_LONGEST_PAUSE = 5.0
+
+T = TypeVar("T")
 
 
-def connect_args(url: str) -> dict[str, Any]:
-    """What a database's driver is given besides its URL."""
-    return {"timeout": _BUSY_TIMEOUT} if _is_sqlite(url) else {}
+def engine_arguments(url: str) -> dict[str, Any]:
+    """What an engine is made with besides its URL."""
+    if _is_sqlite(url):
+        return {"connect_args": {"timeout": _BUSY_TIMEOUT}}
+    # a connection that a restarted server dropped is replaced before it is used
+    return {"pool_pre_ping": True}
+
+
+def with_driver(url: str) -> str:
+    """A URL with a driver that we offer to install, where it names none.
+
+    Which one SQLAlchemy takes by itself depends on its version.
+    """
+    drivers = {"postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql"}
+    kind, separator, rest = url.partition("://")
+    return f"{drivers.get(kind, kind)}{separator}{rest}"
 
 
 def prepare(engine: sqlalchemy.Engine) -> None:
-    """Let readers and a writer of an SQLite file work side by side, with one sync a commit.
+    """Let several processes work in an SQLite file; other databases do so by themselves.
 
-    Other databases do so by themselves.
+    Readers and a writer work side by side, a commit needs no sync, and a transaction takes its
+    lock when it begins: two that read the same trial cannot both claim it.
     """
     if engine.dialect.name != "sqlite":
         return
 
-    def use_write_ahead_log(connection: Any, _: Any) -> None:
+    def connect(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # transactions are begun below, not by the driver
         cursor = connection.cursor()
         cursor.execute("PRAGMA journal_mode=WAL")
         cursor.execute("PRAGMA synchronous=NORMAL")
         cursor.close()
 
-    sqlalchemy.event.listen(engine, "connect", use_write_ahead_log)
+    def begin(connection: sqlalchemy.Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    sqlalchemy.event.listen(engine, "connect", connect)
+    sqlalchemy.event.listen(engine, "begin", begin)
     engine.dispose()
 
 
 def open_engine(url: str) -> sqlalchemy.Engine:
     """An engine for a database of ours."""
-    engine = sqlalchemy.create_engine(url, connect_args=connect_args(url))
+    engine = sqlalchemy.create_engine(with_driver(url), **engine_arguments(url))
     prepare(engine)
     return engine
+
+
+def patiently(call: Callable[[], T], *, patience: float = PATIENCE) -> T:
+    """Call a database, and again while it cannot be reached, with growing pauses.
+
+    Args:
+        call: What to do; it may be done twice where only the answer was lost.
+        patience: Seconds to go on.
+
+    Raises:
+        Exception: The call's own, if trying again does not help or the time is over.
+    """
+    begin = time.monotonic()
+    pause = 0.1
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            waited = time.monotonic() - begin
+            if not is_transient(error) or waited + pause > patience:
+                raise
+            if waited == 0 or pause >= 1:
+                console.print(
+                    f"The storage does not answer; trying again for {patience - waited:.0f} s.",
+                    style="yellow",
+                )
+            time.sleep(pause * random.uniform(0.7, 1.0))
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether a database's error may be gone a moment later: a server that is away, a lock."""
+    if isinstance(error, optuna.exceptions.StorageInternalError):
+        # the driver's own error says more
+        return error.__cause__ is None or is_transient(error.__cause__)
+    if isinstance(error, sqlalchemy.exc.DBAPIError):
+        text = str(error).lower()
+        if "sqlite3" in type(error.orig).__module__:
+            return "locked" in text or "busy" in text
+        if "password" in text or "does not exist" in text or "access denied" in text:
+            return False
+        return error.connection_invalidated or isinstance(
+            error, (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError)
+        )
+    # grpc is an extra, so that its exceptions are known by name
+    if any(kind.__name__ == "RpcError" for kind in type(error).__mro__):
+        return "UNAVAILABLE" in str(error)
+    return False
 
 
 def hide_password(url: str) -> str:

@@ -16,7 +16,7 @@ from optuna_stitch.cache import write_whole
 from optuna_stitch.config import StudyFile, smoke
 from optuna_stitch.data import Data, load_data
 from optuna_stitch.database import hide_password
-from optuna_stitch.errors import RunError
+from optuna_stitch.errors import ArtifactError, RunError
 from optuna_stitch.evaluation.constraints import resolve_constraints
 from optuna_stitch.evaluation.latency import Latencies, measure_latency, use_latencies
 from optuna_stitch.evaluation.metrics import resolve_metrics
@@ -25,18 +25,23 @@ from optuna_stitch.results.front import Front, evaluate_front
 from optuna_stitch.results.plots import write_html, write_png
 from optuna_stitch.results.quality import rich_crossovers, summary
 from optuna_stitch.results.report import write_report
+from optuna_stitch.search.artifacts import download_files, open_artifact_store, upload_files
+from optuna_stitch.search.deferring import DeferringStorage
 from optuna_stitch.search.objective import Objective
-from optuna_stitch.search.samplers import make_sampler
-from optuna_stitch.search.study import open_storage, open_study
+from optuna_stitch.search.samplers.by_name import make_sampler
+from optuna_stitch.search.storages import open_storage, records_engine
+from optuna_stitch.search.study import content_of, open_study
 from optuna_stitch.search.worker import search
-from optuna_stitch.stitching.artifact import is_saved, load_supernetwork
+from optuna_stitch.stitching.artifact import FILES, is_saved, load_supernetwork
 from optuna_stitch.stitching.supernetwork import Supernetwork
 from optuna_stitch.study_file import dump_study_file, load_study_file
 
+_LATENCY = "latency.json"
 # What may change while a run goes on; anything else makes it another run.
 _CHANGEABLE = {
     "study.trials",
     "study.batch",
+    "study.grace",
     "evaluation.batch_size",
     "evaluation.memory",
     "evaluation.remember",
@@ -56,6 +61,7 @@ class Run:
         self.folder = folder
         self.name = study_file.study.name or folder.name
         self._data: Data | None = None
+        self._storage: DeferringStorage | None = None
 
     @staticmethod
     def start(path: Path, folder: Path | None = None, *, tiny: bool = False) -> Run:
@@ -115,21 +121,35 @@ class Run:
         """Where the study is kept."""
         return self.study_file.study.storage.replace("{run}", self.folder.as_posix())
 
-    def reach_storage(self) -> None:
-        """Open the storage, and make its tables, before work is done that would need it.
+    @property
+    def storage(self) -> DeferringStorage:
+        """The storage, with its tables made.
 
         Raises:
             StudyError: If it cannot be reached.
         """
-        open_storage(self.storage_url)
+        if self._storage is None:
+            self._storage = open_storage(self.storage_url)
+        return self._storage
+
+    def reach_storage(self) -> None:
+        """Open the storage before work is done that would need it.
+
+        Raises:
+            StudyError: If it cannot be reached.
+        """
+        assert self.storage is not None
 
     def build(self, *, show_progress_bar: bool = False) -> Supernetwork:
         """Load or train the parents, match them, fit the stitches, save the supernetwork.
 
         Returns:
-            The supernetwork, from the run's folder where it was built before.
+            The supernetwork: from the run's folder where it was built before, or from the
+            artifact store where the study has begun elsewhere.
         """
         if is_saved(self.folder):
+            return load_supernetwork(self.folder)
+        if self._joins():
             return load_supernetwork(self.folder)
         return build(self.study_file, self.data, self.folder, show_progress_bar=show_progress_bar)
 
@@ -143,26 +163,28 @@ class Run:
         self,
         supernetwork: Supernetwork,
         *,
-        more: int | None = None,
+        n_trials: int | None = None,
+        batch: int | None = None,
         show_progress_bar: bool = False,
     ) -> optuna.Study:
         """Search until the study has as many trials as its file says.
 
         Args:
             supernetwork: What `build` returned.
-            more: How many trials to add to those there are, instead.
+            n_trials: How many trials this worker shall add, instead.
+            batch: How many it judges together, if not as the study file says.
             show_progress_bar: Whether to show a progress bar.
         """
+        config = self.study_file.study
         objective = self._objective(supernetwork)
         study = self._study(objective)
-        wanted = self.study_file.study.trials
-        if more is not None:
-            wanted = more + sum(t.state.name == "COMPLETE" for t in study.get_trials(False))
         search(
             study,
             objective,
-            n_trials=wanted,
-            batch=self.study_file.study.batch,
+            n_trials=n_trials,
+            until=config.trials if n_trials is None else None,
+            batch=batch or config.batch,
+            grace=config.grace,
             show_progress_bar=show_progress_bar,
         )
         return study
@@ -194,7 +216,6 @@ class Run:
         config, evaluation = self.study_file.study, self.study_file.evaluation
         self._use_latencies(supernetwork)
         racing = evaluation.racing
-        storage = open_storage(self.storage_url)
         return Objective(
             supernetwork,
             self.data.val,
@@ -205,15 +226,40 @@ class Run:
             kernels=evaluation.kernels,
             memory=evaluation.memory,
             racing=Racing(**racing.model_dump(), seed=config.seed) if racing else None,
-            records=storage.engine if evaluation.remember else None,
+            records=records_engine(self.storage, self.folder) if evaluation.remember else None,
         )
+
+    def _joins(self) -> bool:
+        """Fetch the supernetwork of a study that was begun elsewhere; whether there is one."""
+        content = content_of(self.name, self.storage)
+        if content is None:
+            return False
+        study = optuna.load_study(study_name=self.name, storage=self.storage)
+        download_files(study, self._artifact_store, self.folder)
+        found = load_supernetwork(self.folder).content_hash()
+        if found != content:
+            raise ArtifactError(
+                f"The artifact store has the supernetwork {found}, but the study {self.name!r} "
+                f"was made for {content}. Remove {self.folder} and see who wrote to the store."
+            )
+        return True
+
+    def _share(self, study: optuna.Study) -> None:
+        """Put what another worker needs into the artifact store; the description last."""
+        paths = [self.folder / name for name in ("fit.csv", _LATENCY, *FILES)]
+        upload_files(study, self._artifact_store, [path for path in paths if path.exists()])
+
+    @property
+    def _artifact_store(self) -> Any:
+        place = self.study_file.study.artifacts.replace("{run}", self.folder.as_posix())
+        return open_artifact_store(place)
 
     def _use_latencies(self, supernetwork: Supernetwork) -> None:
         """Time operations once, where the study asks for latencies, so that all count alike."""
         config = self.study_file.study
         if not any("latency_ms" in name for name in (*config.objectives, *config.constraints)):
             return
-        path = self.folder / "latency.json"
+        path = self.folder / _LATENCY
         if not path.exists():
             wanted = self.study_file.evaluation.latency
             measure_latency(supernetwork, **wanted.model_dump()).save(path)
@@ -221,16 +267,16 @@ class Run:
 
     def _study(self, objective: Objective) -> optuna.Study:
         config = self.study_file.study
-        storage = open_storage(self.storage_url)
         study = open_study(
             self.name,
-            storage,
+            self.storage,
             objective,
             make_sampler(config.sampler.name, config.sampler.arguments, seed=config.seed),
             population=config.start.population,
             probability=config.start.probability,
             crossovers=read_crossovers(self.folder),
             seed=config.seed,
+            prepare=self._share,
         )
         # a sampler that starts anew with the same seed would propose the same trials again
         started = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))

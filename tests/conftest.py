@@ -18,8 +18,12 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 @pytest.fixture(scope="session", autouse=True)
 def cache() -> Iterator[Path]:
-    """Trained parents are kept for the session, apart from the user's own."""
-    with tempfile.TemporaryDirectory() as folder:
+    """Trained parents are kept for the session, apart from the user's own.
+
+    Or for longer, in a folder that ``OPTUNA_STITCH_TEST_CACHE`` names.
+    """
+    with tempfile.TemporaryDirectory() as passing:
+        folder = os.environ.get("OPTUNA_STITCH_TEST_CACHE", passing)
         os.environ["OPTUNA_STITCH_CACHE"] = folder
         yield Path(folder)
         del os.environ["OPTUNA_STITCH_CACHE"]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from optuna_stitch.results.dashboard import serve_dashboard
-from optuna_stitch.search.study import open_storage
+from optuna_stitch.search.storages import open_storage
 
 ROOT = Path(__file__).parent.parent
 

@@ -22,12 +22,15 @@ class Evaluation:
         stopped: Whether a race stopped it before the last image: figures that need images are
             then estimates.
         failed: The operation that made the first value that is no finite number, or nothing.
+        ruled_out: Whether its cost alone broke a constraint, so that it was not run: figures that
+            need images are NaN.
     """
 
     figures: dict[str, float]
     images: int
     stopped: bool = False
     failed: str = ""
+    ruled_out: bool = False
 
     def __getitem__(self, metric: str) -> float:
         return self.figures[metric]

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import optuna
 import sqlalchemy
 
-from optuna_stitch.evaluation.constraints import resolve_constraints
+from optuna_stitch.evaluation.constraints import Constraint, resolve_constraints
 from optuna_stitch.evaluation.evaluator import Evaluator
 from optuna_stitch.evaluation.gathering import Evaluation
 from optuna_stitch.evaluation.kernels import Kernels
-from optuna_stitch.evaluation.metrics import AnyMetric, resolve_metrics
+from optuna_stitch.evaluation.metrics import AnyMetric, Cost, resolve_metrics
 from optuna_stitch.evaluation.racing import Racing
 from optuna_stitch.search.space import Space, join_population, suggest
 from optuna_stitch.splits import Split
@@ -33,6 +33,8 @@ class Objective:
         metrics: One objective each; names of known metrics, or metrics of your own.
         space: What trials are asked: ``flat``, every switch; ``reachable``, those that matter.
         constraints: Bounds by name, ``max_`` or ``min_`` and a metric: ``{"max_macs": 1e9}``.
+            A network with stitches whose cost alone is out of bounds is not run on images; its
+            trial is pruned.
         batch_size: Images per batch; see `Evaluator`, as for all that follows.
         kernels: How operations are computed.
         memory: GiB for values that are alive at once.
@@ -91,36 +93,92 @@ class Objective:
 
         Of a subnetwork whose answers are no numbers the values are NaN, which Optuna takes for a
         failed trial.
+
+        Raises:
+            optuna.TrialPruned: If the subnetwork's cost alone breaks a constraint.
         """
         genotype = suggest(trial, self.supernetwork, self.space)
         if isinstance(trial, optuna.Trial):
-            join_population(trial.study, trial.number)
+            join_population(trial)
+            self.mark_cost(trial, genotype)
         evaluation = self.evaluate([genotype])[0]
         self.mark(trial, evaluation)
+        if evaluation.ruled_out:
+            raise optuna.TrialPruned
         values = self.values(evaluation)
         return values if len(values) > 1 else values[0]
 
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[Evaluation]:
-        """Judge several genotypes together."""
-        return self.evaluator.evaluate(genotypes)
+        """Judge several genotypes together.
+
+        Those with stitches that break a constraint by their cost are not run on images.
+        """
+        allowed = [genotype for genotype in genotypes if not self._ruled_out(genotype)]
+        evaluations = dict(zip(allowed, self.evaluator.evaluate(allowed), strict=True))
+        nothing = {metric.name: math.nan for metric in self.evaluator.metrics}
+        return [
+            evaluations[genotype]
+            if genotype in evaluations
+            else Evaluation(nothing | self.evaluator.costs(genotype), 0, ruled_out=True)
+            for genotype in genotypes
+        ]
 
     def values(self, evaluation: Evaluation) -> tuple[float, ...]:
         """The objectives' values."""
         return tuple(evaluation[name] for name in self.metric_names)
 
+    def mark_cost(self, trial: optuna.Trial, genotype: Genotype) -> None:
+        """Write at a trial what its constraints are, as far as its cost tells."""
+        if not self._on_cost:
+            return
+        known = self._violations(self.evaluator.costs(genotype), self._on_cost)
+        _set_constraints(trial, known, whole=len(known) == len(self.constraints))
+
     def mark(self, trial: optuna.trial.BaseTrial, evaluation: Evaluation) -> None:
-        """Write at a trial what its values do not say: constraints, a lost race, a failure."""
+        """Write at a trial what its values do not say: constraints, a lost race, a failure.
+
+        Constraints on cost are left to `mark_cost`.
+        """
         if evaluation.failed:
             trial.set_user_attr(FAILED_AT, evaluation.failed)
             return
         if evaluation.stopped:
             trial.set_user_attr(STOPPED_AFTER, evaluation.images)
-        violations = {c.name: c.violation(evaluation[c.metric.name]) for c in self.constraints}
-        if not isinstance(trial, optuna.Trial):
+        if not isinstance(trial, optuna.Trial) or evaluation.ruled_out:
             return
-        if hasattr(trial, "set_constraint"):
-            for name, violation in violations.items():
-                trial.set_constraint(name, violation)
-        elif violations:  # before Optuna 5
-            old: Any = trial
-            old.set_system_attr("constraints", list(violations.values()))
+        learned = [c for c in self.constraints if c not in self._on_cost]
+        if learned:
+            _set_constraints(trial, self._violations(evaluation.figures, learned), whole=False)
+            every = self._violations(evaluation.figures, self.constraints)
+            _set_old_constraints(trial, every)
+
+    @property
+    def _on_cost(self) -> list[Constraint]:
+        return [c for c in self.constraints if isinstance(c.metric, Cost)]
+
+    def _ruled_out(self, genotype: Genotype) -> bool:
+        """Whether a network need not be run; parents and ensemble are what others are held to."""
+        if not self._on_cost or not self.supernetwork.canonical(genotype).on:
+            return False
+        costs = self.evaluator.costs(genotype)
+        return any(violation > 0 for violation in self._violations(costs, self._on_cost).values())
+
+    @staticmethod
+    def _violations(
+        figures: Mapping[str, float], constraints: Sequence[Constraint]
+    ) -> dict[str, float]:
+        return {c.name: c.violation(figures[c.metric.name]) for c in constraints}
+
+
+def _set_constraints(trial: optuna.Trial, violations: Mapping[str, float], *, whole: bool) -> None:
+    """Write constraints where Optuna 5 looks for them and, if they are all, where others do."""
+    if hasattr(trial, "set_constraint"):
+        for name, violation in violations.items():
+            trial.set_constraint(name, violation)
+    if whole and violations:
+        _set_old_constraints(trial, violations)
+
+
+def _set_old_constraints(trial: optuna.Trial, violations: Mapping[str, float]) -> None:
+    """Write constraints where Optuna 4 and optuna-dashboard look for them."""
+    trial.storage.set_trial_system_attr(trial._trial_id, "constraints", list(violations.values()))

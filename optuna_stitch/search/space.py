@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.trial import TrialState
 
 from optuna_stitch.evaluation.crossovers import Crossover
 from optuna_stitch.stitching.genotype import OUTPUT, OUTPUTS, STATES, Genotype, Output
@@ -15,13 +16,17 @@ from optuna_stitch.stitching.supernetwork import Supernetwork
 
 Space = Literal["flat", "reachable"]
 
+# shared by all switches, so that storages need not copy and convert one for each
+STATE_CHOICES = CategoricalDistribution(STATES)
+OUTPUT_CHOICES = CategoricalDistribution(OUTPUTS)
+
 
 def distributions(supernetwork: Supernetwork) -> dict[str, BaseDistribution]:
     """Every switch as a parameter, by name: ``off`` or ``on``, and the output's choices."""
     space: dict[str, BaseDistribution] = {
-        switch.name: CategoricalDistribution(STATES) for switch in supernetwork.switches
+        switch.name: STATE_CHOICES for switch in supernetwork.switches
     }
-    space[OUTPUT] = CategoricalDistribution(OUTPUTS)
+    space[OUTPUT] = OUTPUT_CHOICES
     return space
 
 
@@ -93,12 +98,15 @@ def enqueue_starts(
     population: int = 50,
     probability: float = 0.05,
     crossovers: Sequence[Crossover] = (),
+    genotypes: Sequence[Genotype] = (),
+    space: Space = "flat",
     seed: int = 0,
 ) -> None:
     """Enqueue a study's first trials.
 
-    They are both parents, their ensemble, the single crossovers that are best by the report of
-    the fit, and then sparse random ones. Whatever sampler the study has, it starts from these.
+    They are both parents, their ensemble, genotypes that are given, the single crossovers that
+    are best by the report of the fit, and then sparse random ones. Whatever sampler the study has,
+    it starts from these.
 
     Args:
         study: A study over this supernetwork's switches.
@@ -106,6 +114,8 @@ def enqueue_starts(
         population: How many trials in all; half of them may be single crossovers.
         probability: Probability of each switch to be on in the random ones.
         crossovers: What `measure_crossovers` returned.
+        genotypes: What is worth a try, such as the front of another study.
+        space: What trials of the study are asked.
         seed: Of the random ones.
     """
     number = {switch.name: index for index, switch in enumerate(supernetwork.switches)}
@@ -115,23 +125,74 @@ def enqueue_starts(
         Genotype(crossover.into, frozenset([number[crossover.switch]]))
         for crossover in known[: population // 2]
     ]
-    starts = dict.fromkeys([*baselines(), *best])
+    starts = dict.fromkeys([*baselines(), *genotypes, *best])
     random = sparse_genotypes(supernetwork, population, probability=probability, seed=seed)
     starts.update(dict.fromkeys(random))
-    for genotype in list(starts)[: max(population, len(OUTPUTS))]:
-        study.enqueue_trial(supernetwork.params(genotype), skip_if_exists=True)
+    population = max(population, len(OUTPUTS) + len(genotypes))
+    enqueue(study, supernetwork, list(starts)[:population], space)
 
 
-def join_population(study: optuna.Study, number: int) -> None:
-    """Count a trial among the population of a genetic sampler, if the study has one.
+def enqueue(
+    study: optuna.Study,
+    supernetwork: Supernetwork,
+    genotypes: Sequence[Genotype],
+    space: Space = "flat",
+) -> None:
+    """Enqueue genotypes that no trial of a study has, each in one piece.
+
+    Args:
+        study: A study over this supernetwork's switches.
+        supernetwork: Whose switches.
+        genotypes: What to try next.
+        space: What trials of the study are asked.
+    """
+    names = {switch.name for switch in supernetwork.switches} | {OUTPUT}
+    taken: set[Genotype] = set()
+    for trial in study.get_trials(deepcopy=False):
+        params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        if OUTPUT in params and params.keys() <= names:
+            taken.add(supernetwork.canonical(supernetwork.genotype(params)))
+    for genotype in genotypes:
+        if supernetwork.canonical(genotype) not in taken:
+            enqueue_params(study, asked(supernetwork, genotype, space))
+
+
+def asked(supernetwork: Supernetwork, genotype: Genotype, space: Space) -> dict[str, Any]:
+    """The parameters of which a trial of a genotype is asked."""
+    trial = optuna.trial.FixedTrial(supernetwork.params(genotype))
+    suggest(trial, supernetwork, space)
+    return trial.params
+
+
+def enqueue_params(
+    study: optuna.Study, params: Mapping[str, Any], user_attrs: dict[str, Any] | None = None
+) -> None:
+    """Enqueue one trial with all its parameters.
+
+    ``study.enqueue_trial`` would have each of them written by itself when the trial is run.
+    """
+    choices: dict[str, BaseDistribution] = {
+        name: OUTPUT_CHOICES if name == OUTPUT else STATE_CHOICES for name in params
+    }
+    study.add_trial(
+        optuna.trial.create_trial(
+            state=TrialState.WAITING,
+            params=dict(params),
+            distributions=choices,
+            user_attrs=user_attrs,
+        )
+    )
+
+
+def join_population(trial: optuna.Trial) -> None:
+    """Count a trial among the population of a genetic sampler, if its study has one.
 
     Optuna's genetic samplers pass over enqueued trials: they would start from a population of
     their own, with half of all stitches on, and never breed from the sparse one.
 
     Args:
-        study: The study.
-        number: Of a trial that runs.
+        trial: One that runs.
     """
+    study = trial.study
     if isinstance(study.sampler, optuna.samplers.BaseGASampler):
-        trial = study.get_trials(deepcopy=False)[number]
-        study.sampler.get_trial_generation(study, trial)
+        study.sampler.get_trial_generation(study, trial.storage.get_trial(trial._trial_id))

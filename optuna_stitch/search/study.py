@@ -2,56 +2,45 @@
 
 from __future__ import annotations
 
+import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import optuna
 import sqlalchemy
-from optuna.trial import FrozenTrial, TrialState
+from optuna.storages import BaseStorage
 
-from optuna_stitch.database import connect_args, hide_password, prepare
 from optuna_stitch.errors import StudyError, first_line
 from optuna_stitch.evaluation.crossovers import Crossover
+from optuna_stitch.search.crew import Worker
 from optuna_stitch.search.objective import Objective
 from optuna_stitch.search.space import enqueue_starts
+from optuna_stitch.stitching.genotype import Genotype
 
-# The study's attribute that says which supernetwork it was made for.
-_CONTENT = "supernetwork"
+# The study's attribute that says which supernetwork it was made for; it is written last.
+CONTENT = "supernetwork"
+# Seconds in which a worker that made a study must have said that it prepares it.
+_FIRST_BEAT = 3.0
 
-
-def open_storage(url: str) -> optuna.storages.RDBStorage:
-    """Open a storage by its URL, and make its tables where it has none.
-
-    Args:
-        url: A database URL of SQLAlchemy's.
-
-    Raises:
-        StudyError: If it cannot be reached.
-    """
-    try:
-        arguments = {"connect_args": connect_args(url)}
-        storage = optuna.storages.RDBStorage(url, engine_kwargs=arguments)
-        prepare(storage.engine)
-    except Exception as error:  # every database driver has exceptions of its own
-        raise StudyError(
-            f"The storage {hide_password(url)} cannot be opened: {first_line(error)}. Check the "
-            "URL, that the database runs, and that its folder exists."
-        ) from error
-    return storage
+STORAGE_ERRORS = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError)
 
 
 def open_study(
     name: str,
-    storage: optuna.storages.BaseStorage,
+    storage: BaseStorage,
     objective: Objective,
     sampler: optuna.samplers.BaseSampler,
     *,
     population: int = 50,
     probability: float = 0.05,
     crossovers: Sequence[Crossover] = (),
+    genotypes: Sequence[Genotype] = (),
     seed: int = 0,
+    prepare: Callable[[optuna.Study], None] | None = None,
 ) -> optuna.Study:
     """Create a study with its first trials enqueued, or join it where it exists.
+
+    Of several workers that come at once one prepares the study, and the others wait for it.
 
     Args:
         name: The study's.
@@ -61,7 +50,9 @@ def open_study(
         population: How many trials are enqueued at the start; see `enqueue_starts`.
         probability: Probability of each switch to be on in the random ones.
         crossovers: The report of the fit, whose best are among the first trials.
+        genotypes: What else is among the first trials.
         seed: Of the random ones.
+        prepare: What else is done with a new study before others may join it.
 
     Raises:
         StudyError: If a study of that name was made for another supernetwork or for other
@@ -69,30 +60,25 @@ def open_study(
     """
     content = objective.supernetwork.content_hash()
     try:
-        study = optuna.create_study(
-            study_name=name,
-            storage=storage,
-            sampler=sampler,
-            directions=objective.directions,
-            load_if_exists=True,
-        )
-        found = study.user_attrs.get(_CONTENT)
+        study, found = _create_or_join(name, storage, objective, sampler)
         if found is None:
-            with warnings.catch_warnings():
-                # the dashboard shows these names; that the call may change is for us to follow
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                study.set_metric_names(objective.metric_names)
-            enqueue_starts(
-                study,
-                objective.supernetwork,
-                population=population,
-                probability=probability,
-                crossovers=crossovers,
-                seed=seed,
-            )
-            # last, so that a start that was interrupted is made again
-            study.set_user_attr(_CONTENT, content)
-    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            with Worker(study):
+                name_metrics(study, objective.metric_names)
+                enqueue_starts(
+                    study,
+                    objective.supernetwork,
+                    population=population,
+                    probability=probability,
+                    crossovers=crossovers,
+                    genotypes=genotypes,
+                    space=objective.space,
+                    seed=seed,
+                )
+                if prepare is not None:
+                    prepare(study)
+                # last, so that a start that was interrupted is made again
+                study.set_user_attr(CONTENT, content)
+    except STORAGE_ERRORS as error:
         raise StudyError(f"The study {name!r} cannot be opened: {first_line(error)}.") from error
     if found is not None and found != content:
         raise StudyError(
@@ -107,11 +93,43 @@ def open_study(
     return study
 
 
-def release_trials(study: optuna.Study, trials: Iterable[FrozenTrial]) -> None:
-    """Fail trials that nothing works on any more, and enqueue them again."""
-    for trial in trials:
-        study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-        # a trial that was enqueued keeps what it was enqueued with, also before it has asked
-        params = trial.system_attrs.get("fixed_params") or trial.params
-        if params:
-            study.enqueue_trial(params, user_attrs={"retry_of": trial.number})
+def name_metrics(study: optuna.Study, names: Sequence[str]) -> None:
+    """Say what a study's values are, for the dashboard."""
+    with warnings.catch_warnings():
+        # that the call may change is for us to follow
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names(list(names))
+
+
+def content_of(name: str, storage: BaseStorage) -> str | None:
+    """The content hash of the supernetwork that a study was made for, if there is that study."""
+    try:
+        study = optuna.load_study(study_name=name, storage=storage)
+    except KeyError:
+        return None
+    found: str | None = study.user_attrs.get(CONTENT)
+    return found
+
+
+def _create_or_join(
+    name: str,
+    storage: BaseStorage,
+    objective: Objective,
+    sampler: optuna.samplers.BaseSampler,
+) -> tuple[optuna.Study, str | None]:
+    """The study, and the supernetwork it was made for unless this process shall prepare it."""
+    try:
+        study = optuna.create_study(
+            study_name=name, storage=storage, sampler=sampler, directions=objective.directions
+        )
+        return study, None
+    except optuna.exceptions.DuplicatedStudyError:
+        study = optuna.load_study(study_name=name, storage=storage, sampler=sampler)
+    watcher = Worker(study)
+    begin = time.monotonic()
+    while (found := study.user_attrs.get(CONTENT)) is None:
+        # one that died while it prepared the study left it to whoever comes
+        if time.monotonic() - begin > _FIRST_BEAT and not watcher.alive():
+            break
+        time.sleep(0.2)
+    return study, found

@@ -2,97 +2,229 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import optuna
-import sqlalchemy
 from optuna.distributions import BaseDistribution
-from optuna.trial import TrialState
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, TrialState
 
 from optuna_stitch.errors import StudyError, first_line
-from optuna_stitch.progress import progress_bar
+from optuna_stitch.evaluation.gathering import Evaluation
+from optuna_stitch.progress import console, progress_bar
+from optuna_stitch.search.crew import WORKER, Worker
+from optuna_stitch.search.deferring import deferring
 from optuna_stitch.search.objective import FAILED_AT, Objective
-from optuna_stitch.search.space import distributions, join_population, suggest
-from optuna_stitch.search.study import release_trials
+from optuna_stitch.search.space import distributions, enqueue_params, join_population, suggest
+from optuna_stitch.search.study import STORAGE_ERRORS
 from optuna_stitch.stitching.genotype import Genotype
 
 # After so many batches in which every trial failed, more would fail too.
 _FRUITLESS = 10
+# A trial that so many workers left behind is not tried again: it may be what ends them.
+_MOST_RETRIES = 3
+RETRY_OF, RETRIES = "retry_of", "retries"
+# Seconds between two looks at trials that other workers have still to finish.
+_PAUSE = 0.5
 
 
 def search(
     study: optuna.Study,
     objective: Objective,
     *,
-    n_trials: int,
+    n_trials: int | None = None,
+    until: int | None = None,
     batch: int = 10,
+    grace: float = 60.0,
     show_progress_bar: bool = False,
 ) -> None:
-    """Run a study until it has so many complete trials.
+    """Search as one worker; any number of them may work on the same study.
 
-    Trials of a batch are judged as one program, which computes once what they share. What an
-    interrupted search left unfinished is taken up first.
+    Trials of a batch are judged as one program, which computes once what they share. What a
+    worker left unfinished that is dead, or was interrupted, is enqueued again.
 
     Args:
-        study: A study over the objective's switches.
+        study: A study over the objective's switches. With a storage of `open_storage` a trial is
+            written in one piece.
         objective: What judges its trials.
-        n_trials: How many complete trials the study shall have in the end.
+        n_trials: How many trials this worker shall finish, as in ``study.optimize``.
+        until: How many finished trials the study shall have in the end, whoever finishes them.
+            Trials that fail do not count, those pruned do.
         batch: How many trials are asked for and judged together.
+        grace: Seconds without a sign of life after which another worker is taken for dead.
         show_progress_bar: Whether to show a progress bar.
 
     Raises:
-        StudyError: If the storage fails, or nothing but failed trials comes; finished trials are
-            kept.
+        ValueError: If neither number is given.
+        StudyError: If the storage fails, another version of this package works on the study, or
+            nothing but failed trials comes; finished trials are kept.
     """
-    flat = objective.space == "flat"
-    space = distributions(objective.supernetwork) if flat else {}
+    if n_trials is None and until is None:
+        raise ValueError("Say how long to search: n_trials, until, or both.")
     try:
-        release_trials(study, study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
-        done = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+        with Worker(study, grace=grace) as worker:
+            _Search(study, objective, worker).go(n_trials, until, batch, show_progress_bar)
+    except STORAGE_ERRORS as error:
+        raise _failed(error) from error
+    except Exception as error:
+        if any(kind.__name__ == "RpcError" for kind in type(error).__mro__):
+            raise _failed(error) from error
+        raise
+
+
+@dataclass
+class _Search:
+    study: optuna.Study
+    objective: Objective
+    worker: Worker
+    finished: int = 0
+    """Trials that this worker finished."""
+    fruitless: int = 0
+
+    def go(
+        self, n_trials: int | None, until: int | None, batch: int, show_progress_bar: bool
+    ) -> None:
         with progress_bar(show_progress_bar=show_progress_bar) as progress:
-            task = progress.add_task("Search", total=n_trials, completed=done, note="")
-            fruitless = 0
-            while done < n_trials:
-                before = done
-                _work(study, objective, space, min(batch, n_trials - done))
-                done = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
-                fruitless = 0 if done > before else fruitless + 1
-                if fruitless == _FRUITLESS:
+            task = progress.add_task("Search", total=None, note="")
+            while True:
+                trials = self.study.get_trials(deepcopy=False)
+                done = sum(_counts(trial) for trial in trials)
+                wanted = done + n_trials - self.finished if n_trials is not None else until
+                total = min(wanted, until) if wanted and until else wanted
+                # trials that repeat a network of the front stand beside it
+                front = {tuple(trial.values) for trial in self.study.best_trials}
+                note = f"front of {len(front)}"
+                progress.update(task, completed=done, total=total, note=note)
+                if n_trials is not None and self.finished >= n_trials:
+                    return
+                if until is not None and done >= until:
+                    return
+                running = self._release(trials)
+                left = [n_trials - self.finished] if n_trials is not None else []
+                left += [until - done - running] if until is not None else []
+                if min(left) <= 0:
+                    time.sleep(_PAUSE)  # others have the last ones, and may yet die
+                    continue
+                self._work(min(batch, *left))
+                if self.fruitless == _FRUITLESS:
                     raise StudyError(
                         f"The last {_FRUITLESS} batches of trials all failed: their networks "
                         f"answer no finite numbers. The trials' attribute {FAILED_AT!r} names "
                         "the first operation that does so; see whether the parents' weights are "
                         "whole."
                     )
-                # trials that repeat a network of the front stand beside it
-                front = {tuple(trial.values) for trial in study.best_trials}
-                progress.update(task, completed=done, note=f"front of {len(front)}")
-    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        raise StudyError(
-            f"The storage failed during the search: {first_line(error)}. Finished trials "
-            "are kept; run the same command again to go on."
-        ) from error
 
+    def _release(self, trials: Sequence[FrozenTrial]) -> int:
+        """Enqueue again what dead workers left; returns how many trials others still run."""
+        running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+        mine = [t for t in running if t.user_attrs.get(WORKER) == self.worker.name]
+        for trial in mine:
+            # between batches: written twice, since the storage's answer was lost
+            _fail(self.study, trial.number)
+        others = [trial for trial in running if trial not in mine]
+        abandoned = self.worker.abandoned(others)
+        for trial in abandoned:
+            if _fail(self.study, trial.number):
+                _retry(self.study, trial)
+        return len(others) - len(abandoned)
 
-def _work(
-    study: optuna.Study, objective: Objective, space: dict[str, BaseDistribution], count: int
-) -> None:
-    """Ask for some trials, judge them together, tell the results."""
-    trials: list[optuna.Trial] = []
-    genotypes: list[Genotype] = []
-    try:
+    def _work(self, count: int) -> None:
+        """Ask for some trials, judge them together, tell the results."""
+        open_trials: list[optuna.Trial] = []
+        try:
+            genotypes = self._ask(count, open_trials)
+            evaluations = self.objective.evaluate(genotypes)
+            told = 0
+            for evaluation in evaluations:
+                told += self._tell(open_trials[0], evaluation)
+                open_trials.pop(0)
+        except BaseException:
+            # also on Ctrl-C: no trial shall look as if somebody were still working on it
+            self._give_back(open_trials)
+            raise
+        self.finished += told
+        self.fruitless = 0 if told else self.fruitless + 1
+
+    def _ask(self, count: int, trials: list[optuna.Trial]) -> list[Genotype]:
+        """Ask for trials, which `trials` then holds, and write each in one piece."""
+        supernetwork, flat = self.objective.supernetwork, self.objective.space == "flat"
+        space: dict[str, BaseDistribution] = distributions(supernetwork) if flat else {}
+        storage = deferring(self.study)
+        genotypes: list[Genotype] = []
         for _ in range(count):
-            trials.append(study.ask(space))
-            genotypes.append(suggest(trials[-1], objective.supernetwork, objective.space))
-            join_population(study, trials[-1].number)
-        evaluations = objective.evaluate(genotypes)
-    except BaseException:
-        # also on Ctrl-C: no trial shall look as if somebody were still working on it
-        numbers = {trial.number for trial in trials}
-        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        release_trials(study, (trial for trial in running if trial.number in numbers))
-        raise
-    for trial, evaluation in zip(trials, evaluations, strict=True):
-        objective.mark(trial, evaluation)
-        if evaluation.failed:
-            study.tell(trial, state=TrialState.FAIL)
-        else:
-            study.tell(trial, objective.values(evaluation))
+            trial = self.study.ask(space)
+            trials.append(trial)
+            trial.set_user_attr(WORKER, self.worker.name)
+            if flat:
+                genotype = supernetwork.canonical(supernetwork.genotype(trial.params))
+            else:
+                genotype = suggest(trial, supernetwork, self.objective.space)
+            join_population(trial)
+            self.objective.mark_cost(trial, genotype)
+            genotypes.append(genotype)
+        if storage is not None:
+            storage.write(trials)
+        return genotypes
+
+    def _tell(self, trial: optuna.Trial, evaluation: Evaluation) -> bool:
+        """Tell one result; returns whether the trial is finished and counts."""
+        try:
+            self.objective.mark(trial, evaluation)
+            if evaluation.failed:
+                self.study.tell(trial, state=TrialState.FAIL)
+            elif evaluation.ruled_out:
+                self.study.tell(trial, state=TrialState.PRUNED)
+            else:
+                self.study.tell(trial, self.objective.values(evaluation))
+        except UpdateFinishedTrialError:
+            console.print(
+                "Another worker took this one for dead and has enqueued one of its trials again; "
+                "is `grace` shorter than the machine was asleep?",
+                style="yellow",
+            )
+            return False
+        return not evaluation.failed
+
+    def _give_back(self, trials: Sequence[optuna.Trial]) -> None:
+        """Enqueue again what this worker asked for and cannot finish."""
+        storage = deferring(self.study)
+        for trial in trials:
+            if storage is not None and storage.is_held(trial):
+                storage.forget([trial])  # only this process knows of it
+                continue
+            self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+            frozen = trial.storage.get_trial(trial._trial_id)
+            _retry(self.study, frozen)
+
+
+def _counts(trial: FrozenTrial) -> bool:
+    """Whether a trial is one of those that a search is asked for."""
+    return trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+def _fail(study: optuna.Study, number: int) -> bool:
+    """Fail a running trial; whether it was this process that did."""
+    try:
+        study.tell(number, state=TrialState.FAIL)
+    except (ValueError, UpdateFinishedTrialError):  # another worker was faster
+        return False
+    return True
+
+
+def _retry(study: optuna.Study, trial: FrozenTrial) -> None:
+    """Enqueue what a trial asked once more."""
+    retries = trial.user_attrs.get(RETRIES, 0) + 1
+    # a trial that was enqueued keeps what it was enqueued with, also before it has asked
+    params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+    if not params or retries > _MOST_RETRIES:
+        return
+    enqueue_params(study, params, {RETRY_OF: trial.number, RETRIES: retries})
+
+
+def _failed(error: Exception) -> StudyError:
+    return StudyError(
+        f"The storage failed during the search: {first_line(error)}. Finished trials are kept; "
+        "run the same command again to go on."
+    )

@@ -28,6 +28,8 @@ FORMAT = 2
 
 _WEIGHTS = "supernetwork.safetensors"
 _DESCRIPTION = "supernetwork.json"
+# All of a saved supernetwork, in the order in which it is written.
+FILES = (_WEIGHTS, _DESCRIPTION)
 
 
 def is_saved(folder: str | Path) -> bool:

@@ -89,7 +89,7 @@ def test_the_best_crossovers_of_the_fit_are_among_the_first(
     study = optuna.create_study(directions=objective.directions)
     st.enqueue_starts(study, supernetwork, population=12, crossovers=crossovers)
     waiting = study.get_trials(states=(TrialState.WAITING,))
-    starts = [supernetwork.genotype(trial.system_attrs["fixed_params"]) for trial in waiting]
+    starts = [supernetwork.genotype(trial.params) for trial in waiting]
     assert len(set(starts)) == len(starts) == 12
     assert starts[:3] == baselines()
     best = sorted(crossovers, key=lambda crossover: -crossover.quality)[:6]

@@ -8,9 +8,10 @@ from optuna.trial import TrialState
 
 import optuna_stitch as st
 from optuna_stitch.errors import ConfigError, StudyError
-from optuna_stitch.search.samplers import make_sampler
+from optuna_stitch.search.samplers.by_name import make_sampler
 from optuna_stitch.search.space import baselines, distributions, sparse_genotypes
-from optuna_stitch.search.study import open_storage, open_study
+from optuna_stitch.search.storages import open_storage
+from optuna_stitch.search.study import open_study
 from optuna_stitch.search.worker import search
 
 
@@ -119,7 +120,7 @@ def test_an_interrupted_batch_is_taken_up_again(
 
     monkeypatch.setattr(objective, "evaluate", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        search(study, objective, n_trials=10, batch=4)
+        search(study, objective, until=10, batch=4)
     states = [trial.state for trial in study.get_trials()]
     assert states.count(TrialState.COMPLETE) == 4
     assert states.count(TrialState.FAIL) == 4
@@ -127,7 +128,7 @@ def test_an_interrupted_batch_is_taken_up_again(
     lost = [trial.params for trial in study.get_trials(states=(TrialState.FAIL,))]
 
     again = _open(objective, _url(tmp_path))
-    search(again, objective, n_trials=10, batch=4)
+    search(again, objective, until=10, batch=4)
     assert len(_complete(again)) == 10
     done = [trial.params for trial in _complete(again)]
     assert all(params in done for params in lost)
@@ -139,7 +140,7 @@ def test_trials_that_a_killed_worker_left_running_are_taken_up(
     killed = _open(objective, _url(tmp_path))
     left = killed.ask(distributions(objective.supernetwork))
     again = _open(objective, _url(tmp_path))
-    search(again, objective, n_trials=10, batch=5)
+    search(again, objective, until=10, batch=5)
     assert again.trials[left.number].state == TrialState.FAIL
     assert len(_complete(again)) == 10
     assert left.params in [trial.params for trial in _complete(again)]

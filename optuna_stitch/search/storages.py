@@ -1,0 +1,92 @@
+"""Storages by their URL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+import sqlalchemy
+from optuna.storages import BaseStorage
+from optuna.storages.journal import JournalFileBackend, JournalStorage
+
+from optuna_stitch.database import (
+    PATIENCE,
+    engine_arguments,
+    hide_password,
+    open_engine,
+    patiently,
+    prepare,
+    with_driver,
+)
+from optuna_stitch.errors import StudyError, first_line
+from optuna_stitch.search.deferring import DeferringStorage
+from optuna_stitch.search.rdb import OneStatementStorage
+
+_JOURNAL = "journal:///"
+_GRPC = "grpc://"
+# A server that does not answer at the start is mostly a wrong URL, or one that starts too.
+_AT_START = 10.0
+# What to install where a driver is missing.
+_EXTRAS = {"psycopg": "postgresql", "pymysql": "mysql", "MySQLdb": "mysql", "grpc": "grpc"}
+
+
+def open_storage(url: str, *, patience: float = PATIENCE) -> DeferringStorage:
+    """Open a storage, and make its tables where it has none.
+
+    Args:
+        url: ``sqlite:///study.db``, ``postgresql://user@host/database`` or any other database URL
+            of SQLAlchemy's; ``journal:///study.journal`` for a journal file (four slashes for an
+            absolute path); ``grpc://host:port`` for Optuna's gRPC proxy.
+        patience: Seconds for which a storage that went away is tried again.
+
+    Returns:
+        A storage for ``optuna.create_study(storage=...)``, which writes trials in one piece.
+
+    Raises:
+        StudyError: If it cannot be reached.
+    """
+    try:
+        backend = patiently(lambda: _open(url), patience=min(_AT_START, patience))
+    except ImportError as error:
+        cause = error if error.name else error.__cause__  # Optuna wraps what a driver lacks
+        missing = (getattr(cause, "name", None) or "of its driver").partition(".")[0]
+        extra = _EXTRAS.get(missing)
+        way_out = f"pip install 'optuna-stitch[{extra}]'" if extra else f"install {missing}"
+        raise StudyError(
+            f"The storage {hide_password(url)} needs the package {missing}: {way_out}."
+        ) from error
+    except Exception as error:  # every database driver has exceptions of its own
+        raise StudyError(
+            f"The storage {hide_password(url)} cannot be opened: {first_line(error)}. Check the "
+            "URL, that the database runs, and that its folder exists."
+        ) from error
+    return DeferringStorage(backend, patience=patience)
+
+
+def records_engine(storage: DeferringStorage, folder: Path) -> sqlalchemy.Engine:
+    """The database for figures that are remembered: the study's own, or one in a folder."""
+    found = rdb_of(storage)
+    return found.engine if found else open_engine(f"sqlite:///{folder.as_posix()}/records.db")
+
+
+def rdb_of(storage: BaseStorage) -> optuna.storages.RDBStorage | None:
+    """The relational storage behind one of `open_storage`, if there is one."""
+    if isinstance(storage, DeferringStorage):
+        storage = storage.backend
+    # Optuna puts a cache around it
+    found = getattr(storage, "_backend", storage)
+    return found if isinstance(found, optuna.storages.RDBStorage) else None
+
+
+def _open(url: str) -> BaseStorage:
+    if url.startswith(_JOURNAL):
+        path = url.removeprefix(_JOURNAL)
+        return JournalStorage(JournalFileBackend(path))
+    if url.startswith(_GRPC):
+        host, _, port = url.removeprefix(_GRPC).partition(":")
+        proxy = optuna.storages.GrpcStorageProxy(host=host, port=int(port or 13000))
+        proxy.wait_server_ready(timeout=_AT_START)
+        return proxy
+    storage = OneStatementStorage(with_driver(url), engine_arguments(url))
+    prepare(storage.engine)
+    return optuna.storages.get_storage(storage)
