@@ -11,7 +11,7 @@ from itertools import count
 from typing import Any, TypeVar
 
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, check_distribution_compatibility
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
@@ -48,10 +48,18 @@ class DeferringStorage(BaseStorage):
         # by the id under which they were asked: where a trial is written it keeps this id for us
         self._held: dict[int, tuple[int, FrozenTrial]] = {}
         self._written: dict[int, int] = {}
-        self._next = count(1)
+        self._next = count(-(2**40))  # no storage has negative ones
+        self._choices: dict[tuple[int, str], BaseDistribution] = {}
         # what Optuna reads once more when it was told
         self._told: tuple[int, FrozenTrial] | None = None
         self._view: View | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.RLock()
 
     # Trials
 
@@ -61,7 +69,7 @@ class DeferringStorage(BaseStorage):
             return self._call(lambda: self.backend.create_new_trial(study_id, template_trial))
         with self._lock:
             number = len(self.get_all_trials(study_id, deepcopy=False))
-            trial_id = -next(self._next)  # no storage has negative ones
+            trial_id = next(self._next)
             trial = FrozenTrial(
                 number=number,
                 state=TrialState.RUNNING,
@@ -112,7 +120,9 @@ class DeferringStorage(BaseStorage):
         """Finish or claim a trial; one that is held is written in one piece, as it now is."""
         with self._lock:
             trial = self._in_memory(trial_id)
-            if trial is not None and state.is_finished():
+            if trial is not None:
+                if not state.is_finished():
+                    return False  # it runs already
                 self._finish(trial_id, trial, state, values)
                 self._write(trial_id)
                 del self._held[trial_id]
@@ -154,16 +164,22 @@ class DeferringStorage(BaseStorage):
         distribution: BaseDistribution,
     ) -> None:
         """Set a parameter, in memory where the trial is held."""
-        trial = self._in_memory(trial_id)
-        if trial is not None:
-            trial.distributions[param_name] = distribution
-            trial.params[param_name] = distribution.to_external_repr(param_value_internal)
+        if self._in_memory(trial_id) is not None:
+            key = (self._held[trial_id][0], param_name)
+            known = self._choices.setdefault(key, distribution)
+            if known is not distribution:
+                check_distribution_compatibility(known, distribution)
         else:
+            written = self._written.get(trial_id, trial_id)
             self._call(
                 lambda: self.backend.set_trial_param(
-                    trial_id, param_name, param_value_internal, distribution
+                    written, param_name, param_value_internal, distribution
                 )
             )
+        if trial_id in self._held:
+            trial = self._held[trial_id][1]
+            trial.distributions[param_name] = distribution
+            trial.params[param_name] = distribution.to_external_repr(param_value_internal)
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
         """Set an attribute of a trial."""

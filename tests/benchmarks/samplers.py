@@ -76,9 +76,7 @@ def main() -> None:
     print(json.dumps(needed))
 
 
-def search(
-    table: Tabulated, name: str, seeds: int, longest: int, start: int
-) -> list[list[float]]:
+def search(table: Tabulated, name: str, seeds: int, longest: int, start: int) -> list[list[float]]:
     """For each seed the share after every trial: 2,000, and on until 99% or the longest."""
     seeds, trials = min(seeds, SLOW.get(name, (seeds, 0))[0]), SLOW.get(name, (0, AT[-1]))[1]
     began = time.process_time()

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def _facts(trial: FrozenTrial) -> dict[str, Any]:
         "number": trial.number,
         "state": trial.state,
         "values": trial.values,
-        "params": list(trial.params.items()),
+        "params": trial.params,
         "distributions": trial.distributions,
         "user_attrs": trial.user_attrs,
         "system_attrs": trial.system_attrs,
@@ -119,6 +119,7 @@ def test_our_statements_write_what_optuna_would_write(kind: str) -> None:
         expected = [_facts(trial) for trial in other.get_trials()]
         plain = optuna.load_study(study_name="test", storage=theirs)
         assert [_facts(trial) for trial in plain.get_trials()] == expected
+        assert list(plain.trials[0].params) == list(SPACE)  # in the order they were asked
         fresh = optuna.load_study(study_name="test", storage=open_storage(url))
         assert [_facts(trial) for trial in fresh.get_trials()] == expected
         by_ours = optuna.load_study(study_name="theirs", storage=open_storage(url))
@@ -250,9 +251,13 @@ def test_a_full_disk_is_said_at_once_and_loses_nothing(tmp_path: Path) -> None:
         connection.execute("PRAGMA max_page_count=1")  # as many as there are already
 
     engine.dispose()
-    with pytest.raises(optuna.exceptions.StorageInternalError) as caught:
+
+    def fill() -> None:
         for _ in range(50):
             study.tell(study.ask(SPACE), [1, 2])
+
+    with pytest.raises(optuna.exceptions.StorageInternalError) as caught:
+        fill()
     assert "full" in str(caught.value.__cause__)
     assert _study(open_storage(url)).trials[0].params == trial.params
 
@@ -295,8 +300,5 @@ else:
         """Optuna's own tests of storages."""
 
         @pytest.fixture
-        def storage(self) -> Iterator[BaseStorage]:
-            yield DeferringStorage(optuna.storages.InMemoryStorage())
-
-
-Storage = Callable[[], BaseStorage]
+        def storage(self) -> BaseStorage:
+            return DeferringStorage(optuna.storages.InMemoryStorage())

@@ -10,12 +10,15 @@ from typing import Any
 import optuna
 
 from optuna_stitch.errors import ConfigError
+from optuna_stitch.search.samplers.linkage import LinkageSampler, LocalSearchSampler
 
 SAMPLERS: dict[str, type[optuna.samplers.BaseSampler]] = {
     "nsga2": optuna.samplers.NSGAIISampler,
     "nsga3": optuna.samplers.NSGAIIISampler,
     "tpe": optuna.samplers.TPESampler,
     "random": optuna.samplers.RandomSampler,
+    "linkage": LinkageSampler,
+    "local_search": LocalSearchSampler,
 }
 
 

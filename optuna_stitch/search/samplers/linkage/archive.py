@@ -33,7 +33,9 @@ class Archive:
         violations: How much they violate constraints, ``(n,)``.
     """
 
-    def __init__(self, space: Space, directions: Sequence[StudyDirection], key: Key | None) -> None:
+    def __init__(
+        self, space: Space, directions: Sequence[StudyDirection], key: Key | None
+    ) -> None:
         self.space = space
         self._signs = np.array([-1 if d == StudyDirection.MAXIMIZE else 1 for d in directions])
         self._key = key
@@ -102,6 +104,11 @@ class Archive:
         """Remember what is proposed for a trial, until its parameters are written down."""
         self._proposed[number] = row
         self._running[number] = None
+
+    @property
+    def keyed(self) -> bool:
+        """Whether different settings may be the same."""
+        return self._key is not None
 
     @property
     def running(self) -> NDArray[np.float64]:

@@ -15,9 +15,11 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from .archive import Archive, Key
+from .ranking import Places
 from .space import Row, Space
 
 _ATTEMPTS = 100  # random settings drawn before one that was there before is asked again
+_DRIFTS = 8  # changes tried in search of one that makes no difference
 _NEIGHBOURS = 1000  # neighbours looked at before those further away are
 
 
@@ -32,6 +34,8 @@ class ArchiveSampler(BaseSampler):
             more than random.
     """
 
+    _kept: tuple[str, ...] = ()  # attributes of a subclass that do not follow from the trials
+
     def __init__(
         self, *, seed: int | None = None, key: Key | None = None, n_startup_trials: int = 20
     ) -> None:
@@ -44,6 +48,7 @@ class ArchiveSampler(BaseSampler):
         self._forget()
 
     def _forget(self) -> None:
+        """Forget all that follows from the trials."""
         self._lock = threading.Lock()
         self._spaces = IntersectionSearchSpace()
         self._of: tuple[Any, int] | None = None
@@ -51,10 +56,8 @@ class ArchiveSampler(BaseSampler):
 
     def __getstate__(self) -> dict[str, Any]:
         """All but what follows from the trials."""
-        state = self.__dict__.copy()
-        for derived in ("_lock", "_spaces", "_of", "_archive"):
-            state.pop(derived)
-        return state
+        kept = ("_entropy", "_key", "_n_startup_trials", "_random", *self._kept)
+        return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -76,8 +79,8 @@ class ArchiveSampler(BaseSampler):
             if space:
                 return space
         trials = study._get_trials(deepcopy=False, use_cache=True)
-        running = [t for t in trials if t.state == TrialState.RUNNING]
-        return dict(max((t.distributions for t in running), key=len, default={}))
+        running = [t.distributions for t in trials if t.state == TrialState.RUNNING]
+        return max(running, key=lambda distributions: len(distributions), default={})
 
     def _forget_study(self, study: Study) -> None:
         self._of = (study._storage, study._study_id)
@@ -143,9 +146,7 @@ class ArchiveSampler(BaseSampler):
         return self._random.sample_independent(study, trial, param_name, param_distribution)
 
 
-def neighbour(
-    archive: Archive, rows: NDArray[np.float64], rng: np.random.Generator
-) -> Row | None:
+def neighbour(archive: Archive, rows: NDArray[np.float64], rng: np.random.Generator) -> Row | None:
     """A setting that is not taken, and differs little from a given one.
 
     Args:
@@ -154,16 +155,18 @@ def neighbour(
         rng: Source of chance.
 
     Returns:
-        It differs in one parameter from the first that has such a neighbour; else in two or
-        three; None, if none was found in many attempts.
+        It differs in one parameter from the first that has such a neighbour, beside perhaps one
+        that makes no difference alone; else in two or three. None, if none was found in many
+        attempts.
     """
     free = np.flatnonzero(archive.space.free)
     for changes in (1, 2, 3):
         tries = 0
-        for row in rows:
+        for given in rows:
             places = rng.permutation(free)
-            if changes > len(places) or tries > _NEIGHBOURS:
+            if changes > len(places) or tries > _NEIGHBOURS // changes:
                 break
+            row = _drifted(archive, given, places, rng)
             for start in range(len(places)):
                 tries += 1
                 child = row.copy()
@@ -174,6 +177,23 @@ def neighbour(
                 if not archive.taken(archive.key(child)):
                     return child
     return None
+
+
+def _drifted(archive: Archive, row: Row, places: Places, rng: np.random.Generator) -> Row:
+    """A setting or, as often, the same by its key with one parameter changed.
+
+    What makes no difference alone may make one together with another parameter.
+    """
+    if not archive.keyed or rng.random() < 0.5:
+        return row
+    key = archive.key(row)
+    for place in places[:_DRIFTS]:
+        child = row.copy()
+        child[place] = archive.space.draw(rng, int(place), float(row[place]))
+        child = archive.space.settle(child)
+        if archive.key(child) == key:
+            return child
+    return row
 
 
 def _fresh() -> int:

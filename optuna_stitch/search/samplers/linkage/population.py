@@ -20,29 +20,32 @@ class Population:
     trials alone.
 
     Args:
+        archive: All settings that were judged.
         size: How many members.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, archive: Archive, size: int) -> None:
+        self.archive = archive
         self.size = size
         self.members: list[int] = []
         self._seen = 0
 
-    def update(self, archive: Archive) -> None:
+    def update(self) -> None:
         """Let in what was judged since."""
+        archive = self.archive
         for place in range(self._seen, len(archive)):
             if len(self.members) < self.size:
                 self.members.append(place)
                 continue
             rows = archive.rows[self.members]
             nearest = int(archive.space.distances(rows, archive.rows[place]).argmin())
-            if self._replaces(archive, place, self.members[nearest]):
+            if self._replaces(place, self.members[nearest]):
                 self.members[nearest] = place
         self._seen = len(archive)
 
-    def _replaces(self, archive: Archive, new: int, old: int) -> bool:
+    def _replaces(self, new: int, old: int) -> bool:
         """Whether it is better, or nobody beats it while the old one is beaten."""
-        amounts, losses = archive.violations, archive.losses
+        amounts, losses = self.archive.violations, self.archive.losses
         if amounts[new] != amounts[old]:
             return bool(amounts[new] < amounts[old])
         if (losses[new] <= losses[old]).all():
@@ -51,6 +54,14 @@ class Population:
             return False
         allowed = np.array([m for m in self.members if amounts[m] <= amounts[new]])
         return not _beaten(losses[allowed], losses[new]) and _beaten(losses[allowed], losses[old])
+
+    def pool(self) -> tuple[Places, Places]:
+        """The front, thinned to the population's size where it is larger, and all to mix."""
+        front = best_places(self.archive.losses, self.archive.violations, 1)[0]
+        if len(front) > self.size:
+            apart = crowding(self.archive.losses[front])
+            front = front[np.argsort(-apart, kind="stable")[: self.size]]
+        return front, np.union1d(front, np.array(self.members, np.int64))
 
 
 def _beaten(losses: Losses, own: NDArray[np.float64]) -> bool:
@@ -76,19 +87,10 @@ class Niche:
         low, high = self.scale
         width = np.where(high > low, high - low, 1.0)
         with np.errstate(invalid="ignore"):
-            losses = (np.nan_to_num(archive.losses[places], posinf=1e300, neginf=-1e300) - low)
+            losses = np.nan_to_num(archive.losses[places], posinf=1e300, neginf=-1e300) - low
             scalar = tchebycheff(np.clip(losses / width, -1e3, 1e3), self.weights)
         amounts = archive.violations[places]
         return np.where(amounts > 0, 1e6 * (1 + amounts), scalar)
-
-
-def pool(archive: Archive, population: Population) -> tuple[Places, Places]:
-    """The best front, thinned to the population's size where it is larger, and all to mix from."""
-    front = best_places(archive.losses, archive.violations, 1)[0]
-    if len(front) > population.size:
-        apart = crowding(archive.losses[front])
-        front = front[np.argsort(-apart, kind="stable")[: population.size]]
-    return front, np.union1d(front, np.array(population.members, np.int64))
 
 
 def draw_niche(archive: Archive, members: Places, count: int, rng: np.random.Generator) -> Niche:

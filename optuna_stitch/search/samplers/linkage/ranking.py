@@ -61,7 +61,8 @@ def best_places(losses: Losses, violations: NDArray[np.float64], count: int) -> 
 def crowding(losses: Losses) -> NDArray[np.float64]:
     """How far apart neighbours on a front are: the crowding distance of NSGA-II.
 
-    Deb et al., "A fast and elitist multiobjective genetic algorithm: NSGA-II", 2002, section III.B.
+    Deb et al., "A fast and elitist multiobjective genetic algorithm: NSGA-II", 2002, section
+    III.B.
 
     Args:
         losses: Of a front, ``(n, m)``.
@@ -102,4 +103,6 @@ def tchebycheff(losses: Losses, weights: NDArray[np.float64]) -> NDArray[np.floa
         weights: ``(m,)``.
     """
     weighted = losses * weights
-    return np.asarray(weighted.max(axis=1) + 1e-3 * weighted.sum(axis=1) + 1e-6 * losses.sum(axis=1))
+    return np.asarray(
+        weighted.max(axis=1) + 1e-3 * weighted.sum(axis=1) + 1e-6 * losses.sum(axis=1)
+    )

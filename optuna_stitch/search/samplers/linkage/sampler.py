@@ -6,7 +6,7 @@ import numpy as np
 
 from .archive import Archive, Key
 from .base import ArchiveSampler, neighbour
-from .population import Niche, Population, draw_niche, pool
+from .population import Niche, Population, draw_niche
 from .ranking import Places
 from .space import Row
 from .tree import linkage_tree, mutual_information
@@ -17,17 +17,49 @@ _STEPS = 200  # settings looked at for one proposal
 class LinkageSampler(ArchiveSampler):
     """Multi-objective gene-pool optimal mixing, for any number of workers.
 
+    What values of parameters go together among good solutions is learnt as a linkage tree, from
+    their normalized mutual information. A solution is then mixed: subset by subset of the tree, it
+    takes the values of a random donor, and keeps them where that is no worse. Each trial is one
+    such step. Donors come from the same niche of the front, which says what is worse: by a
+    weighted Tchebycheff scalarization, or by one objective alone at the front's ends. Where no
+    donor of the niche brings anything new, its best is the donor (forced improvements), and then
+    single parameters change.
+
+    The method is that of Luong, La Poutré and Bosman, "Multi-objective gene-pool optimal mixing
+    evolutionary algorithms", 2014; that each solution learns from its nearest neighbours, of
+    Guijt, Thierens, Alderliesten and Bosman, "Solving multi-structured problems by introducing
+    linkage kernels into GOMEA", 2022. It differs where trials are few and judged by many workers:
+
+    - There are no generations. A pass over the tree goes on through all settings that are known,
+      by trials of whatever worker, and stops at the first that is not: that is the proposal.
+      Settings that are being judged are taken; nobody waits for them.
+    - The population is the first trials there are; later ones replace those that are most like
+      them, and the front is mixed too. So it starts from enqueued trials as from any.
+    - Only the better half of a niche learns, gives and receives.
+
     Args:
-        population_size: How many solutions are mixed, beside the front.
+        population_size: How many solutions are mixed, beside the front. More are needed where
+            larger groups of parameters must be found together, and cost more trials.
         niches: How many parts of the front are treated apart.
         kernel: Whether each solution learns from those that are most like it.
-        neighbours: From how many.
-        mutation: Probability that a proposal changes one parameter of a good solution instead.
+        neighbours: From how many; if None, twice the root of the population's size.
+        mutation: Probability that a proposal changes one parameter of the front instead.
         seed: With the same seed and the same trials, the same is proposed; if None, chance.
-        key: Says of two settings whether they are the same: equal keys.
+        key: Says of two settings whether they are the same: equal keys. If None, every setting
+            is different. What it returns must be hashable. Mixing goes on through changes that
+            make no difference.
         n_startup_trials: How many trials there are, enqueued ones included, before proposals are
             more than random.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> study = optuna.create_study(directions=["maximize", "minimize"],
+        ...                             sampler=LinkageSampler(seed=0))
     """
+
+    _kept = ("_population_size", "_niches", "_kernel", "_neighbours", "_mutation")
 
     def __init__(
         self,
@@ -48,21 +80,25 @@ class LinkageSampler(ArchiveSampler):
             raise ValueError("`niches` must be at least 1.")
         if not 0 <= mutation <= 1:
             raise ValueError("`mutation` must be between 0 and 1.")
+        if neighbours is not None and neighbours < 2:
+            raise ValueError("`neighbours` must be at least 2.")
         self._population_size = population_size
         self._niches = niches
         self._kernel = kernel
         self._neighbours = neighbours or max(4, round(2 * population_size**0.5))
         self._mutation = mutation
-        self._population = Population(population_size)
-        self._populates: Archive | None = None
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._population: Population | None = None
 
     def _propose(self, archive: Archive, rng: np.random.Generator) -> Row | None:
         if not len(archive):
             return neighbour(archive, rng.permutation(archive.running), rng)
-        if self._populates is not archive:
-            self._population, self._populates = Population(self._population_size), archive
-        self._population.update(archive)
-        front, members = pool(archive, self._population)
+        if self._population is None or self._population.archive is not archive:
+            self._population = Population(archive, self._population_size)
+        self._population.update()
+        front, members = self._population.pool()
         niche = draw_niche(archive, members, self._niches, rng)
         # The better half alone learns, gives and receives: what is known of the worse is why.
         order = np.argsort(niche.badness(archive, niche.members), kind="stable")
@@ -72,8 +108,8 @@ class LinkageSampler(ArchiveSampler):
             found = self._mixed(archive, niche, better, int(rng.choice(better)), rng)
         if found is None:
             own = np.intersect1d(better, front)
-            order = [rng.permutation(group) for group in (own, front, better)]
-            found = neighbour(archive, archive.rows[np.concatenate(order)], rng)
+            groups = [rng.permutation(group) for group in (own, front, better)]
+            found = neighbour(archive, archive.rows[np.concatenate(groups)], rng)
         return found
 
     def _mixed(
@@ -90,7 +126,8 @@ class LinkageSampler(ArchiveSampler):
         is the same as before by its key, mixing goes on from it. So a pass over the tree goes on
         from trial to trial, without a note of where it was.
         """
-        row, key = archive.rows[receiver].copy(), archive.key(archive.rows[receiver])
+        row: Row = archive.rows[receiver].copy()
+        key = archive.key(row)
         own = float(niche.badness(archive, np.array([receiver]))[0])
         donors = archive.rows[better]
         subsets = self._linkage(archive, better, row, rng)
@@ -103,7 +140,7 @@ class LinkageSampler(ArchiveSampler):
                 steps += 1
                 if steps > _STEPS:
                     return None
-                child = row.copy()
+                child: Row = row.copy()
                 child[subset] = differ[rng.integers(len(differ))][subset]
                 name = archive.key(child)
                 place = archive.place(name)
@@ -136,6 +173,4 @@ class LinkageSampler(ArchiveSampler):
         similarity = mutual_information(settings, archive.space.choices[vary])
         subsets = [vary[subset] for subset in linkage_tree(similarity)]
         single, several = subsets[: len(vary)], subsets[len(vary) :]
-        rng.shuffle(several)  # type: ignore[arg-type]
-        return several + single
-
+        return [several[number] for number in rng.permutation(len(several))] + single
