@@ -163,6 +163,22 @@ def dashboard(
 
 
 @app.command()
+def proxy(
+    study: StudyArgument,
+    folder: FolderOption = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 13000,
+) -> None:
+    """Serve a study's storage to workers elsewhere, by Optuna's gRPC proxy."""
+    from optuna_stitch.search.storages import serve_proxy
+
+    opened = _open(study, folder)
+    opened.reach_storage()
+    console.print(f"Workers reach the storage as grpc://{host}:{port} (stop with Ctrl-C)")
+    serve_proxy(opened.storage, host=host, port=port)
+
+
+@app.command()
 def zoo(
     pattern: Annotated[
         Optional[str],  # noqa: UP045

@@ -13,6 +13,8 @@ from typing import Any
 
 import optuna
 
+from optuna_stitch.search.storages import open_storage, serve_proxy
+
 KINDS = ("sqlite", "journal", "postgresql", "grpc")
 
 
@@ -66,5 +68,4 @@ def grpc_proxy(database: str) -> Iterator[str]:
 
 def _serve(database: str, port: int) -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    storage = optuna.storages.RDBStorage(f"sqlite:///{database}")
-    optuna.storages.run_grpc_proxy_server(storage, host="127.0.0.1", port=port)
+    serve_proxy(open_storage(f"sqlite:///{database}"), port=port)

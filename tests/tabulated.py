@@ -147,4 +147,6 @@ def shares(
             found = [(a, m) for a, m in found if a > point[0] or m < point[1]] + [point]
             share = table.share(found)
         history.append(share)
+        if share >= 1 - 1e-9:  # nothing is left to find
+            history += [share] * (trials - len(history))
     return history

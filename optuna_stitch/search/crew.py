@@ -74,7 +74,9 @@ class Worker:
 
     def alive(self) -> list[str]:
         """Names of all workers that are alive, this one included."""
-        beats = self._study.user_attrs
+        return self._alive_of(self._study.user_attrs)
+
+    def _alive_of(self, beats: dict[str, Any]) -> list[str]:
         return [
             key.removeprefix(_PREFIX)
             for key, value in beats.items()
@@ -90,8 +92,8 @@ class Worker:
         running = list(trials)
         if not running:
             return []
-        alive = set(self.alive())
         beats = self._study.user_attrs
+        alive = set(self._alive_of(beats))
         return [
             trial
             for trial in running
@@ -117,7 +119,7 @@ class Worker:
     def _refuse_other_versions(self) -> None:
         beats = self._study.user_attrs
         mine = optuna_stitch.__version__
-        for name in self.alive():
+        for name in self._alive_of(beats):
             theirs = beats[_PREFIX + name]["version"]
             if theirs != mine:
                 raise StudyError(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
@@ -63,6 +66,18 @@ def open_storage(url: str, *, patience: float = PATIENCE) -> DeferringStorage:
     return DeferringStorage(backend, patience=patience)
 
 
+def serve_proxy(storage: DeferringStorage, *, host: str = "127.0.0.1", port: int = 13000) -> None:
+    """Serve Optuna's gRPC proxy of a storage until interrupted.
+
+    Args:
+        storage: What is behind it.
+        host: Address to listen on; only this machine can reach the default.
+        port: Port to listen on.
+    """
+    with _experimental():
+        optuna.storages.run_grpc_proxy_server(storage.backend, host=host, port=port)
+
+
 def records_engine(storage: DeferringStorage, folder: Path) -> sqlalchemy.Engine:
     """The database for figures that are remembered: the study's own, or one in a folder."""
     found = rdb_of(storage)
@@ -78,13 +93,22 @@ def rdb_of(storage: BaseStorage) -> optuna.storages.RDBStorage | None:
     return found if isinstance(found, optuna.storages.RDBStorage) else None
 
 
+@contextmanager
+def _experimental() -> Iterator[None]:
+    """Use what Optuna calls experimental; that it may change is for us to follow."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
+
+
 def _open(url: str) -> BaseStorage:
     if url.startswith(_JOURNAL):
         path = url.removeprefix(_JOURNAL)
         return JournalStorage(JournalFileBackend(path))
     if url.startswith(_GRPC):
         host, _, port = url.removeprefix(_GRPC).partition(":")
-        proxy = optuna.storages.GrpcStorageProxy(host=host, port=int(port or 13000))
+        with _experimental():
+            proxy = optuna.storages.GrpcStorageProxy(host=host, port=int(port or 13000))
         proxy.wait_server_ready(timeout=_AT_START)
         return proxy
     storage = OneStatementStorage(with_driver(url), engine_arguments(url))

@@ -178,10 +178,12 @@ class _Search:
                 self.study.tell(trial, state=TrialState.PRUNED)
             else:
                 self.study.tell(trial, self.objective.values(evaluation))
-        except UpdateFinishedTrialError:
+        except (UpdateFinishedTrialError, ValueError):
+            if not trial.storage.get_trial(trial._trial_id).state.is_finished():
+                raise
             console.print(
-                "Another worker took this one for dead and has enqueued one of its trials again; "
-                "is `grace` shorter than the machine was asleep?",
+                "Another worker finished a trial of this one, which it took for dead; is `grace` "
+                "shorter than this machine was asleep?",
                 style="yellow",
             )
             return False

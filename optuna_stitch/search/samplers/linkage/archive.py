@@ -31,6 +31,8 @@ class Archive:
         rows: Distinct settings that have values, ``(n, d)``.
         losses: Their values, ``(n, m)``, all to be minimized.
         violations: How much they violate constraints, ``(n,)``.
+        exhausted: Settings all of whose neighbours are taken, by their rows; what is taken stays
+            so.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Archive:
         self._lost: set[Hashable] = set()
         self._running: dict[int, tuple[Hashable, Row] | None] = {}
         self._seen = 0
+        self.exhausted: set[bytes] = set()
         self._taken: set[Hashable] = set()
         self._rows: list[Row] = []
         self._losses: list[NDArray[np.float64]] = []

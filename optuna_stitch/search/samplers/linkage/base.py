@@ -159,23 +159,34 @@ def neighbour(archive: Archive, rows: NDArray[np.float64], rng: np.random.Genera
         that makes no difference alone; else in two or three. None, if none was found in many
         attempts.
     """
-    free = np.flatnonzero(archive.space.free)
-    for changes in (1, 2, 3):
-        tries = 0
-        for given in rows:
-            places = rng.permutation(free)
-            if changes > len(places) or tries > _NEIGHBOURS // changes:
-                break
-            row = _drifted(archive, given, places, rng)
-            for start in range(len(places)):
+    space, free = archive.space, np.flatnonzero(archive.space.free)
+    tries = 0
+    for given in rows:
+        places = rng.permutation(free)
+        row = _drifted(archive, given, places, rng)
+        if row is given and given.tobytes() in archive.exhausted:
+            continue
+        for place in places:
+            for value in space.others(rng, int(place), float(row[place])):
                 tries += 1
-                child = row.copy()
-                for step in range(changes):
-                    place = int(places[start - step])
-                    child[place] = archive.space.draw(rng, place, float(row[place]))
-                child = archive.space.settle(child)
+                child: Row = row.copy()
+                child[place] = value
+                child = space.settle(child)
                 if not archive.taken(archive.key(child)):
                     return child
+        if row is given and space.categorical[free].all():
+            archive.exhausted.add(given.tobytes())
+        if tries > _NEIGHBOURS:
+            break
+    for changes in (2, 3):
+        for _ in range(_ATTEMPTS if len(rows) else 0):
+            # of the first rows more often than of the last
+            child = rows[int(rng.integers(len(rows)) * rng.random())].copy()
+            for place in rng.permutation(free)[:changes]:
+                child[place] = space.draw(rng, int(place), float(child[place]))
+            child = space.settle(child)
+            if not archive.taken(archive.key(child)):
+                return child
     return None
 
 

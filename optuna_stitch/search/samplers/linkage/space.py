@@ -105,6 +105,13 @@ class Space:
         step = 10.0 ** rng.uniform(-3, 0) * rng.choice([-1.0, 1.0])
         return float(abs(1 - abs(1 - abs(other + step))))  # reflected at both ends
 
+    def others(self, rng: np.random.Generator, place: int, other: float) -> list[float]:
+        """All other choices of a parameter in random order; one other value of a number."""
+        if not self.categorical[place]:
+            return [self.draw(rng, place, other)]
+        steps = 1 + rng.permutation(int(self.choices[place]) - 1)
+        return [float((int(other) + step) % self.choices[place]) for step in steps]
+
     def drawn(self, rng: np.random.Generator) -> Row:
         """A random setting."""
         row = rng.random(len(self))

@@ -1,0 +1,180 @@
+"""Several real processes on one study, killed and cut off."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import FrozenTrial, TrialState
+
+import optuna_stitch as st
+from optuna_stitch.errors import StudyError
+from optuna_stitch.search.crew import WORKER, Worker
+from optuna_stitch.search.space import distributions
+from optuna_stitch.search.storages import open_storage
+from optuna_stitch.search.study import open_study
+from optuna_stitch.search.worker import RETRY_OF, search
+from optuna_stitch.stitching.artifact import save_supernetwork
+from tests.storages import KINDS, postgresql, storage_url
+from tests.working import NAME, sampler, workers
+
+EACH, COUNT = 100, 4
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+@pytest.fixture(scope="module")
+def saved(supernetwork: st.Supernetwork, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("supernetwork")
+    save_supernetwork(supernetwork, folder)
+    return folder
+
+
+def _trials(url: str) -> list[FrozenTrial]:
+    try:
+        return optuna.load_study(study_name=NAME, storage=open_storage(url)).get_trials()
+    except KeyError:
+        return []
+
+
+def _wait(condition: Callable[[], bool], seconds: float = 300) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing came of it"
+        time.sleep(0.2)
+
+
+def _check(trials: list[FrozenTrial], supernetwork: st.Supernetwork, wanted: int) -> None:
+    """Every trial is finished exactly once, or failed and was tried again."""
+    states = Counter(trial.state for trial in trials)
+    assert states[TrialState.RUNNING] == 0
+    assert wanted <= states[TrialState.COMPLETE] <= wanted + 8 * COUNT
+    assert [trial.number for trial in trials] == list(range(len(trials)))
+    space = distributions(supernetwork)
+    retried = Counter(t.user_attrs[RETRY_OF] for t in trials if RETRY_OF in t.user_attrs)
+    assert set(retried.values()) <= {1}  # none was tried again by two
+    for trial in trials:
+        assert trial.params.keys() == space.keys()
+        if trial.state == TrialState.FAIL:
+            (again,) = (t for t in trials if t.user_attrs.get(RETRY_OF) == trial.number)
+            assert again.params == trial.params
+        elif trial.state == TrialState.COMPLETE:
+            assert trial.number not in retried
+            assert trial.user_attrs[WORKER]
+    starts = {tuple(trial.params.items()) for trial in trials[:20]}
+    assert len(starts) == 20  # the study was prepared once
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_four_workers_one_of_which_is_killed(
+    kind: str, saved: Path, supernetwork: st.Supernetwork
+) -> None:
+    wanted = COUNT * EACH
+    with (
+        storage_url(kind) as url,
+        workers(COUNT, saved, url, until=wanted, batch=8, grace=6.0) as processes,
+    ):
+        # in the middle of its work: some of its trials run
+        _wait(lambda: len(_trials(url)) > wanted // 4)
+        processes[1].kill()
+        processes[1].join()
+        _wait(lambda: all(not process.is_alive() for process in processes))
+        assert [process.exitcode for process in processes] == [0, -9, 0, 0]
+        trials = _trials(url)
+    _check(trials, supernetwork, wanted)
+    assert len({t.user_attrs[WORKER] for t in trials if t.state == TrialState.COMPLETE}) == COUNT
+
+
+def test_a_server_that_is_away_for_a_while(
+    saved: Path, supernetwork: st.Supernetwork, tmp_path: Path
+) -> None:
+    with postgresql(tmp_path) as server:
+        url = server.get_uri()
+        with workers(2, saved, url, until=200, batch=8, grace=60.0) as processes:
+            _wait(lambda: len(_trials(url)) > 60)
+            server.stop()
+            time.sleep(20)
+            assert all(process.is_alive() for process in processes)
+            server.start()
+            _wait(lambda: all(not process.is_alive() for process in processes))
+            assert [process.exitcode for process in processes] == [0, 0]
+            trials = _trials(url)
+    states = Counter(trial.state for trial in trials)
+    assert states[TrialState.RUNNING] == 0
+    assert 200 <= states[TrialState.COMPLETE] <= 216
+
+
+@pytest.fixture
+def objective(supernetwork: st.Supernetwork, data: st.Data) -> st.Objective:
+    return st.Objective(supernetwork, data.val.take(30))
+
+
+def _open(objective: st.Objective, url: str) -> optuna.Study:
+    return open_study(NAME, open_storage(url), objective, sampler(0), population=6)
+
+
+def test_a_storage_that_stays_away_ends_the_search_clearly(
+    objective: st.Objective, tmp_path: Path
+) -> None:
+    with postgresql(tmp_path) as server:
+        url = server.get_uri()
+        storage = open_storage(url, patience=2.0)
+        study = open_study(NAME, storage, objective, sampler(0), population=6)
+        search(study, objective, n_trials=4, batch=2)
+        server.stop()
+        with pytest.raises(StudyError, match="Finished trials are kept; run the same command"):
+            search(study, objective, n_trials=4, batch=2)
+        server.start()
+        search(_open(objective, url), objective, until=8, batch=2)
+        trials = _trials(url)
+    assert sum(trial.state == TrialState.COMPLETE for trial in trials) == 8
+
+
+def test_another_version_is_refused_while_it_works(
+    objective: st.Objective, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = _open(objective, f"sqlite:///{tmp_path}/study.db")
+    with Worker(study) as other:
+        monkeypatch.setattr(st, "__version__", "9.9")
+        with pytest.raises(StudyError, match=r"0\.1\.0, this is 9\.9") as caught:
+            search(study, objective, n_trials=1)
+        assert other.name in str(caught.value)
+    search(study, objective, n_trials=1)  # it has left
+
+
+def test_trials_of_the_living_are_left_alone(objective: st.Objective, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    other = _open(objective, url)
+    with Worker(other, grace=60.0) as alive:
+        asked = other.ask(distributions(objective.supernetwork))
+        asked.set_user_attr(WORKER, alive.name)
+        other._storage.write([asked])  # type: ignore[attr-defined]
+        search(_open(objective, url), objective, n_trials=8, batch=4)
+        (running,) = [t for t in other.get_trials() if t.state == TrialState.RUNNING]
+        assert running.params == asked.params
+    search(_open(objective, url), objective, until=10, batch=4)  # it left without finishing
+    again = [t for t in other.get_trials() if t.params == asked.params]
+    assert [t.state for t in again[:2]] == [TrialState.FAIL, TrialState.COMPLETE]
+
+
+def test_a_trial_that_ends_every_worker_is_given_up(
+    objective: st.Objective, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = _open(objective, f"sqlite:///{tmp_path}/study.db")
+    search(study, objective, until=6, batch=3)
+
+    def end(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(objective, "evaluate", end)
+        for _ in range(8):
+            with pytest.raises(KeyboardInterrupt):
+                search(study, objective, n_trials=1, batch=1)
+    failed = [trial for trial in study.trials if trial.state == TrialState.FAIL]
+    tries = Counter(tuple(trial.params.items()) for trial in failed)
+    assert max(tries.values()) == 4
+    assert sum(trial.state == TrialState.RUNNING for trial in study.trials) == 0
