@@ -178,10 +178,21 @@ class SamplerConfig(BaseModel):
 
 
 class StartConfig(_Section):
-    """The first trials; see `enqueue_starts`."""
+    """The first trials; see `enqueue_starts`. ``front_of`` is the folder of another run."""
 
     population: int = Field(50, ge=3)
     probability: float = Field(0.05, gt=0, lt=1)
+    front_of: Path | None = None
+
+
+class SteeringConfig(_Section):
+    """A floor on the first objective; see `SteeredSampler`.
+
+    It ends at a share of the weaker parent's, after a share of the study's trials.
+    """
+
+    share: float = Field(0.9, gt=0)
+    over: float = Field(0.5, gt=0, le=1)
 
 
 class StudyConfig(_Section):
@@ -198,6 +209,7 @@ class StudyConfig(_Section):
     batch: int = Field(10, gt=0)
     grace: float = Field(60.0, gt=0)
     start: StartConfig = StartConfig()
+    steering: SteeringConfig | None = None
     seed: int = 0
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import optuna
 import timm
 import torch
+from optuna.trial import FrozenTrial
 from rich.console import Console
 
 from optuna_stitch.building import build, read_crossovers
@@ -18,9 +19,7 @@ from optuna_stitch.data import Data, load_data
 from optuna_stitch.database import hide_password
 from optuna_stitch.errors import ArtifactError, RunError
 from optuna_stitch.evaluation.constraints import resolve_constraints
-from optuna_stitch.evaluation.latency import Latencies, measure_latency, use_latencies
 from optuna_stitch.evaluation.metrics import resolve_metrics
-from optuna_stitch.evaluation.racing import Racing
 from optuna_stitch.results.front import Front, evaluate_front
 from optuna_stitch.results.plots import write_html, write_png
 from optuna_stitch.results.quality import rich_crossovers, summary
@@ -29,14 +28,14 @@ from optuna_stitch.search.artifacts import download_files, open_artifact_store, 
 from optuna_stitch.search.deferring import DeferringStorage
 from optuna_stitch.search.objective import Objective
 from optuna_stitch.search.samplers.by_name import make_sampler
-from optuna_stitch.search.storages import open_storage, records_engine
-from optuna_stitch.search.study import content_of, open_study
+from optuna_stitch.search.storages import open_storage
+from optuna_stitch.search.study import content_of
 from optuna_stitch.search.worker import search
+from optuna_stitch.searching import LATENCY, make_objective, make_study
 from optuna_stitch.stitching.artifact import FILES, is_saved, load_supernetwork
 from optuna_stitch.stitching.supernetwork import Supernetwork
 from optuna_stitch.study_file import dump_study_file, load_study_file
 
-_LATENCY = "latency.json"
 # What may change while a run goes on; anything else makes it another run.
 _CHANGEABLE = {
     "study.trials",
@@ -46,6 +45,8 @@ _CHANGEABLE = {
     "evaluation.memory",
     "evaluation.remember",
 }
+# Sections of it that may change.
+_CHANGEABLE_SECTIONS = ("study.sampler", "study.steering")
 
 
 class Run:
@@ -213,21 +214,28 @@ class Run:
         return front
 
     def _objective(self, supernetwork: Supernetwork) -> Objective:
-        config, evaluation = self.study_file.study, self.study_file.evaluation
-        self._use_latencies(supernetwork)
-        racing = evaluation.racing
-        return Objective(
-            supernetwork,
-            self.data.val,
-            config.objectives,
-            space=config.space,
-            constraints=config.constraints,
-            batch_size=evaluation.batch_size,
-            kernels=evaluation.kernels,
-            memory=evaluation.memory,
-            racing=Racing(**racing.model_dump(), seed=config.seed) if racing else None,
-            records=records_engine(self.storage, self.folder) if evaluation.remember else None,
+        return make_objective(
+            self.study_file, supernetwork, self.data.val, self.storage, self.folder
         )
+
+    def _study(self, objective: Objective) -> optuna.Study:
+        warm = self.study_file.study.start.front_of
+        begins = warm is not None and content_of(self.name, self.storage) is None
+        return make_study(
+            self.study_file,
+            self.name,
+            objective,
+            self.storage,
+            crossovers=read_crossovers(self.folder),
+            front=Run.open(warm)._front() if warm is not None and begins else (),
+            prepare=self._share,
+        )
+
+    def _front(self) -> list[FrozenTrial]:
+        """The best trials of this run, for another to start from."""
+        if content_of(self.name, self.storage) is None:
+            raise RunError(f"{self.folder} has no study whose front another could start from.")
+        return optuna.load_study(study_name=self.name, storage=self.storage).best_trials
 
     def _joins(self) -> bool:
         """Fetch the supernetwork of a study that was begun elsewhere; whether there is one."""
@@ -246,44 +254,13 @@ class Run:
 
     def _share(self, study: optuna.Study) -> None:
         """Put what another worker needs into the artifact store; the description last."""
-        paths = [self.folder / name for name in ("fit.csv", _LATENCY, *FILES)]
+        paths = [self.folder / name for name in ("fit.csv", LATENCY, *FILES)]
         upload_files(study, self._artifact_store, [path for path in paths if path.exists()])
 
     @property
     def _artifact_store(self) -> Any:
         place = self.study_file.study.artifacts.replace("{run}", self.folder.as_posix())
         return open_artifact_store(place)
-
-    def _use_latencies(self, supernetwork: Supernetwork) -> None:
-        """Time operations once, where the study asks for latencies, so that all count alike."""
-        config = self.study_file.study
-        if not any("latency_ms" in name for name in (*config.objectives, *config.constraints)):
-            return
-        path = self.folder / _LATENCY
-        if not path.exists():
-            wanted = self.study_file.evaluation.latency
-            measure_latency(supernetwork, **wanted.model_dump()).save(path)
-        use_latencies(supernetwork, Latencies.load(path))
-
-    def _study(self, objective: Objective) -> optuna.Study:
-        config = self.study_file.study
-        study = open_study(
-            self.name,
-            self.storage,
-            objective,
-            make_sampler(config.sampler.name, config.sampler.arguments, seed=config.seed),
-            population=config.start.population,
-            probability=config.start.probability,
-            crossovers=read_crossovers(self.folder),
-            seed=config.seed,
-            prepare=self._share,
-        )
-        # a sampler that starts anew with the same seed would propose the same trials again
-        started = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
-        study.sampler = make_sampler(
-            config.sampler.name, config.sampler.arguments, seed=config.seed + started
-        )
-        return study
 
     def _facts(self, supernetwork: Supernetwork, study: optuna.Study) -> list[tuple[str, str]]:
         data = self.data
@@ -309,7 +286,9 @@ def _refuse_another(new: StudyFile, old: StudyFile, path: Path, folder: Path) ->
     """Raise if a run's folder belongs to a study file that says something else."""
     before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
     differing = sorted(
-        key for key in {*before, *after} - _CHANGEABLE if before.get(key) != after.get(key)
+        key
+        for key in {*before, *after} - _CHANGEABLE
+        if before.get(key) != after.get(key) and not key.startswith(_CHANGEABLE_SECTIONS)
     )
     if differing:
         shown = ", ".join(

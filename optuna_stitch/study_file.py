@@ -58,6 +58,8 @@ def _with_absolute_paths(study_file: StudyFile, folder: Path) -> StudyFile:
         for name in ("root", "class_map"):
             if getattr(section, name) is not None:
                 setattr(section, name, folder / getattr(section, name))
+    if study_file.study.start.front_of is not None:
+        study_file.study.start.front_of = folder / study_file.study.start.front_of
     for parent in (study_file.parents.a, study_file.parents.b):
         if parent.checkpoint is not None:
             parent.checkpoint = folder / parent.checkpoint

@@ -11,6 +11,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import TrialState
 
 from optuna_stitch.evaluation.crossovers import Crossover
+from optuna_stitch.search.steering import unwrapped
 from optuna_stitch.stitching.genotype import OUTPUT, OUTPUTS, STATES, Genotype, Output
 from optuna_stitch.stitching.supernetwork import Supernetwork
 
@@ -193,6 +194,6 @@ def join_population(trial: optuna.Trial) -> None:
     Args:
         trial: One that runs.
     """
-    study = trial.study
-    if isinstance(study.sampler, optuna.samplers.BaseGASampler):
-        study.sampler.get_trial_generation(study, trial.storage.get_trial(trial._trial_id))
+    sampler = unwrapped(trial.study.sampler)
+    if isinstance(sampler, optuna.samplers.BaseGASampler):
+        sampler.get_trial_generation(trial.study, trial.storage.get_trial(trial._trial_id))

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import optuna
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial
 
-from optuna_stitch.errors import ConfigError
+from optuna_stitch.errors import ConfigError, first_line
 from optuna_stitch.search.samplers.linkage import LinkageSampler, LocalSearchSampler
 
-SAMPLERS: dict[str, type[optuna.samplers.BaseSampler]] = {
+SAMPLERS: dict[str, type[BaseSampler]] = {
     "nsga2": optuna.samplers.NSGAIISampler,
     "nsga3": optuna.samplers.NSGAIIISampler,
     "tpe": optuna.samplers.TPESampler,
@@ -20,44 +22,90 @@ SAMPLERS: dict[str, type[optuna.samplers.BaseSampler]] = {
     "linkage": LinkageSampler,
     "local_search": LocalSearchSampler,
 }
+_HUB = "hub:"
+_OPTUNA_4 = not hasattr(optuna.Trial, "set_constraint")
+
+Key = Callable[[Mapping[str, Any]], Hashable]
 
 
 def make_sampler(
-    name: str, arguments: Mapping[str, Any], *, seed: int
-) -> optuna.samplers.BaseSampler:
+    name: str, arguments: Mapping[str, Any], *, seed: int, key: Key | None = None
+) -> BaseSampler:
     """Make a sampler.
 
     Args:
-        name: A known name, or the dotted path of any sampler class.
+        name: A known name, the dotted path of any sampler class, or ``hub:package:Class`` of a
+            package on OptunaHub, as in ``hub:samplers/auto_sampler:AutoSampler``.
         arguments: For its constructor.
         seed: For its constructor, where it takes one and ``arguments`` has none.
+        key: Likewise; which parameters are the same network.
 
     Raises:
         ConfigError: If there is no such sampler, or it does not take such arguments.
     """
-    found = SAMPLERS.get(name) or _import(name)
+    found = SAMPLERS.get(name) or (_fetch(name) if name.startswith(_HUB) else _import(name))
     allowed = inspect.signature(found).parameters
     wrong = sorted(set(arguments) - set(allowed))
     if wrong:
         raise ConfigError(
             f"Sampler {name} takes no {', '.join(wrong)}; it takes {', '.join(allowed)}."
         )
-    seeded = {"seed": seed, **arguments} if "seed" in allowed else dict(arguments)
+    offered: dict[str, Any] = {"seed": seed, "key": key}
+    if _OPTUNA_4:  # whose samplers pass over constraints unless they are told to look
+        offered["constraints_func"] = _constraints
+    given = {argument: value for argument, value in offered.items() if argument in allowed}
     try:
-        return found(**seeded)
+        return found(**{**given, **arguments})
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"Sampler {name} cannot be made with {seeded}: {error}") from error
+        raise ConfigError(
+            f"Sampler {name} cannot be made with {dict(arguments)}: {error}"
+        ) from error
 
 
-def _import(path: str) -> type[optuna.samplers.BaseSampler]:
+def _constraints(trial: FrozenTrial) -> list[float]:
+    """What is written at a trial already, or that it has no constraints."""
+    found: list[float] = trial.system_attrs.get("constraints", [])
+    return found
+
+
+def _fetch(name: str) -> type[BaseSampler]:
+    """A class of a package on OptunaHub, which is fetched, and runs, as its users know it."""
+    package, _, attribute = name.removeprefix(_HUB).partition(":")
+    try:
+        import optunahub
+    except ImportError as error:
+        raise ConfigError(
+            f"The sampler {name} needs optunahub: pip install 'optuna-stitch[hub]'."
+        ) from error
+    try:
+        module = optunahub.load_module(package)
+    except Exception as error:  # the hub's client has exceptions of its own
+        raise ConfigError(
+            f"OptunaHub's package {package!r} cannot be loaded ({first_line(error)}). Check its "
+            "name at hub.optuna.org, the network, and what it needs to be installed."
+        ) from error
+    classes = {
+        found: value
+        for found, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, BaseSampler) and value != BaseSampler
+    }
+    if attribute not in classes:
+        raise ConfigError(
+            f"Which sampler of {package} is meant? Write {_HUB}{package}:"
+            f"{' or :'.join(sorted(classes)) or 'Class'}."
+        )
+    return classes[attribute]
+
+
+def _import(path: str) -> type[BaseSampler]:
     module, _, attribute = path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
-            f"There is no sampler {path!r}; known are {', '.join(SAMPLERS)}, and any class by its "
-            "dotted path."
+            f"There is no sampler {path!r}; known are {', '.join(SAMPLERS)}, any class by its "
+            "dotted path, and packages of OptunaHub as hub:package:Class."
         ) from error
-    if not (isinstance(found, type) and issubclass(found, optuna.samplers.BaseSampler)):
+    if not (isinstance(found, type) and issubclass(found, BaseSampler)):
         raise ConfigError(f"{path} is no optuna sampler.")
     return found
