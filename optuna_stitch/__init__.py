@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from optuna_stitch.networks.zoo import Parent, load_parent
     from optuna_stitch.results.front import Front, evaluate_front
     from optuna_stitch.search.objective import Objective
+    from optuna_stitch.search.samplers.linkage import LinkageSampler, LocalSearchSampler
     from optuna_stitch.search.space import enqueue_starts
+    from optuna_stitch.search.steering import SteeredSampler
+    from optuna_stitch.search.storages import open_storage
+    from optuna_stitch.search.study import open_study
+    from optuna_stitch.search.worker import optimize
     from optuna_stitch.splits import Split
     from optuna_stitch.stitching.artifact import load_supernetwork, save_supernetwork
     from optuna_stitch.stitching.fitting import StitchFit, fit
@@ -42,7 +47,12 @@ _MODULES = {
     "networks.zoo": ("Parent", "load_parent"),
     "results.front": ("Front", "evaluate_front"),
     "search.objective": ("Objective",),
+    "search.samplers.linkage": ("LinkageSampler", "LocalSearchSampler"),
     "search.space": ("enqueue_starts",),
+    "search.steering": ("SteeredSampler",),
+    "search.storages": ("open_storage",),
+    "search.study": ("open_study",),
+    "search.worker": ("optimize",),
     "splits": ("Split",),
     "stitching.artifact": ("load_supernetwork", "save_supernetwork"),
     "stitching.fitting": ("StitchFit", "fit"),
@@ -62,6 +72,8 @@ __all__ = [
     "Front",
     "Genotype",
     "ImageMetric",
+    "LinkageSampler",
+    "LocalSearchSampler",
     "Metric",
     "Objective",
     "OptunaStitchError",
@@ -69,6 +81,7 @@ __all__ = [
     "Racing",
     "Recipe",
     "Split",
+    "SteeredSampler",
     "StitchFit",
     "StreamedMetric",
     "Supernetwork",
@@ -84,6 +97,9 @@ __all__ = [
     "load_parent",
     "load_supernetwork",
     "measure_crossovers",
+    "open_storage",
+    "open_study",
+    "optimize",
     "save_supernetwork",
     "stitch",
     "train_parent",

@@ -30,7 +30,7 @@ from optuna_stitch.search.objective import Objective
 from optuna_stitch.search.samplers.by_name import make_sampler
 from optuna_stitch.search.storages import open_storage
 from optuna_stitch.search.study import content_of
-from optuna_stitch.search.worker import search
+from optuna_stitch.search.worker import optimize
 from optuna_stitch.searching import LATENCY, make_objective, make_study
 from optuna_stitch.stitching.artifact import FILES, is_saved, load_supernetwork
 from optuna_stitch.stitching.supernetwork import Supernetwork
@@ -179,7 +179,7 @@ class Run:
         config = self.study_file.study
         objective = self._objective(supernetwork)
         study = self._study(objective)
-        search(
+        optimize(
             study,
             objective,
             n_trials=n_trials,

@@ -16,7 +16,7 @@ import torch
 import optuna_stitch as st
 from optuna_stitch.search.storages import open_storage
 from optuna_stitch.search.study import open_study
-from optuna_stitch.search.worker import search
+from optuna_stitch.search.worker import optimize
 from optuna_stitch.stitching.artifact import load_supernetwork
 
 NAME = "shared"
@@ -35,7 +35,7 @@ def work(folder: Path, url: str, seed: int, images: int, options: dict[str, Any]
     objective = st.Objective(supernetwork, data.val.take(images))
     storage = open_storage(url)
     study = open_study(NAME, storage, objective, sampler(seed), population=20)
-    search(study, objective, **options)
+    optimize(study, objective, **options)
     os._exit(0)  # libraries that were forked need not be taken down
 
 

@@ -30,7 +30,7 @@ RETRY_OF, RETRIES = "retry_of", "retries"
 _PAUSE = 0.5
 
 
-def search(
+def optimize(
     study: optuna.Study,
     objective: Objective,
     *,

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 import optuna_stitch as st
 from optuna_stitch.evaluation.engine import Engine
 from optuna_stitch.evaluation.kernels import _Folded
-from optuna_stitch.search.worker import search
+from optuna_stitch.search.worker import optimize
 from optuna_stitch.stitching.layers import Stitch, read_part
 from optuna_stitch.stitching.program import Program
 from optuna_stitch.stitching.sharing import shared_program
@@ -85,7 +85,7 @@ def record(supernetwork: st.Supernetwork, pair: Pair) -> None:
     sampler = optuna.samplers.NSGAIISampler(population_size=POPULATION, seed=0)
     study = optuna.create_study(directions=objective.directions, sampler=sampler)
     st.enqueue_starts(study, supernetwork, population=POPULATION)
-    search(study, objective, n_trials=TRIALS, batch=POPULATION, show_progress_bar=True)
+    optimize(study, objective, n_trials=TRIALS, batch=POPULATION, show_progress_bar=True)
     asked = [supernetwork.genotype(trial.params) for trial in study.trials]
     lines = [" ".join([g.output, *map(str, sorted(g.on))]) for g in asked]
     switches = [switch.name for switch in supernetwork.switches]

@@ -16,7 +16,7 @@ import optuna_stitch as st
 from optuna_stitch.errors import DataError, StudyError
 from optuna_stitch.evaluation.engine import Engine
 from optuna_stitch.search.objective import FAILED_AT
-from optuna_stitch.search.worker import search
+from optuna_stitch.search.worker import optimize
 from optuna_stitch.stitching.genotype import single_crossovers
 
 
@@ -55,7 +55,7 @@ def test_a_failed_network_is_a_failed_trial(
     genotype = single_crossovers(supernetwork.switches)[broken]
     for run in (
         lambda study: study.optimize(objective, n_trials=2),
-        lambda study: search(study, objective, n_trials=1, batch=2),
+        lambda study: optimize(study, objective, n_trials=1, batch=2),
     ):
         study = optuna.create_study(directions=objective.directions)
         study.enqueue_trial(supernetwork.params(genotype))
@@ -77,7 +77,7 @@ def test_a_search_in_which_everything_fails_ends(
     )
     study = optuna.create_study(directions=objective.directions, sampler=fixed)
     with pytest.raises(StudyError, match="all failed"):
-        search(study, objective, n_trials=50, batch=3)
+        optimize(study, objective, n_trials=50, batch=3)
     assert {trial.state for trial in study.trials} == {TrialState.FAIL}
 
 

@@ -8,7 +8,7 @@ from optuna.trial import TrialState
 
 import optuna_stitch as st
 from optuna_stitch.search.space import baselines, suggest
-from optuna_stitch.search.worker import search
+from optuna_stitch.search.worker import optimize
 from optuna_stitch.stitching.genotype import OUTPUT
 
 
@@ -66,7 +66,7 @@ def test_any_sampler_searches_the_reachable_space(
     objective = st.Objective(supernetwork, data.val.take(30), space="reachable")
     study = optuna.create_study(directions=objective.directions, sampler=sampler)
     st.enqueue_starts(study, supernetwork, population=6)
-    search(study, objective, n_trials=10, batch=5)
+    optimize(study, objective, n_trials=10, batch=5)
     study.optimize(objective, n_trials=4)
     trials = study.get_trials(states=(TrialState.COMPLETE,))
     assert len(trials) == 14

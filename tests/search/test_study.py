@@ -12,7 +12,7 @@ from optuna_stitch.search.samplers.by_name import make_sampler
 from optuna_stitch.search.space import baselines, distributions, sparse_genotypes
 from optuna_stitch.search.storages import open_storage
 from optuna_stitch.search.study import open_study
-from optuna_stitch.search.worker import search
+from optuna_stitch.search.worker import optimize
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_parents_and_ensemble_are_the_first_trials(
     objective: st.Objective, tmp_path: Path
 ) -> None:
     study = _open(objective, _url(tmp_path))
-    search(study, objective, n_trials=12, batch=5)
+    optimize(study, objective, n_trials=12, batch=5)
     trials = _complete(study)
     assert len(trials) == 12
     first = [objective.supernetwork.genotype(trial.params) for trial in trials[:3]]
@@ -71,7 +71,7 @@ def test_one_by_one_or_together_values_are_the_same(
     objective: st.Objective, tmp_path: Path
 ) -> None:
     together = _open(objective, _url(tmp_path), optuna.samplers.RandomSampler(seed=0))
-    search(together, objective, n_trials=12, batch=6)
+    optimize(together, objective, n_trials=12, batch=6)
     alone = optuna.create_study(
         directions=objective.directions, sampler=optuna.samplers.RandomSampler(seed=0)
     )
@@ -88,7 +88,7 @@ def test_a_genetic_sampler_breeds_from_the_sparse_population(
     """It would start from a dense one by itself, in which nearly every network is broken."""
     study = _open(objective, _url(tmp_path))
     if together:
-        search(study, objective, n_trials=40, batch=5)
+        optimize(study, objective, n_trials=40, batch=5)
     else:
         study.optimize(objective, n_trials=40)
     bred = _complete(study)[10:]
@@ -120,7 +120,7 @@ def test_an_interrupted_batch_is_taken_up_again(
 
     monkeypatch.setattr(objective, "evaluate", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        search(study, objective, until=10, batch=4)
+        optimize(study, objective, until=10, batch=4)
     states = [trial.state for trial in study.get_trials()]
     assert states.count(TrialState.COMPLETE) == 4
     assert states.count(TrialState.FAIL) == 4
@@ -128,7 +128,7 @@ def test_an_interrupted_batch_is_taken_up_again(
     lost = [trial.params for trial in study.get_trials(states=(TrialState.FAIL,))]
 
     again = _open(objective, _url(tmp_path))
-    search(again, objective, until=10, batch=4)
+    optimize(again, objective, until=10, batch=4)
     assert len(_complete(again)) == 10
     done = [trial.params for trial in _complete(again)]
     assert all(params in done for params in lost)
@@ -140,7 +140,7 @@ def test_trials_that_a_killed_worker_left_running_are_taken_up(
     killed = _open(objective, _url(tmp_path))
     left = killed.ask(distributions(objective.supernetwork))
     again = _open(objective, _url(tmp_path))
-    search(again, objective, until=10, batch=5)
+    optimize(again, objective, until=10, batch=5)
     assert again.trials[left.number].state == TrialState.FAIL
     assert len(_complete(again)) == 10
     assert left.params in [trial.params for trial in _complete(again)]

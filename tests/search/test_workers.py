@@ -17,7 +17,7 @@ from optuna_stitch.search.crew import WORKER, Worker
 from optuna_stitch.search.space import distributions
 from optuna_stitch.search.storages import open_storage
 from optuna_stitch.search.study import open_study
-from optuna_stitch.search.worker import RETRY_OF, search
+from optuna_stitch.search.worker import RETRY_OF, optimize
 from optuna_stitch.stitching.artifact import save_supernetwork
 from tests.storages import KINDS, postgresql, storage_url
 from tests.working import NAME, sampler, workers
@@ -123,12 +123,12 @@ def test_a_storage_that_stays_away_ends_the_search_clearly(
         url = server.get_uri()
         storage = open_storage(url, patience=2.0)
         study = open_study(NAME, storage, objective, sampler(0), population=6)
-        search(study, objective, n_trials=4, batch=2)
+        optimize(study, objective, n_trials=4, batch=2)
         server.stop()
         with pytest.raises(StudyError, match="Finished trials are kept; run the same command"):
-            search(study, objective, n_trials=4, batch=2)
+            optimize(study, objective, n_trials=4, batch=2)
         server.start()
-        search(_open(objective, url), objective, until=8, batch=2)
+        optimize(_open(objective, url), objective, until=8, batch=2)
         trials = _trials(url)
     assert sum(trial.state == TrialState.COMPLETE for trial in trials) == 8
 
@@ -140,9 +140,9 @@ def test_another_version_is_refused_while_it_works(
     with Worker(study) as other:
         monkeypatch.setattr(st, "__version__", "9.9")
         with pytest.raises(StudyError, match=r"0\.1\.0, this is 9\.9") as caught:
-            search(study, objective, n_trials=1)
+            optimize(study, objective, n_trials=1)
         assert other.name in str(caught.value)
-    search(study, objective, n_trials=1)  # it has left
+    optimize(study, objective, n_trials=1)  # it has left
 
 
 def test_trials_of_the_living_are_left_alone(objective: st.Objective, tmp_path: Path) -> None:
@@ -152,10 +152,10 @@ def test_trials_of_the_living_are_left_alone(objective: st.Objective, tmp_path: 
         asked = other.ask(distributions(objective.supernetwork))
         asked.set_user_attr(WORKER, alive.name)
         other._storage.write([asked])  # type: ignore[attr-defined]
-        search(_open(objective, url), objective, n_trials=8, batch=4)
+        optimize(_open(objective, url), objective, n_trials=8, batch=4)
         (running,) = [t for t in other.get_trials() if t.state == TrialState.RUNNING]
         assert running.params == asked.params
-    search(_open(objective, url), objective, until=10, batch=4)  # it left without finishing
+    optimize(_open(objective, url), objective, until=10, batch=4)  # it left without finishing
     again = [t for t in other.get_trials() if t.params == asked.params]
     assert [t.state for t in again[:2]] == [TrialState.FAIL, TrialState.COMPLETE]
 
@@ -164,7 +164,7 @@ def test_a_trial_that_ends_every_worker_is_given_up(
     objective: st.Objective, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = _open(objective, f"sqlite:///{tmp_path}/study.db")
-    search(study, objective, until=6, batch=3)
+    optimize(study, objective, until=6, batch=3)
 
     def end(_: object) -> None:
         raise KeyboardInterrupt
@@ -173,7 +173,7 @@ def test_a_trial_that_ends_every_worker_is_given_up(
         patched.setattr(objective, "evaluate", end)
         for _ in range(8):
             with pytest.raises(KeyboardInterrupt):
-                search(study, objective, n_trials=1, batch=1)
+                optimize(study, objective, n_trials=1, batch=1)
     failed = [trial for trial in study.trials if trial.state == TrialState.FAIL]
     tries = Counter(tuple(trial.params.items()) for trial in failed)
     assert max(tries.values()) == 4

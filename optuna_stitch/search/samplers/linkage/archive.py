@@ -31,6 +31,8 @@ class Archive:
         rows: Distinct settings that have values, ``(n, d)``.
         losses: Their values, ``(n, m)``, all to be minimized.
         violations: How much they violate constraints, ``(n,)``.
+        changes: How often constraints of finished trials turned out to have changed, which they
+            do where the study is seen through something that steers the search.
         exhausted: Settings all of whose neighbours are taken, by their rows; what is taken stays
             so.
     """
@@ -47,10 +49,12 @@ class Archive:
         self._running: dict[int, tuple[Hashable, Row] | None] = {}
         self._seen = 0
         self.exhausted: set[bytes] = set()
+        self.changes = 0
         self._taken: set[Hashable] = set()
         self._rows: list[Row] = []
         self._losses: list[NDArray[np.float64]] = []
         self._violations: list[float] = []
+        self._judged: list[FrozenTrial] = []
         self._proposed: dict[int, Row] = {}
         self.rows = np.empty((0, len(space)))
         self.losses = np.empty((0, len(directions)))
@@ -74,11 +78,28 @@ class Archive:
                 self._running[number] = running[number]
             else:
                 self._take(trials[number])
-        if len(self._rows) > before:
+        changed = self._look_again(trials, before)
+        self.changes += changed
+        if changed or len(self._rows) > before:
             self.rows = np.array(self._rows)
             self.losses = np.array(self._losses)
             self.violations = np.array(self._violations)
         self._taken = {held[0] for held in self._running.values() if held is not None}
+
+    def _look_again(self, trials: Sequence[FrozenTrial], count: int) -> bool:
+        """Read constraints of the first trials anew where the storage has other objects for them.
+
+        Returns:
+            Whether any is another now.
+        """
+        changed = False
+        for place, known in enumerate(self._judged[:count]):
+            trial = trials[known.number] if known.number < len(trials) else known
+            if trial is not known:
+                violation = violations_of(_constraints(trial))
+                changed = changed or violation != self._violations[place]
+                self._violations[place], self._judged[place] = violation, trial
+        return changed
 
     def _take(self, trial: FrozenTrial) -> None:
         if trial.state == TrialState.WAITING:
@@ -102,6 +123,7 @@ class Archive:
             self._rows.append(row)
             self._losses.append(self._signs * np.array(trial.values, float))
             self._violations.append(violations_of(_constraints(trial)))
+            self._judged.append(trial)
 
     def propose(self, number: int, row: Row) -> None:
         """Remember what is proposed for a trial, until its parameters are written down."""

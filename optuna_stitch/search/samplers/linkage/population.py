@@ -29,10 +29,13 @@ class Population:
         self.size = size
         self.members: list[int] = []
         self._seen = 0
+        self._changes = archive.changes
 
     def update(self) -> None:
         """Let in what was judged since."""
         archive = self.archive
+        if archive.changes != self._changes:  # what was better may not be so any more
+            self.members, self._seen, self._changes = [], 0, archive.changes
         for place in range(self._seen, len(archive)):
             if len(self.members) < self.size:
                 self.members.append(place)
