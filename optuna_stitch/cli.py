@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from optuna_stitch.errors import OptunaStitchError, RunError
+from optuna_stitch.errors import ConfigError, OptunaStitchError, RunError
 from optuna_stitch.progress import console
 from optuna_stitch.study_file import load_study_file
 
@@ -48,6 +49,8 @@ SmokeOption = Annotated[
     bool,
     typer.Option("--smoke", help="Try the study file out, with random weights and few images."),
 ]
+ParentA = Annotated[str, typer.Argument(help="Name of parent a.", metavar="A")]
+ParentB = Annotated[str, typer.Argument(help="Name of parent b.", metavar="B")]
 FolderOption = Annotated[
     # typer evaluates this at run time, on Python 3.10 too
     Optional[Path],  # noqa: UP045
@@ -179,6 +182,46 @@ def proxy(
 
 
 @app.command()
+def init(
+    a: ParentA,
+    b: ParentB,
+    to: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="File to write; A--B.yaml, if absent."),
+    ] = None,
+    data: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder of your own images, with a folder for each class."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write over a file that is there.")
+    ] = False,
+) -> None:
+    """Write a commented study file for two networks."""
+    path = to or Path(_pair_name(a, b, ".yaml"))
+    if path.exists() and not force:
+        raise ConfigError(
+            f"{path} is there already. Name another file with `--to`, or write over it with "
+            "`--force`."
+        )
+    with console.status("Loading torch and timm"):
+        from optuna_stitch.template import study_file_for
+
+    path.write_text(study_file_for(a, b, data=data, folder=path.parent), encoding="utf-8")
+    out = Console()
+    names, file = shlex.join([a, b]), shlex.quote(str(path))
+    out.print(
+        f"{path} is written: see that it names your weights and images. Then:\n"
+        f"  optuna-stitch inspect {names}    # where they can be stitched\n"
+        f"  optuna-stitch run {file} --smoke    # all of it once, on random images\n"
+        f"  optuna-stitch run {file}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+@app.command()
 def zoo(
     pattern: Annotated[
         Optional[str],  # noqa: UP045
@@ -220,8 +263,8 @@ def zoo(
 
 @app.command()
 def inspect(
-    a: Annotated[str, typer.Argument(help="Name of parent a.", metavar="A")],
-    b: Annotated[str, typer.Argument(help="Name of parent b.", metavar="B")],
+    a: ParentA,
+    b: ParentB,
     points: Annotated[
         PointsChoice, typer.Option(help="Which points may be matched.")
     ] = PointsChoice.auto,
@@ -247,7 +290,7 @@ def inspect(
         graphs = {side: load_parent(name).graph() for side, name in (("a", a), ("b", b))}
     matches = match(graphs["a"], graphs["b"], points=points.value, resize=resize)
     kind = candidates_of(matches, points.value)
-    picture = svg or Path(f"{a}--{b}.svg".replace("/", "-").lstrip("-"))
+    picture = svg or Path(_pair_name(a, b, ".svg"))
     write_svg(draw_pair(graphs["a"], graphs["b"], matches, points=kind), picture)
     out = Console()
     out.print(matches_table(matches))
@@ -261,6 +304,11 @@ def inspect(
             "To be stitched, both must tell the same classes apart: give them the same "
             "`num_classes`, and weights trained so."
         )
+
+
+def _pair_name(a: str, b: str, suffix: str) -> str:
+    """Name of a file about two networks, in the current folder."""
+    return f"{a}--{b}{suffix}".replace("/", "-").lstrip("-")
 
 
 def _open(study: Path, folder: Path | None, smoke: bool = False) -> Run:

@@ -33,6 +33,59 @@ def source_of(network: str) -> Source:
     return "program" if network.endswith(PROGRAM) else "timm"
 
 
+def require_known(network: str) -> None:
+    """Check that a network's name leads somewhere, without making the network.
+
+    Args:
+        network: As for `create_module`.
+
+    Raises:
+        UnknownNetworkError: If there is no such network.
+        CheckpointError: If there is no file of that exported program.
+    """
+    source = source_of(network)
+    if source == "program":
+        if not Path(network).is_file():
+            raise CheckpointError(f"There is no exported program at {network}.")
+        return
+    known = timm.is_model(network)
+    if source == "torchvision":
+        known = network.removeprefix(TORCHVISION) in torchvision.models.list_models()
+    if not known:
+        raise UnknownNetworkError(
+            f"{source} knows no network named {network!r}.{nearest(network)}"
+        )
+    if source == "timm":
+        try:
+            timm.models.get_pretrained_cfg(network)
+        except RuntimeError as error:  # no weights of that tag
+            architecture = network.partition(".")[0]
+            near = timm.list_pretrained(f"{architecture}.*")
+            hint = f" There are {', '.join(near)}." if near else ""
+            raise UnknownNetworkError(f"timm knows no weights named {network!r}.{hint}") from error
+
+
+def zoo_outputs(network: str) -> int | None:
+    """How many outputs a network's pretrained weights give, without fetching them.
+
+    Args:
+        network: A name that `require_known` accepts.
+
+    Returns:
+        Their number, mostly that of the classes; 0 for features without a classifier. None, if
+        its zoo has no weights for the name, or does not say.
+    """
+    source = source_of(network)
+    if source == "torchvision":
+        weights = torchvision.models.get_model_weights(network.removeprefix(TORCHVISION))
+        # an enumeration without members is true
+        classes = weights.DEFAULT.meta.get("categories") if len(weights) else None
+        return None if classes is None else len(classes)
+    if source == "program" or not timm.models.is_model_pretrained(network):
+        return None
+    return int(timm.models.get_pretrained_cfg(network).num_classes)
+
+
 def create_module(
     network: str, model_args: Mapping[str, Any], *, pretrained: bool = False
 ) -> nn.Module:
@@ -47,15 +100,10 @@ def create_module(
         UnknownNetworkError: If there is no such network, or it does not take the arguments.
         CheckpointError: If the weights cannot be fetched, or the program cannot be read.
     """
+    require_known(network)
     source = source_of(network)
     if source == "program":
         return _load_program(Path(network))
-    known = timm.is_model(network)
-    if source == "torchvision":
-        known = network.removeprefix(TORCHVISION) in torchvision.models.list_models()
-    if not known:
-        zoo = "torchvision" if source == "torchvision" else "timm"
-        raise UnknownNetworkError(f"{zoo} knows no network named {network!r}.{nearest(network)}")
     try:
         if source == "torchvision":
             return _create_torchvision(network, model_args, pretrained)
@@ -145,8 +193,6 @@ def _torchvision_fields(name: str) -> dict[str, Any]:
 
 
 def _load_program(path: Path) -> ProgramModule:
-    if not path.is_file():
-        raise CheckpointError(f"There is no exported program at {path}.")
     try:
         with _never_unpickle():
             program = torch.export.load(path)
