@@ -30,8 +30,8 @@ _Rows = list[tuple[str, str]]
 def study_file_for(a: str, b: str, *, data: Path | None = None, folder: Path | None = None) -> str:
     """Write a commented study file for two networks, without making them or fetching weights.
 
-    Comments that begin with a key, ``# key: value``, are further settings, and ``# or key: value``
-    is to be put in place of that key's line above.
+    Comments that begin with a key, ``# key: value``, are further settings; ``# or key: value``
+    replaces the setting above it.
 
     Args:
         a: Name of parent a, as `load_parent` takes it.
@@ -71,9 +71,9 @@ def study_file_for(a: str, b: str, *, data: Path | None = None, folder: Path | N
         [
             f"# {a} × {b}",
             "#",
-            "# A line `# key: ...` is one setting more, without its mark; `# or key: ...` goes in",
-            "# place of that key's line above. Paths are relative to this file. What is not here has",
-            "# a default: study.yaml in the folder of a run shows every key.",
+            "# A line `# key: ...` is one setting more, without its mark; a line `# or key: ...`",
+            "# replaces the setting above it. Paths are relative to this file. Every other key has a",
+            "# default, which study.yaml in the folder of a run shows.",
             "",
             "parents:",
             *_aligned([*_parent("a", a, pair, folder), *_parent("b", b, pair, folder)]),
@@ -280,7 +280,7 @@ def _study(quality: str) -> _Rows:
         ("  # or storage: grpc://host:13000", "what `optuna-stitch proxy` serves"),
         ("  # artifacts: s3://bucket", "or a shared folder, for other workers"),
         ("  trials: 500", "in all, by all workers"),
-        ("  batch: 10", "trials judged together, which saves what they share"),
+        ("  batch: 10", "trials judged together, to save what they share"),
         ("  # grace: 120", "seconds until a silent worker is taken for dead"),
         ("  # steering: {share: 0.9, over: 0.5}", "leads away from what is cheap and useless"),
         (

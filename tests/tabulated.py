@@ -77,13 +77,7 @@ class Tabulated:
         return self._volume(self.front)
 
     def _volume(self, points: Sequence[Point]) -> float:
-        worst, budget = self.reference
-        total = 0.0
-        for accuracy, macs in sorted(points, key=lambda point: (point[1], -point[0])):
-            if accuracy > worst and macs < budget:
-                total += (accuracy - worst) * (budget - macs)
-                worst = accuracy
-        return total
+        return hypervolume(points, self.reference)
 
     def share(self, points: Sequence[Point]) -> float:
         """Their hypervolume, as a share of that of the exact front."""
@@ -108,6 +102,17 @@ class Tabulated:
                 starts.append(start)
         for start in starts:
             study.enqueue_trial(start)
+
+
+def hypervolume(points: Sequence[Point], reference: Point) -> float:
+    """What points of accuracy, to be large, and MACs, to be small, dominate up to a reference."""
+    worst, budget = reference
+    total = 0.0
+    for accuracy, macs in sorted(points, key=lambda point: (point[1], -point[0])):
+        if accuracy > worst and macs < budget:
+            total += (accuracy - worst) * (budget - macs)
+            worst = accuracy
+    return total
 
 
 def shares(

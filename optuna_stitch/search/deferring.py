@@ -8,22 +8,21 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from itertools import count
-from typing import Any, TypeVar
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, check_distribution_compatibility
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_stitch.database import PATIENCE, patiently
+from optuna_stitch.database import PATIENCE
+from optuna_stitch.search.patient import PatientStorage
 
-T = TypeVar("T")
 View = Callable[[list[FrozenTrial]], list[FrozenTrial]]
 
 
-class DeferringStorage(BaseStorage):
+class DeferringStorage(PatientStorage):
     """Keep trials in memory while they are asked, and write each in one piece.
 
     Optuna writes every parameter of a trial by itself, which at the width of our spaces costs more
@@ -42,8 +41,7 @@ class DeferringStorage(BaseStorage):
     """
 
     def __init__(self, backend: BaseStorage, *, patience: float = PATIENCE) -> None:
-        self.backend = backend
-        self.patience = patience
+        super().__init__(backend, patience=patience)
         self._lock = threading.RLock()
         # by the id under which they were asked: where a trial is written it keeps this id for us
         self._held: dict[int, tuple[int, FrozenTrial]] = {}
@@ -60,8 +58,6 @@ class DeferringStorage(BaseStorage):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._lock = threading.RLock()
-
-    # Trials
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         """Hold a new trial in memory; one that is given in one piece is written at once."""
@@ -103,10 +99,6 @@ class DeferringStorage(BaseStorage):
             for trial in trials:
                 if self.is_held(trial):
                     del self._held[trial._trial_id]
-
-    def written_id(self, trial: optuna.Trial) -> int:
-        """The id of a trial in the storage behind."""
-        return self._written.get(trial._trial_id, trial._trial_id)
 
     def _write(self, trial_id: int) -> None:
         study_id, trial = self._held[trial_id]
@@ -268,57 +260,6 @@ class DeferringStorage(BaseStorage):
             yield
         finally:
             self._view = before
-
-    # Studies, and all else that only passes through
-
-    def create_new_study(
-        self, directions: Sequence[StudyDirection], study_name: str | None = None
-    ) -> int:
-        """See `optuna.storages.BaseStorage`."""
-        return self._call(lambda: self.backend.create_new_study(directions, study_name))
-
-    def delete_study(self, study_id: int) -> None:
-        """See `optuna.storages.BaseStorage`."""
-        self._call(lambda: self.backend.delete_study(study_id))
-
-    def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
-        """See `optuna.storages.BaseStorage`."""
-        self._call(lambda: self.backend.set_study_user_attr(study_id, key, value))
-
-    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
-        """See `optuna.storages.BaseStorage`."""
-        self._call(lambda: self.backend.set_study_system_attr(study_id, key, value))
-
-    def get_study_id_from_name(self, study_name: str) -> int:
-        """See `optuna.storages.BaseStorage`."""
-        return self._call(lambda: self.backend.get_study_id_from_name(study_name))
-
-    def get_study_name_from_id(self, study_id: int) -> str:
-        """See `optuna.storages.BaseStorage`."""
-        return self._call(lambda: self.backend.get_study_name_from_id(study_id))
-
-    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
-        """See `optuna.storages.BaseStorage`."""
-        return self._call(lambda: self.backend.get_study_directions(study_id))
-
-    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
-        """See `optuna.storages.BaseStorage`."""
-        return self._call(lambda: self.backend.get_study_user_attrs(study_id))
-
-    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
-        """See `optuna.storages.BaseStorage`."""
-        return self._call(lambda: self.backend.get_study_system_attrs(study_id))
-
-    def get_all_studies(self) -> list[Any]:
-        """See `optuna.storages.BaseStorage`."""
-        return self._call(self.backend.get_all_studies)
-
-    def remove_session(self) -> None:
-        """See `optuna.storages.BaseStorage`."""
-        self.backend.remove_session()
-
-    def _call(self, call: Callable[[], T]) -> T:
-        return patiently(call, patience=self.patience)
 
 
 def deferring(study: optuna.Study) -> DeferringStorage | None:
