@@ -17,10 +17,10 @@ objective = st.Objective(supernetwork, data.val, metrics=["accuracy", "macs"])
 study = optuna.create_study(
     directions=objective.directions,
     sampler=optuna.samplers.NSGAIISampler(population_size=50, seed=0),
-    storage="sqlite:///digits.db",
+    storage=st.open_storage("sqlite:///digits.db"),
 )
 st.enqueue_starts(study, supernetwork, population=50)
-study.optimize(objective, n_trials=100)
+st.optimize(study, objective, n_trials=100, batch=10)  # or: study.optimize(objective, ...)
 
 best = max(study.best_trials, key=lambda trial: trial.values[0])
 network = supernetwork.extract(best.params)  # a plain nn.Module

@@ -41,14 +41,14 @@ def work(folder: Path, url: str, seed: int, images: int, options: dict[str, Any]
 
 @contextmanager
 def workers(
-    count: int, folder: Path, url: str, *, images: int = 30, **options: Any
+    count: int, folder: Path, url: str, *, images: int = 30, first_seed: int = 0, **options: Any
 ) -> Iterator[list[BaseProcess]]:
     """Start workers; at the end of the block those that still run are killed."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.working"])  # torch and timm are imported once
     started = [
         context.Process(target=work, args=(folder, url, seed, images, options), daemon=True)
-        for seed in range(count)
+        for seed in range(first_seed, first_seed + count)
     ]
     for process in started:
         process.start()

@@ -193,3 +193,33 @@ def test_samplers_by_name_and_by_path() -> None:
         make_sampler("optuna.Study", {}, seed=1)
     with pytest.raises(ConfigError, match="cannot be made"):
         make_sampler("nsga2", {"population_size": -1}, seed=1)
+
+
+@pytest.mark.parametrize("name", ["linkage", "local_search", "nsga3", "tpe"])
+@pytest.mark.parametrize("metrics", [["accuracy"], ["accuracy", "macs", "parameters"]])
+def test_one_objective_or_three(
+    supernetwork: st.Supernetwork, data: st.Data, name: str, metrics: list[str]
+) -> None:
+    objective = st.Objective(supernetwork, data.val.take(30), metrics)
+    options = {"population_size": 6} if name == "nsga3" else {}
+    study = optuna.create_study(
+        directions=objective.directions, sampler=make_sampler(name, options, seed=0)
+    )
+    st.enqueue_starts(study, supernetwork, population=6)
+    st.optimize(study, objective, n_trials=16, batch=4)
+    assert len(_complete(study)) == 16
+    assert all(len(trial.values) == len(metrics) for trial in study.trials)
+
+
+def test_how_long_to_search_must_be_said(objective: st.Objective, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="how long"):
+        st.optimize(_open(objective, _url(tmp_path)), objective)
+
+
+def test_optimize_adds_trials_as_optuna_does(objective: st.Objective, tmp_path: Path) -> None:
+    study = _open(objective, _url(tmp_path))
+    st.optimize(study, objective, n_trials=5, batch=3)
+    st.optimize(study, objective, n_trials=5, batch=3)
+    assert len(_complete(study)) == 10
+    st.optimize(study, objective, n_trials=50, until=12, batch=5)
+    assert len(_complete(study)) == 12
