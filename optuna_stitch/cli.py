@@ -146,7 +146,7 @@ def dashboard(
     from optuna_stitch.results.dashboard import serve_dashboard
 
     opened = _open(study, folder)
-    storage = opened.storage.backend
+    storage = opened.storage
     if opened.name not in optuna.get_all_study_names(storage):
         raise RunError(
             f"{opened.folder} has no study yet; run `optuna-stitch search {opened.folder}` first."

@@ -40,26 +40,20 @@ def with_driver(url: str) -> str:
 
 
 def prepare(engine: sqlalchemy.Engine) -> None:
-    """Let several processes work in an SQLite file; other databases do so by themselves.
+    """Let readers and a writer of an SQLite file work side by side, with no sync a commit.
 
-    Readers and a writer work side by side, a commit needs no sync, and a transaction takes its
-    lock when it begins: two that read the same trial cannot both claim it.
+    Other databases do so by themselves.
     """
     if engine.dialect.name != "sqlite":
         return
 
-    def connect(connection: Any, _: Any) -> None:
-        connection.isolation_level = None  # transactions are begun below, not by the driver
+    def use_write_ahead_log(connection: Any, _: Any) -> None:
         cursor = connection.cursor()
         cursor.execute("PRAGMA journal_mode=WAL")
         cursor.execute("PRAGMA synchronous=NORMAL")
         cursor.close()
 
-    def begin(connection: sqlalchemy.Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    sqlalchemy.event.listen(engine, "connect", connect)
-    sqlalchemy.event.listen(engine, "begin", begin)
+    sqlalchemy.event.listen(engine, "connect", use_write_ahead_log)
     engine.dispose()
 
 

@@ -71,9 +71,9 @@ def study_file_for(a: str, b: str, *, data: Path | None = None, folder: Path | N
         [
             f"# {a} × {b}",
             "#",
-            "# A line `# key: ...` is one setting more, without its mark; a line `# or key: ...`",
-            "# replaces the setting above it. Paths are relative to this file. All other keys",
-            "# have defaults, which study.yaml in the folder of a run shows.",
+            "# A line `# key: ...` is one setting more, without its mark; `# or key: ...` is one",
+            "# in place of that above it. Paths are relative to this file. Other keys have",
+            "# defaults, which study.yaml in the folder of a run shows.",
             "",
             "parents:",
             *_aligned([*_parent("a", a, pair, folder), *_parent("b", b, pair, folder)]),

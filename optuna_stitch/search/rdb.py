@@ -8,17 +8,18 @@ Where they should go away, Optuna's own are called as ever, and a test says so.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
 import optuna
 import sqlalchemy
 from optuna.distributions import BaseDistribution, json_to_distribution
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 try:
     from optuna.storages._rdb import models
+    from optuna.storages._rdb.storage import _create_scoped_session
 except ImportError:  # a later Optuna: nothing below will be called
     models = None  # type: ignore[assignment]
 
@@ -97,6 +98,24 @@ class OneStatementStorage(optuna.storages.RDBStorage):
             [{"trial_id": trial_id, **dict(zip(names, row, strict=True))} for row in rows],
         )
 
+    def set_trial_state_values(
+        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
+    ) -> bool:
+        """Finish or claim a trial; see `optuna.storages.BaseStorage.set_trial_state_values`.
+
+        SQLite has no locks on rows, by which Optuna sees to it elsewhere that of several workers
+        which claim a trial one gets it: here the file is locked before the trial is read.
+        """
+        if self.engine.dialect.name != "sqlite":
+            return super().set_trial_state_values(trial_id, state, values)
+        session = self.scoped_session()
+        try:
+            session.execute(sqlalchemy.text("BEGIN IMMEDIATE"))
+            return super().set_trial_state_values(trial_id, state, values)
+        except BaseException:
+            session.rollback()  # also what Optuna leaves open, where the trial is finished
+            raise
+
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """Read one trial; see `optuna.storages.BaseStorage.get_trial`."""
         if models is None:
@@ -129,8 +148,8 @@ class OneStatementStorage(optuna.storages.RDBStorage):
         return found
 
     def _in_parts(self, query: Any) -> Iterator[list[int]]:
-        with self.engine.connect() as connection:
-            numbers = sorted(connection.scalars(query))
+        with _create_scoped_session(self.scoped_session) as session:
+            numbers = sorted(session.scalars(query))
         for start in range(0, len(numbers), _AT_ONCE):
             yield numbers[start : start + _AT_ONCE]
 
@@ -142,7 +161,9 @@ class OneStatementStorage(optuna.storages.RDBStorage):
         query = query.where(param.c.trial_id.in_(numbers)).order_by(param.c.param_id)
         params: dict[int, list[Any]] = {number: [] for number in numbers}
         related = (trial.values, trial.user_attributes, trial.system_attributes)
-        with sqlalchemy.orm.Session(self.engine) as session:
+        # the thread's own session: Optuna reads a trial in the middle of a transaction too, for
+        # whose lock another connection would wait
+        with _create_scoped_session(self.scoped_session) as session:
             rows = session.query(trial).filter(trial.trial_id.in_(numbers))
             for relation in (*related, trial.intermediate_values):
                 rows = rows.options(sqlalchemy.orm.selectinload(relation))

@@ -2,14 +2,15 @@
 
     uv run python tests/benchmarks/workers.py [--quick] [--storage journal] [--repeats 5]
 
-Studies have the same enqueued starts, over a small pair on scanned digits. Each worker is a process
-with one thread and a sampler of its own seed, and remembers only what itself judged. The rate is of
-finished trials, from when every worker has finished one to the last trial of all, so that loading
-programs and parents does not count. The hypervolume of accuracy and MACs on the validation images,
-after the first 300 finished trials, is a share of that of the front of all runs together. The runs
-of one worker differ by their seed only, and so tell what is chance. A trial takes some
-milliseconds, so that the storage is asked for more than in any real search. The last line is JSON:
-the median of the trials a minute, by number of workers.
+Studies have the same enqueued starts, over a small pair on scanned digits. Each worker is a
+process with one thread and a sampler of its own seed, and remembers only what itself judged. The
+rate is of finished trials, from when every worker has finished one to the last trial of all, so
+that loading programs and parents does not count. The hypervolume of accuracy and MACs on the
+validation images, after the first 300 finished trials, is a share of that of the front of all runs
+together. The runs of one worker differ by their seed only, and so tell what is chance. A trial
+takes some 10 ms, so that workers ask more of the storage than in any real search; give it a core
+for each worker, and an idle machine. The last line is JSON: the median of the trials a minute, by
+number of workers.
 """
 
 from __future__ import annotations
@@ -49,11 +50,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="under 5 minutes on 2 cores: 3 runs")
     parser.add_argument("--storage", choices=KINDS, default="sqlite")
-    parser.add_argument("--trials", type=int, default=None, help="1200, or 600 if quick")
+    parser.add_argument("--trials", type=int, default=None, help="1200, or 400 if quick")
     parser.add_argument("--repeats", type=int, default=None, help="5, or 3 if quick")
     arguments = parser.parse_args()
     repeats = arguments.repeats or (3 if arguments.quick else 5)
-    trials = arguments.trials or (600 if arguments.quick else 1200)
+    trials = arguments.trials or (400 if arguments.quick else 1200)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     rates: dict[int, list[float]] = {count: [] for count in COUNTS}
     points: dict[int, list[list[Point]]] = {count: [] for count in COUNTS}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,38 @@ def test_samplers_propose_the_same_as_on_a_plain_storage(tmp_path: Path) -> None
         study.optimize(objective, n_trials=30)
         found.append([_facts(trial) for trial in study.trials])
     assert found[0] == found[1]
+
+
+@pytest.mark.timeout(60)
+def test_a_finished_trial_is_not_claimed_and_locks_nobody_out(url: str) -> None:
+    study = _study(open_storage(url))
+    study.tell(study.ask(SPACE), [1, 2])
+    finished = study.trials[0]._trial_id
+    for state in (TrialState.RUNNING, TrialState.FAIL):
+        with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
+            study._storage.set_trial_state_values(finished, state)
+    with pytest.raises(KeyError):
+        optuna.load_study(study_name="another", storage=study._storage)
+    other = _study(open_storage(url))  # with connections of its own
+    other.tell(other.ask(SPACE), [3, 4])
+    assert len(study.trials) == 2
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_of_many_that_claim_a_trial_one_gets_it(kind: str) -> None:
+    with storage_url(kind) as url:
+        study = _study(open_storage(url))
+        for _ in range(40):
+            study.enqueue_trial({"output": "a"})
+        waiting = [trial._trial_id for trial in study.trials]
+
+        def claim(_: int) -> list[bool]:
+            storage = open_storage(url)
+            return [storage.set_trial_state_values(i, TrialState.RUNNING) for i in waiting]
+
+        with ThreadPoolExecutor(4) as pool:
+            claims = list(pool.map(claim, range(4)))
+    assert [sum(got) for got in zip(*claims, strict=True)] == [1] * 40
 
 
 @pytest.mark.parametrize(
