@@ -169,7 +169,7 @@ class SamplerConfig(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    name: str = "nsga2"
+    name: str = "linkage"
 
     @property
     def arguments(self) -> dict[str, Any]:

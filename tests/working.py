@@ -23,7 +23,7 @@ NAME = "shared"
 
 
 def sampler(seed: int) -> optuna.samplers.BaseSampler:
-    return optuna.samplers.NSGAIISampler(population_size=20, seed=seed)
+    return st.LinkageSampler(seed=seed)
 
 
 def work(folder: Path, url: str, seed: int, images: int, options: dict[str, Any]) -> None:

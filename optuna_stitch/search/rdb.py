@@ -8,7 +8,8 @@ Where they should go away, Optuna's own are called as ever, and a test says so.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -29,6 +30,8 @@ _FROM_ARRAYS = sqlalchemy.text(
     "FROM unnest(CAST(:names AS text[]), CAST(:values AS float8[]), CAST(:chosen AS int[])) "
     "AS param(name, value, choice)"
 )
+# Seconds for which a running trial is not read again.
+_FRESH = 1.0
 # Databases limit how many values one query may name.
 _AT_ONCE = 500
 
@@ -44,6 +47,8 @@ class OneStatementStorage(optuna.storages.RDBStorage):
     def __init__(self, url: str, engine_kwargs: dict[str, Any] | None = None) -> None:
         # parameters whose choices Optuna has compared with the study's, and these as JSON
         self._checked: dict[tuple[int, str], tuple[BaseDistribution, str]] = {}
+        # unfinished trials by id, and when they were read
+        self._lately: dict[int, tuple[float, FrozenTrial]] = {}
         super().__init__(url, engine_kwargs=engine_kwargs)
 
     def _get_prepared_new_trial(
@@ -139,19 +144,36 @@ class OneStatementStorage(optuna.storages.RDBStorage):
         older = [number for number in included_trial_ids if number <= trial_id_greater_than]
         if older:
             wanted |= table.c.trial_id.in_(older)
-        query = sqlalchemy.select(table.c.trial_id).where(table.c.study_id == study_id, wanted)
+        query = sqlalchemy.select(table.c.trial_id, table.c.state)
+        query = query.where(table.c.study_id == study_id, wanted).order_by(table.c.trial_id)
         if states is not None:
             query = query.where(table.c.state.in_(states))
-        found: list[FrozenTrial] = []
-        for numbers in self._in_parts(query):
-            found += self._read(numbers)
-        return found
-
-    def _in_parts(self, query: Any) -> Iterator[list[int]]:
         with _create_scoped_session(self.scoped_session) as session:
-            numbers = sorted(session.scalars(query))
-        for start in range(0, len(numbers), _AT_ONCE):
-            yield numbers[start : start + _AT_ONCE]
+            rows = list(session.execute(query))
+        found = {number: self._kept(number, state) for number, state in rows}
+        missing = [number for number, trial in found.items() if trial is None]
+        now = time.monotonic()
+        for start in range(0, len(missing), _AT_ONCE):
+            for trial in self._read(missing[start : start + _AT_ONCE]):
+                found[trial._trial_id] = trial
+                if trial.state.is_finished():
+                    self._lately.pop(trial._trial_id, None)
+                else:
+                    self._lately[trial._trial_id] = (now, trial)
+        return [trial for trial in found.values() if trial is not None]
+
+    def _kept(self, number: int, state: TrialState) -> FrozenTrial | None:
+        """What was read of an unfinished trial, if that is still so.
+
+        Every sampler reads those of all workers for every trial, several times. One that waits
+        does not change; one that runs has its parameters from the first, if it is of ours.
+        """
+        read_at, trial = self._lately.get(number, (0.0, None))
+        if trial is None or trial.state != state:
+            return None
+        if state == TrialState.RUNNING and time.monotonic() - read_at > _FRESH:
+            return None
+        return trial
 
     def _read(self, numbers: list[int]) -> list[FrozenTrial]:
         """Some trials, with all their parameters from one query."""

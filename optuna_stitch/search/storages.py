@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +31,8 @@ _JOURNAL = "journal:///"
 _GRPC = "grpc://"
 # A server that does not answer at the start is mostly a wrong URL, or one that starts too.
 _AT_START = 10.0
+# How often opening is tried where the tables come into being at the same time.
+_TRIES = 5
 # What to install where a driver is missing.
 _EXTRAS = {"psycopg": "postgresql", "pymysql": "mysql", "MySQLdb": "mysql", "grpc": "grpc"}
 
@@ -111,6 +115,14 @@ def _open(url: str) -> BaseStorage:
             proxy = optuna.storages.GrpcStorageProxy(host=host, port=int(port or 13000))
         proxy.wait_server_ready(timeout=_AT_START)
         return proxy
-    storage = OneStatementStorage(with_driver(url), engine_arguments(url))
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            storage = OneStatementStorage(with_driver(url), engine_arguments(url))
+            break
+        except sqlalchemy.exc.DatabaseError:
+            if not tries_left:
+                raise
+            # another worker may be making the tables just now
+            time.sleep(random.uniform(0.1, 0.5))
     prepare(storage.engine)
     return optuna.storages.get_storage(storage)

@@ -218,6 +218,14 @@ def test_a_finished_trial_is_not_claimed_and_locks_nobody_out(url: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_many_open_a_new_storage_at_once(kind: str) -> None:
+    for _ in range(3):
+        with storage_url(kind) as url, ThreadPoolExecutor(6) as pool:
+            studies = list(pool.map(lambda _, url=url: _study(open_storage(url)), range(6)))
+            assert {study._study_id for study in studies} == {studies[0]._study_id}
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_of_many_that_claim_a_trial_one_gets_it(kind: str) -> None:
     with storage_url(kind) as url:
         study = _study(open_storage(url))
