@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import optuna
 import sqlalchemy
 
+from optuna_stitch.errors import first_line
 from optuna_stitch.progress import console
 
 # SQLite makes a writer wait this long, in seconds, for another before it gives up.
@@ -110,6 +111,13 @@ def is_transient(error: BaseException) -> bool:
     if any(kind.__name__ == "RpcError" for kind in type(error).__mro__):
         return "UNAVAILABLE" in str(error)
     return False
+
+
+def reason(error: BaseException) -> str:
+    """What a database's driver says, which Optuna wraps in an exception that says less."""
+    if isinstance(error, optuna.exceptions.StorageInternalError) and error.__cause__ is not None:
+        error = error.__cause__
+    return first_line(error)
 
 
 def hide_password(url: str) -> str:

@@ -9,10 +9,12 @@ from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy
 import yaml
 from optuna.trial import TrialState
 
 import optuna_stitch as st
+from optuna_stitch.run import Run
 from optuna_stitch.search.storages import open_storage
 
 from .commands import call
@@ -147,6 +149,19 @@ def test_the_same_seed_gives_the_same_sequence() -> None:
     assert found["c"] == found["d"]
     assert found["e"] == found["f"]
     assert found["a"] != found["c"] != found["e"]
+
+
+@pytest.mark.parametrize("stage", ["_facts", "_joins"])
+def test_a_storage_that_fails_wherever_the_study_is_read(
+    stage: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> None:
+        cause = sqlalchemy.exc.OperationalError("SELECT", {}, Exception("disk I/O error"))
+        raise optuna.exceptions.StorageInternalError("something happened") from cause
+
+    monkeypatch.setattr(Run, stage, fail)
+    assert call("run", _write("tiny.yaml")) == 2
+    assert "disk I/O error" in capsys.readouterr().err
 
 
 def test_a_sampler_from_optunahub(

@@ -21,9 +21,10 @@ from optuna_stitch.database import (
     open_engine,
     patiently,
     prepare,
+    reason,
     with_driver,
 )
-from optuna_stitch.errors import StudyError, first_line
+from optuna_stitch.errors import StudyError
 from optuna_stitch.search.deferring import DeferringStorage
 from optuna_stitch.search.rdb import OneStatementStorage
 
@@ -64,7 +65,7 @@ def open_storage(url: str, *, patience: float = PATIENCE) -> DeferringStorage:
         ) from error
     except Exception as error:  # every database driver has exceptions of its own
         raise StudyError(
-            f"The storage {hide_password(url)} cannot be opened: {first_line(error)}. Check the "
+            f"The storage {hide_password(url)} cannot be opened: {reason(error)}. Check the "
             "URL, that the database runs, and that its folder exists."
         ) from error
     return DeferringStorage(backend, patience=patience)

@@ -10,7 +10,8 @@ import optuna
 import sqlalchemy
 from optuna.storages import BaseStorage
 
-from optuna_stitch.errors import StudyError, first_line
+from optuna_stitch.database import reason
+from optuna_stitch.errors import StudyError
 from optuna_stitch.evaluation.crossovers import Crossover
 from optuna_stitch.search.crew import Worker
 from optuna_stitch.search.objective import Objective
@@ -79,7 +80,7 @@ def open_study(
                 # last, so that a start that was interrupted is made again
                 study.set_user_attr(CONTENT, content)
     except STORAGE_ERRORS as error:
-        raise StudyError(f"The study {name!r} cannot be opened: {first_line(error)}.") from error
+        raise StudyError(f"The study {name!r} cannot be opened: {reason(error)}.") from error
     if found is not None and found != content:
         raise StudyError(
             f"The study {name!r} was made for the supernetwork {found}, not for {content}. Give "

@@ -11,7 +11,8 @@ from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_stitch.errors import StudyError, first_line
+from optuna_stitch.database import reason
+from optuna_stitch.errors import StudyError
 from optuna_stitch.evaluation.gathering import Evaluation
 from optuna_stitch.progress import console, progress_bar
 from optuna_stitch.search.crew import WORKER, Worker
@@ -227,6 +228,6 @@ def _retry(study: optuna.Study, trial: FrozenTrial) -> None:
 
 def _failed(error: Exception) -> StudyError:
     return StudyError(
-        f"The storage failed during the search: {first_line(error)}. Finished trials are kept; "
+        f"The storage failed during the search: {reason(error)}. Finished trials are kept; "
         "run the same command again to go on."
     )

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 import optuna
 import pytest
+import sqlalchemy
 from optuna.trial import TrialState
 
 import optuna_stitch as st
 from optuna_stitch.errors import ConfigError, StudyError
 from optuna_stitch.search.samplers.by_name import make_sampler
 from optuna_stitch.search.space import baselines, distributions, sparse_genotypes
-from optuna_stitch.search.storages import open_storage
+from optuna_stitch.search.storages import open_storage, rdb_of
 from optuna_stitch.search.study import open_study
 from optuna_stitch.search.worker import optimize
 
@@ -223,3 +225,23 @@ def test_optimize_adds_trials_as_optuna_does(objective: st.Objective, tmp_path: 
     assert len(_complete(study)) == 10
     st.optimize(study, objective, n_trials=50, until=12, batch=5)
     assert len(_complete(study)) == 12
+
+
+def test_a_full_disk_ends_the_search_with_a_message(
+    objective: st.Objective, tmp_path: Path
+) -> None:
+    study = _open(objective, _url(tmp_path))
+    st.optimize(study, objective, n_trials=6, batch=3)
+    engine = rdb_of(study._storage).engine  # type: ignore[union-attr]
+
+    @sqlalchemy.event.listens_for(engine, "connect")
+    def full(connection: sqlite3.Connection, _: object) -> None:
+        connection.execute("PRAGMA max_page_count=1")  # as many as there are already
+
+    engine.dispose()
+    with pytest.raises(StudyError, match="full"):
+        st.optimize(study, objective, n_trials=200, batch=20)
+    again = _open(objective, _url(tmp_path))
+    assert len(_complete(again)) >= 6
+    st.optimize(again, objective, until=len(_complete(again)) + 2, batch=2)
+    assert TrialState.RUNNING not in [trial.state for trial in again.trials]
