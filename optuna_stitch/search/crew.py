@@ -22,6 +22,7 @@ import optuna
 from optuna.trial import FrozenTrial
 
 import optuna_stitch
+from optuna_stitch.database import is_transient
 from optuna_stitch.errors import StudyError
 
 # Of trials, who works on them; of studies, a worker's beat by its name.
@@ -64,13 +65,14 @@ class Worker:
         trace: TracebackType | None,
     ) -> None:
         self._stop.set()
-        self._thread.join()
+        self._thread.join(timeout=5.0)
+        if error is not None and is_transient(error):
+            return  # the storage is gone, and was waited for; others will miss the beat
         try:
             self._write({"left": True})
         except Exception:
             if error is None:
-                raise
-            # the storage is gone, and that is what `error` says; others will miss the beat
+                raise  # else `error` says more
 
     def alive(self) -> list[str]:
         """Names of all workers that are alive, this one included."""

@@ -11,7 +11,7 @@ from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_stitch.database import reason
+from optuna_stitch.database import is_transient, reason
 from optuna_stitch.errors import StudyError
 from optuna_stitch.evaluation.gathering import Evaluation
 from optuna_stitch.progress import console, progress_bar
@@ -141,9 +141,11 @@ class _Search:
             for evaluation in evaluations:
                 told += self._tell(open_trials[0], evaluation)
                 open_trials.pop(0)
-        except BaseException:
-            # also on Ctrl-C: no trial shall look as if somebody were still working on it
-            self._give_back(open_trials)
+        except BaseException as error:
+            # also on Ctrl-C: no trial shall look as if somebody were still working on it; where
+            # the storage is away, others will see that this worker is gone
+            if not is_transient(error):
+                self._give_back(open_trials)
             raise
         self.finished += told
         self.fruitless = 0 if told else self.fruitless + 1
