@@ -30,6 +30,7 @@ study:
   start: {population: 8}
 """
 PRODUCTS = {
+    "artifacts",
     "fit.csv",
     "fit.png",
     "front.csv",
@@ -295,7 +296,8 @@ def test_latency_as_an_objective_bounds_and_races() -> None:
     assert study.metric_names == ["accuracy", "latency_ms"]
     for trial in study.get_trials(states=(TrialState.COMPLETE,)):
         assert 0 < trial.values[1] <= sum(measured["milliseconds"].values())
-        bounded = [value for key, value in trial.system_attrs.items() if "constraints" in key]
-        assert len(bounded) == 1
+        (violation,) = trial.system_attrs["constraints"]
+        assert violation > 0  # nothing is so small; only parents and ensemble were run
+    assert study.best_trials == []
     table = pd.read_csv("runs/tiny/front.csv")
     assert {"test_accuracy", "test_latency_ms", "test_macs"} <= set(table)
