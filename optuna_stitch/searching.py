@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial
@@ -105,12 +104,10 @@ def make_study(
 def _sampler(
     study_file: StudyFile, objective: Objective, seed: int
 ) -> optuna.samplers.BaseSampler:
-    config, supernetwork = study_file.study, objective.supernetwork
-
-    def network(params: Mapping[str, Any]) -> Genotype:
-        return supernetwork.canonical(supernetwork.genotype(params))
-
-    sampler = make_sampler(config.sampler.name, config.sampler.arguments, seed=seed, key=network)
+    config = study_file.study
+    sampler = make_sampler(
+        config.sampler.name, config.sampler.arguments, seed=seed, key=objective.key
+    )
     steering = config.steering
     if steering is None:
         return sampler

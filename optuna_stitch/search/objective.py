@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import optuna
 import sqlalchemy
@@ -122,6 +123,13 @@ class Objective:
             else Evaluation(nothing | self.evaluator.costs(genotype), 0, ruled_out=True)
             for genotype in genotypes
         ]
+
+    def key(self, params: Mapping[str, Any]) -> Genotype:
+        """Which network a trial's parameters make: equal keys, the same network.
+
+        For samplers that ask, such as ``LinkageSampler(key=objective.key)``.
+        """
+        return self.supernetwork.canonical(self.supernetwork.genotype(params))
 
     def values(self, evaluation: Evaluation) -> tuple[float, ...]:
         """The objectives' values."""

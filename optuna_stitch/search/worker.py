@@ -161,7 +161,7 @@ class _Search:
             trials.append(trial)
             trial.set_user_attr(WORKER, self.worker.name)
             if flat:
-                genotype = supernetwork.canonical(supernetwork.genotype(trial.params))
+                genotype = self.objective.key(trial.params)
             else:
                 genotype = suggest(trial, supernetwork, self.objective.space)
             join_population(trial)

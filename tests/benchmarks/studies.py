@@ -50,9 +50,6 @@ def main() -> None:
     val = pair.data.val.take(300)
     crossovers = st.measure_crossovers(supernetwork, fits, val)
 
-    def network(params: object) -> st.Genotype:
-        return supernetwork.canonical(supernetwork.genotype(params))  # type: ignore[arg-type]
-
     found: dict[str, list[list[Point]]] = {name: [] for name in SAMPLERS}
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(seeds):
@@ -63,7 +60,7 @@ def main() -> None:
                 )
                 study = optuna.create_study(
                     directions=objective.directions,
-                    sampler=make_sampler(name, options, seed=seed, key=network),
+                    sampler=make_sampler(name, options, seed=seed, key=objective.key),
                 )
                 st.enqueue_starts(study, supernetwork, crossovers=crossovers, seed=seed)
                 st.optimize(study, objective, n_trials=trials, batch=10)

@@ -43,6 +43,18 @@ def test_both_spaces_give_the_same_canonical_genotypes(
                 assert supernetwork.canonical(flipped) == reached
 
 
+def test_the_key_of_a_trial_names_its_network(
+    supernetwork: st.Supernetwork, data: st.Data
+) -> None:
+    objective = st.Objective(supernetwork, data.val.take(5))
+    off, on = (dict.fromkeys((s.name for s in supernetwork.switches), v) for v in ("off", "on"))
+    into_b = {s.name: "on" for s in supernetwork.switches if s.into == "b"}
+    assert objective.key({**off, "output": "a"}) == st.Genotype("a")
+    # switches into b are not felt at a's output, as long as nothing of b is read
+    assert objective.key({**off, **into_b, "output": "a"}) == st.Genotype("a")
+    assert objective.key({**on, "output": "a"}) != st.Genotype("a")
+
+
 def test_reachable_asks_for_less(supernetwork: st.Supernetwork) -> None:
     params = supernetwork.params(st.Genotype("a"))
     trial = optuna.trial.FixedTrial(params)
