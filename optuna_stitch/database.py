@@ -76,7 +76,7 @@ def patiently(call: Callable[[], T], *, patience: float = PATIENCE) -> T:
         Exception: The call's own, if trying again does not help or the time is over.
     """
     begin = time.monotonic()
-    pause = 0.1
+    pause, told = 0.1, False
     while True:
         try:
             return call()
@@ -84,7 +84,8 @@ def patiently(call: Callable[[], T], *, patience: float = PATIENCE) -> T:
             waited = time.monotonic() - begin
             if not is_transient(error) or waited + pause > patience:
                 raise
-            if waited == 0 or pause >= 1:
+            if not told and pause >= 1:  # what is back in a moment is not worth a word
+                told = True
                 console.print(
                     f"The storage does not answer; trying again for {patience - waited:.0f} s.",
                     style="yellow",
