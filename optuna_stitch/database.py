@@ -24,10 +24,7 @@ T = TypeVar("T")
 
 def engine_arguments(url: str) -> dict[str, Any]:
     """What an engine is made with besides its URL."""
-    if _is_sqlite(url):
-        return {"connect_args": {"timeout": _BUSY_TIMEOUT}}
-    # a connection that a restarted server dropped is replaced before it is used
-    return {"pool_pre_ping": True}
+    return {"connect_args": {"timeout": _BUSY_TIMEOUT}} if _is_sqlite(url) else {}
 
 
 def with_driver(url: str) -> str:

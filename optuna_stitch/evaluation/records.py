@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import sqlalchemy as sa
 import torch
 from torch import Tensor
 
-from optuna_stitch.database import open_engine
+from optuna_stitch.database import open_engine, patiently
 from optuna_stitch.errors import StudyError, first_line
 from optuna_stitch.evaluation.kernels import Kernels
 from optuna_stitch.stitching.genotype import OUTPUTS, Genotype
+
+T = TypeVar("T")
 
 _TABLE = sa.Table(
     "optuna_stitch_evaluations",
@@ -91,14 +94,15 @@ class Records:
         by_key = {self._key(genotype): genotype for genotype in genotypes}
         keys = list(by_key)
         found: dict[Genotype, Record] = {}
-        try:
+
+        def read() -> None:
             with self._engine.connect() as connection:
                 for start in range(0, len(keys), _AT_ONCE):
                     wanted = _TABLE.c.key.in_(keys[start : start + _AT_ONCE])
                     for row in connection.execute(sa.select(_TABLE).where(wanted)):
                         found[by_key[row.key]] = _read(row)
-        except sa.exc.SQLAlchemyError as error:
-            raise _unusable(error) from error
+
+        _patiently(read)
         return found
 
     def new(self) -> list[tuple[Genotype, Record]]:
@@ -109,11 +113,12 @@ class Records:
         """
         mine = [_TABLE.c[name] == value for name, value in self._scope.items()]
         query = sa.select(_TABLE).where(_TABLE.c.number > self._seen, *mine)
-        try:
+
+        def read() -> list[sa.Row]:  # type: ignore[type-arg]
             with self._engine.connect() as connection:
-                rows = list(connection.execute(query.order_by(_TABLE.c.number)))
-        except sa.exc.SQLAlchemyError as error:
-            raise _unusable(error) from error
+                return list(connection.execute(query.order_by(_TABLE.c.number)))
+
+        rows = _patiently(read)
         self._seen = rows[-1].number if rows else self._seen
         return [(_genotype(row.genotype), _read(row)) for row in rows]
 
@@ -126,15 +131,16 @@ class Records:
         rows = [self._row(genotype, record) for genotype, record in records.items()]
         if not rows:
             return
-        try:
+
+        def write() -> None:
             try:
                 with self._engine.begin() as connection:
                     connection.execute(sa.insert(_TABLE), rows)
             except sa.exc.IntegrityError:  # some are there: from another worker, or other metrics
                 for genotype, record in records.items():
                     self._merge(genotype, record)
-        except sa.exc.SQLAlchemyError as error:
-            raise _unusable(error) from error
+
+        _patiently(write)
 
     def _merge(self, genotype: Genotype, record: Record) -> None:
         known = self.find([genotype]).get(genotype)
@@ -197,6 +203,14 @@ def _read(row: sa.Row) -> Record:  # type: ignore[type-arg]
         outcomes[name] = torch.from_numpy(np.unpackbits(packed, count=count).astype(bool))
         start += len(packed)
     return Record(held["figures"], outcomes, row.failed)
+
+
+def _patiently(call: Callable[[], T]) -> T:
+    """Use the database, and wait for it where it is away."""
+    try:
+        return patiently(call)
+    except sa.exc.SQLAlchemyError as error:
+        raise _unusable(error) from error
 
 
 def _unusable(error: Exception) -> StudyError:

@@ -93,7 +93,7 @@ def test_a_server_that_is_away_for_a_while(
 ) -> None:
     with postgresql(tmp_path) as server:
         url = server.get_uri()
-        with workers(2, saved, url, until=200, batch=8, grace=60.0) as processes:
+        with workers(2, saved, url, remember=True, until=200, batch=8, grace=60.0) as processes:
             _wait(lambda: len(_trials(url)) > 60)
             server.stop()
             time.sleep(20)
