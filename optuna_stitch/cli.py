@@ -30,9 +30,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Stitch two trained networks into one supernetwork and search it with Optuna.",
 )
-# What Optuna raises where a storage fails.
-_OF_OPTUNA = "StorageInternalError"
-
 for command in (init, zoo, inspect):
     app.command()(command)
 
@@ -64,13 +61,10 @@ def main() -> None:
         console.print(f"[red]Error:[/red] {text}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except Exception as error:
-        # wherever the study is read: the packages behind a storage, known by name lest they are
-        # imported for the help
-        package = type(error).__module__.partition(".")[0]
-        if package not in ("sqlalchemy", "grpc") and type(error).__name__ != _OF_OPTUNA:
-            raise
-        from optuna_stitch.database import reason
+        from optuna_stitch.database import is_of_storage, reason
 
+        if not is_of_storage(error):  # wherever the study is read
+            raise
         text = escape(reason(error))
         console.print(
             f"[red]Error:[/red] The storage failed: {text}. Nothing that is finished is lost; run "

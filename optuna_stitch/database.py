@@ -105,10 +105,18 @@ def is_transient(error: BaseException) -> bool:
         return error.connection_invalidated or isinstance(
             error, (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError)
         )
+    return _of_grpc(error) and "UNAVAILABLE" in str(error)
+
+
+def is_of_storage(error: BaseException) -> bool:
+    """Whether an error comes from a storage, rather than from what is done with it."""
+    kinds = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError)
+    return isinstance(error, kinds) or _of_grpc(error)
+
+
+def _of_grpc(error: BaseException) -> bool:
     # grpc is an extra, so that its exceptions are known by name
-    if any(kind.__name__ == "RpcError" for kind in type(error).__mro__):
-        return "UNAVAILABLE" in str(error)
-    return False
+    return any(kind.__name__ == "RpcError" for kind in type(error).__mro__)
 
 
 def reason(error: BaseException) -> str:

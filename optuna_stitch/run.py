@@ -139,7 +139,7 @@ class Run:
         Raises:
             StudyError: If it cannot be reached.
         """
-        assert self.storage is not None
+        _ = self.storage
 
     def build(self, *, show_progress_bar: bool = False) -> Supernetwork:
         """Load or train the parents, match them, fit the stitches, save the supernetwork.

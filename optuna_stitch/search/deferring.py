@@ -50,14 +50,17 @@ class DeferringStorage(PatientStorage):
         self._choices: dict[tuple[int, str], BaseDistribution] = {}
         # what Optuna reads once more when it was told
         self._told: tuple[int, FrozenTrial] | None = None
-        self._view: View | None = None
+        # of each thread, since a sampler looks while other threads read what is
+        self._views = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_lock"}
+        apart = ("_lock", "_views")
+        return {key: value for key, value in self.__dict__.items() if key not in apart}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._lock = threading.RLock()
+        self._views = threading.local()
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         """Hold a new trial in memory; one that is given in one piece is written at once."""
@@ -86,12 +89,12 @@ class DeferringStorage(PatientStorage):
         """Write trials that are held, as running ones."""
         for trial in trials:
             with self._lock:
-                if trial._trial_id in self._held and trial._trial_id not in self._written:
+                if self.is_held(trial):
                     self._write(trial._trial_id)
 
     def is_held(self, trial: optuna.Trial) -> bool:
         """Whether a trial is still in memory only."""
-        return trial._trial_id in self._held and trial._trial_id not in self._written
+        return self._in_memory(trial._trial_id) is not None
 
     def forget(self, trials: Iterable[optuna.Trial]) -> None:
         """Drop trials that are held, as if they had never been asked."""
@@ -223,8 +226,9 @@ class DeferringStorage(PatientStorage):
         trials = self._call(
             lambda: self.backend.get_all_trials(study_id, deepcopy=False, states=states)
         )
-        if self._view is not None:
-            trials = self._view(trials)
+        view: View | None = getattr(self._views, "current", None)
+        if view is not None:
+            trials = view(trials)
         with self._lock:
             held = [
                 trial
@@ -254,12 +258,13 @@ class DeferringStorage(PatientStorage):
 
     @contextmanager
     def seen_as(self, view: View) -> Iterator[None]:
-        """Let trials of the storage behind be read through a function for a while."""
-        self._view, before = view, self._view
+        """Let this thread read trials of the storage behind through a function for a while."""
+        before = getattr(self._views, "current", None)
+        self._views.current = view
         try:
             yield
         finally:
-            self._view = before
+            self._views.current = before
 
 
 def deferring(study: optuna.Study) -> DeferringStorage | None:

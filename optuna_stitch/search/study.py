@@ -7,10 +7,9 @@ import warnings
 from collections.abc import Callable, Sequence
 
 import optuna
-import sqlalchemy
 from optuna.storages import BaseStorage
 
-from optuna_stitch.database import reason
+from optuna_stitch.database import is_of_storage, reason
 from optuna_stitch.errors import StudyError
 from optuna_stitch.evaluation.crossovers import Crossover
 from optuna_stitch.search.crew import Worker
@@ -22,8 +21,6 @@ from optuna_stitch.stitching.genotype import Genotype
 CONTENT = "supernetwork"
 # Seconds in which a worker that made a study must have said that it prepares it.
 _FIRST_BEAT = 3.0
-
-STORAGE_ERRORS = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError)
 
 
 def open_study(
@@ -79,7 +76,9 @@ def open_study(
                     prepare(study)
                 # last, so that a start that was interrupted is made again
                 study.set_user_attr(CONTENT, content)
-    except STORAGE_ERRORS as error:
+    except Exception as error:
+        if not is_of_storage(error):
+            raise
         raise StudyError(f"The study {name!r} cannot be opened: {reason(error)}.") from error
     if found is not None and found != content:
         raise StudyError(

@@ -11,7 +11,7 @@ from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_stitch.database import is_transient, reason
+from optuna_stitch.database import is_of_storage, is_transient, reason
 from optuna_stitch.errors import StudyError
 from optuna_stitch.evaluation.gathering import Evaluation
 from optuna_stitch.progress import console, progress_bar
@@ -19,7 +19,6 @@ from optuna_stitch.search.crew import WORKER, Worker
 from optuna_stitch.search.deferring import deferring
 from optuna_stitch.search.objective import FAILED_AT, Objective
 from optuna_stitch.search.space import distributions, enqueue_params, join_population, suggest
-from optuna_stitch.search.study import STORAGE_ERRORS
 from optuna_stitch.stitching.genotype import Genotype
 
 # After so many batches in which every trial failed, more would fail too.
@@ -67,12 +66,13 @@ def optimize(
     try:
         with Worker(study, grace=grace) as worker:
             _Search(study, objective, worker).go(n_trials, until, batch, show_progress_bar)
-    except STORAGE_ERRORS as error:
-        raise _failed(error) from error
     except Exception as error:
-        if any(kind.__name__ == "RpcError" for kind in type(error).__mro__):
-            raise _failed(error) from error
-        raise
+        if not is_of_storage(error):
+            raise
+        raise StudyError(
+            f"The storage failed during the search: {reason(error)}. Finished trials are kept; "
+            "run the same command again to go on."
+        ) from error
 
 
 @dataclass
@@ -226,10 +226,3 @@ def _retry(study: optuna.Study, trial: FrozenTrial) -> None:
     if not params or retries > _MOST_RETRIES:
         return
     enqueue_params(study, params, {RETRY_OF: trial.number, RETRIES: retries})
-
-
-def _failed(error: Exception) -> StudyError:
-    return StudyError(
-        f"The storage failed during the search: {reason(error)}. Finished trials are kept; "
-        "run the same command again to go on."
-    )

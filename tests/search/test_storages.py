@@ -332,7 +332,7 @@ try:
     from optuna.testing.pytest_storages import StorageTestCase
 except ImportError:
 
-    @pytest.mark.skip(reason="optuna.testing.pytest_storages comes with Optuna 5")
+    @pytest.mark.skip(reason="needs optuna.testing.pytest_storages: pip install 'optuna>=5'")
     def test_conformance() -> None: ...
 
 else:

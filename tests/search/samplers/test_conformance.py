@@ -10,7 +10,8 @@ import pytest
 from optuna_stitch.search.samplers.linkage import LinkageSampler, LocalSearchSampler
 
 conformance = pytest.importorskip(
-    "optuna.testing.pytest_samplers", reason="Optuna ships these tests since 5.0"
+    "optuna.testing.pytest_samplers",
+    reason="needs optuna.testing.pytest_samplers: pip install 'optuna>=5'",
 )
 
 Make = Callable[[], optuna.samplers.BaseSampler]
