@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from optuna_stitch.networks.training import Recipe, train_parent
     from optuna_stitch.networks.view import View
     from optuna_stitch.networks.zoo import Parent, load_parent
-    from optuna_stitch.results.front import Front, evaluate_front
+    from optuna_stitch.results.front import Front
+    from optuna_stitch.results.reevaluation import evaluate_front
     from optuna_stitch.search.objective import Objective
     from optuna_stitch.search.samplers.linkage import LinkageSampler, LocalSearchSampler
     from optuna_stitch.search.space import enqueue_starts
@@ -45,7 +46,8 @@ _MODULES = {
     "networks.training": ("Recipe", "train_parent"),
     "networks.view": ("View",),
     "networks.zoo": ("Parent", "load_parent"),
-    "results.front": ("Front", "evaluate_front"),
+    "results.front": ("Front",),
+    "results.reevaluation": ("evaluate_front",),
     "search.objective": ("Objective",),
     "search.samplers.linkage": ("LinkageSampler", "LocalSearchSampler"),
     "search.space": ("enqueue_starts",),

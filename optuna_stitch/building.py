@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from optuna_stitch.cache import write_whole
+from optuna_stitch.cache import write_text
 from optuna_stitch.config import ParentConfig, StudyFile
 from optuna_stitch.data import Data
 from optuna_stitch.errors import DataError, MatchError
@@ -45,8 +45,8 @@ def build(
         MatchError: If no stitch is kept.
     """
     parents = study_file.parents
-    a = _parent(parents.a, data, show_progress_bar)
-    b = _parent(parents.b, data, show_progress_bar)
+    a = make_parent(parents.a, data, show_progress_bar=show_progress_bar)
+    b = make_parent(parents.b, data, show_progress_bar=show_progress_bar)
     stitching = study_file.stitching
     similar_on = stitching.similarity_images
     supernetwork = stitch(
@@ -87,7 +87,14 @@ def read_crossovers(folder: Path) -> list[Crossover]:
     return [Crossover(**row) for row in rows]
 
 
-def _parent(config: ParentConfig, data: Data, show_progress_bar: bool) -> Parent:
+def make_parent(config: ParentConfig, data: Data, *, show_progress_bar: bool = False) -> Parent:
+    """Load a network as a study file says, or train it.
+
+    Args:
+        config: What it says.
+        data: The images to train on.
+        show_progress_bar: Whether to show a progress bar.
+    """
     arguments = dict(config.model_args)
     if config.train is not None:
         arguments.setdefault("num_classes", data.classes)
@@ -136,5 +143,4 @@ def _keep(
 
 
 def _write_table(path: Path, table: pd.DataFrame) -> None:
-    text = table.to_csv(index=False)
-    write_whole(path, lambda unfinished: Path(unfinished).write_text(text, encoding="utf-8"))
+    write_text(path, table.to_csv(index=False))

@@ -37,3 +37,8 @@ def write_whole(path: Path, write: Callable[[str], object]) -> None:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    write_whole(path, lambda unfinished: Path(unfinished).write_text(text, encoding="utf-8"))

@@ -213,6 +213,12 @@ class StudyConfig(_Section):
     seed: int = 0
 
 
+class ReportConfig(_Section):
+    """What the report compares with, besides the parents: networks as those are given."""
+
+    baselines: list[ParentConfig] = []
+
+
 class StudyFile(_Section):
     """All of a study file."""
 
@@ -224,6 +230,7 @@ class StudyFile(_Section):
     keep: KeepConfig = KeepConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     study: StudyConfig = StudyConfig()
+    report: ReportConfig = ReportConfig()
 
 
 def smoke(study_file: StudyFile) -> StudyFile:
@@ -250,6 +257,7 @@ def smoke(study_file: StudyFile) -> StudyFile:
         tiny.tune.steps, tiny.tune.batch_size = 2, 4
         if segments:
             tiny.tune = None
+    tiny.report = ReportConfig()
     tiny.keep = KeepConfig()  # random stitches would all be dropped
     tiny.study.trials, tiny.study.batch, tiny.study.start.population = 6, 3, 6
     return tiny

@@ -32,12 +32,14 @@ class Data:
         val: For the search.
         test: For the report.
         classes: Number of classes.
+        class_names: Their names in the order of their labels, where the data set knows them.
     """
 
     train: Split
     val: Split
     test: Split
     classes: int
+    class_names: tuple[str, ...] | None = None
 
 
 def load_data(
@@ -104,7 +106,8 @@ def load_data(
         sources[source] = (opened, left[len(taken) :])
         splits[name] = Split(name, opened, taken, f"{source} of {len(opened)} images")
     classes = _count_classes(splits)
-    return Data(splits["train"], splits["val"], splits["test"], classes)
+    names = getattr(splits["train"].dataset, "class_names", None)
+    return Data(splits["train"], splits["val"], splits["test"], classes, names)
 
 
 def _readable(split: Split, count: int | None) -> list[int]:

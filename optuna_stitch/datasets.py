@@ -15,6 +15,7 @@ class Digits:
     """The 1,797 scanned digits that come with scikit-learn, 8 × 8 pixels each."""
 
     class_count = 10
+    class_names = tuple("0123456789")
 
     def __init__(self) -> None:
         from sklearn.datasets import load_digits
@@ -44,6 +45,13 @@ class Files:
         self.reader = reader
         index = getattr(reader, "class_to_idx", None)
         self.class_count = max(index.values()) + 1 if index else None
+        names = {label: str(name) for name, label in (index or {}).items()}
+        # a map of classes may leave some out
+        self.class_names = (
+            tuple(names.get(label, str(label)) for label in range(self.class_count))
+            if self.class_count
+            else None
+        )
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -68,6 +76,11 @@ class VOC:
     """
 
     class_count = 21
+    class_names = (
+        *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat"),
+        *("chair", "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant"),
+        *("sheep", "sofa", "train", "tvmonitor"),
+    )
 
     def __init__(self, name: str, root: str | Path | None, split: str) -> None:
         from torchvision.datasets import VOCSegmentation

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
-import timm
-import torch
 from optuna.trial import FrozenTrial
 from rich.console import Console
 
-from optuna_stitch.building import build, read_crossovers
-from optuna_stitch.cache import write_whole
+from optuna_stitch.building import build, make_parent, read_crossovers
+from optuna_stitch.cache import write_text
 from optuna_stitch.config import StudyFile, smoke
 from optuna_stitch.data import Data, load_data
 from optuna_stitch.database import hide_password
 from optuna_stitch.errors import ArtifactError, RunError
 from optuna_stitch.evaluation.constraints import resolve_constraints
 from optuna_stitch.evaluation.metrics import resolve_metrics
-from optuna_stitch.results.front import Front, evaluate_front
-from optuna_stitch.results.plots import write_html, write_png
+from optuna_stitch.progress import console
+from optuna_stitch.reporting import export_command, versions, write_results
+from optuna_stitch.results.finding import find
+from optuna_stitch.results.front import Front
+from optuna_stitch.results.publishing import publish
 from optuna_stitch.results.quality import rich_crossovers, summary
-from optuna_stitch.results.report import write_report
+from optuna_stitch.results.reevaluation import evaluate_front
 from optuna_stitch.search.artifacts import download_files, open_artifact_store, upload_files
 from optuna_stitch.search.deferring import DeferringStorage
 from optuna_stitch.search.objective import Objective
@@ -34,7 +35,7 @@ from optuna_stitch.search.worker import optimize
 from optuna_stitch.searching import LATENCY, make_objective, make_study
 from optuna_stitch.stitching.artifact import FILES, is_saved, load_supernetwork
 from optuna_stitch.stitching.supernetwork import Supernetwork
-from optuna_stitch.study_file import dump_study_file, load_study_file
+from optuna_stitch.study_file import dump_study_file, flatten, load_study_file
 
 # What may change while a run goes on; anything else makes it another run.
 _CHANGEABLE = {
@@ -46,7 +47,7 @@ _CHANGEABLE = {
     "evaluation.remember",
 }
 # Sections of it that may change.
-_CHANGEABLE_SECTIONS = ("study.sampler", "study.steering")
+_CHANGEABLE_SECTIONS = ("study.sampler", "study.steering", "report")
 
 
 class Run:
@@ -95,7 +96,7 @@ class Run:
         resolve_metrics(study_file.study.objectives)
         resolve_constraints(study_file.study.constraints)
         folder.mkdir(parents=True, exist_ok=True)
-        _write(copy, dump_study_file(study_file))
+        write_text(copy, dump_study_file(study_file))
         return Run(study_file, folder)
 
     @staticmethod
@@ -190,28 +191,71 @@ class Run:
         )
         return study
 
-    def report(self, supernetwork: Supernetwork) -> Front:
-        """Evaluate the front on the test split, and write tables, plots and the report."""
+    def report(
+        self,
+        supernetwork: Supernetwork,
+        *,
+        show_progress_bar: bool = False,
+    ) -> Front:
+        """Evaluate the front on the test split, and write tables, pictures and the report.
+
+        What optuna-dashboard shows of the study is written into its storage.
+
+        Args:
+            supernetwork: What `build` returned.
+            show_progress_bar: Whether to show a progress bar.
+        """
+        study, front = self.judge(supernetwork, show_progress_bar=show_progress_bar)
+        figures = write_results(
+            front,
+            study,
+            supernetwork,
+            self.data,
+            self.folder,
+            title=f"{self.name}: {supernetwork.a.name} × {supernetwork.b.name}",
+            facts=self._facts(supernetwork, study),
+        )
+        left = publish(
+            study,
+            front,
+            supernetwork,
+            self.artifact_store,
+            figures=figures,
+            summary=find(front).sentence,
+            command=export_command(self.folder),
+        )
+        if left:
+            console.print(f"Notes that were edited in the dashboard stay: {', '.join(left)}.")
+        return front
+
+    def judge(
+        self,
+        supernetwork: Supernetwork,
+        *,
+        only: Sequence[int] | None = None,
+        show_progress_bar: bool = False,
+    ) -> tuple[optuna.Study, Front]:
+        """Evaluate the front, or some trials, on the test split, beside the baselines.
+
+        Args:
+            supernetwork: What `build` returned.
+            only: Numbers of trials; the front's, if None.
+            show_progress_bar: Whether to show a progress bar.
+
+        Returns:
+            The study, and what was found.
+        """
         objective = self._objective(supernetwork)
         study = self._study(objective)
-        front = evaluate_front(study, objective, self.data.test)
-        switches = [switch.name for switch in supernetwork.switches]
-        _write(self.folder / "front.csv", front.table(switches).to_csv(index=False))
-        title = f"{self.name}: {supernetwork.a.name} × {supernetwork.b.name}"
-        write_html(front, title, self.folder / "front.html")
-        write_png(front, title, self.folder / "front.png")
-        text = write_report(
-            front,
-            title=title,
-            facts=self._facts(supernetwork, study),
-            commands=[
-                f"optuna-stitch dashboard {self.folder}     # look at every trial",
-                f"optuna-stitch search {self.folder} --trials 500   # go on searching",
-                f"optuna-stitch report {self.folder}        # make this report again",
-            ],
+        front = evaluate_front(
+            study,
+            objective,
+            self.data.test,
+            others=[make_parent(other, self.data) for other in self.study_file.report.baselines],
+            only=only,
+            show_progress_bar=show_progress_bar,
         )
-        _write(self.folder / "report.md", text)
-        return front
+        return study, front
 
     def _objective(self, supernetwork: Supernetwork) -> Objective:
         return make_objective(
@@ -243,7 +287,7 @@ class Run:
         if content is None:
             return False
         study = optuna.load_study(study_name=self.name, storage=self.storage)
-        download_files(study, self._artifact_store, self.folder)
+        download_files(study, self.artifact_store, self.folder)
         found = load_supernetwork(self.folder).content_hash()
         if found != content:
             raise ArtifactError(
@@ -255,10 +299,11 @@ class Run:
     def _share(self, study: optuna.Study) -> None:
         """Put what another worker needs into the artifact store; the description last."""
         paths = [self.folder / name for name in ("fit.csv", LATENCY, *FILES)]
-        upload_files(study, self._artifact_store, [path for path in paths if path.exists()])
+        upload_files(study, self.artifact_store, [path for path in paths if path.exists()])
 
     @property
-    def _artifact_store(self) -> Any:
+    def artifact_store(self) -> Any:
+        """Where the study's files are kept: the supernetwork, drawings."""
         place = self.study_file.study.artifacts.replace("{run}", self.folder.as_posix())
         return open_artifact_store(place)
 
@@ -278,13 +323,13 @@ class Run:
             ("study", f"{study.study_name} in {hide_password(self.storage_url)}"),
             ("trials", str(len(study.get_trials(deepcopy=False)))),
             ("sampler", self.study_file.study.sampler.name),
-            ("versions", _versions()),
+            ("versions", versions()),
         ]
 
 
 def _refuse_another(new: StudyFile, old: StudyFile, path: Path, folder: Path) -> None:
     """Raise if a run's folder belongs to a study file that says something else."""
-    before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    before, after = flatten(old), flatten(new)
     differing = sorted(
         key
         for key in {*before, *after} - _CHANGEABLE
@@ -299,25 +344,3 @@ def _refuse_another(new: StudyFile, old: StudyFile, path: Path, folder: Path) ->
             f"{shown}{' and more' if len(differing) > 3 else ''}. Choose another folder with "
             "`--run`, or remove this one."
         )
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix.removesuffix("."): tree}
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.")
-    return flat
-
-
-def _write(path: Path, text: str) -> None:
-    write_whole(path, lambda unfinished: Path(unfinished).write_text(text, encoding="utf-8"))
-
-
-def _versions() -> str:
-    from optuna_stitch import __version__
-
-    return (
-        f"optuna_stitch {__version__}, optuna {optuna.__version__}, torch {torch.__version__}, "
-        f"timm {timm.__version__}, Python {platform.python_version()}"
-    )

@@ -52,6 +52,23 @@ def dump_study_file(study_file: StudyFile) -> str:
     return yaml.safe_dump(study_file.model_dump(mode="json"), sort_keys=False)
 
 
+def flatten(study_file: StudyFile) -> dict[str, Any]:
+    """Every key of a study file with its value, as in ``study.sampler.name``.
+
+    A section that is absent is one key whose value is None; one that is empty has no keys.
+    """
+    return _flat(study_file.model_dump(mode="json"))
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix.removesuffix("."): tree}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.")
+    return flat
+
+
 def _with_absolute_paths(study_file: StudyFile, folder: Path) -> StudyFile:
     data = study_file.data
     for section in (data, data.train, data.val, data.test):
@@ -60,7 +77,7 @@ def _with_absolute_paths(study_file: StudyFile, folder: Path) -> StudyFile:
                 setattr(section, name, folder / getattr(section, name))
     if study_file.study.start.front_of is not None:
         study_file.study.start.front_of = folder / study_file.study.start.front_of
-    for parent in (study_file.parents.a, study_file.parents.b):
+    for parent in (study_file.parents.a, study_file.parents.b, *study_file.report.baselines):
         if parent.checkpoint is not None:
             parent.checkpoint = folder / parent.checkpoint
         if parent.network.endswith(PROGRAM):

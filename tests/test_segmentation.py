@@ -11,7 +11,9 @@ from torchmetrics.classification import MulticlassJaccardIndex
 
 import optuna_stitch as st
 from optuna_stitch.errors import ConfigError, DataError, MatchError
-from optuna_stitch.results.evidence import Confusions, gather_evidence
+from optuna_stitch.evaluation.metrics import resolve_metrics
+from optuna_stitch.results.evidence import Confusions
+from optuna_stitch.results.jury import Jury
 
 
 def _parent(name: str) -> st.Parent:
@@ -40,8 +42,10 @@ def test_from_parents_to_a_front(supernetwork: st.Supernetwork, noise: st.Data) 
     study.optimize(objective, n_trials=6)
     front = st.evaluate_front(study, objective, noise.test)
     assert front.metric == "mean_iou"
+    assert {"duo", "cascade"} <= {entry.kind for entry in front.baselines}
+    assert front.predictions() is None
     for entry in front.entries:
-        assert entry.quality == pytest.approx(entry.test["mean_iou"], abs=1e-6)
+        assert entry.quality == entry.test["mean_iou"]
         assert entry.interval[0] <= entry.quality <= entry.interval[1]
     with pytest.raises(ConfigError, match="label every pixel"):
         st.Evaluator(supernetwork, noise.val, ["accuracy"])
@@ -50,10 +54,15 @@ def test_from_parents_to_a_front(supernetwork: st.Supernetwork, noise: st.Data) 
 def test_mean_iou_from_confusions_is_torchmetrics(
     supernetwork: st.Supernetwork, noise: st.Data
 ) -> None:
-    evaluator = st.Evaluator(supernetwork, noise.val, ["mean_iou", "macs"])
+    names = ["mean_iou", "pixel_accuracy", "macs"]
+    evaluator = st.Evaluator(supernetwork, noise.val, names, kernels="plain")
     genotypes = [st.Genotype("a"), st.Genotype("ensemble")]
-    evidence = gather_evidence(evaluator, genotypes)
-    for genotype, found in zip(genotypes, evidence, strict=True):
+    jury = Jury(supernetwork, noise.val, resolve_metrics(names), "mean_iou")
+    for genotype, entry in zip(genotypes, jury.judge(genotypes), strict=True):
+        figures = evaluator.evaluate([genotype])[0].figures
+        assert entry.test == pytest.approx(figures, abs=1e-6)
+        found = entry.evidence
+        assert found is not None
         reference = MulticlassJaccardIndex(5, ignore_index=255)
         (logits,) = evaluator.logits([genotype])
         batch = next(noise.val.batches(supernetwork.views, len(noise.val)))

@@ -120,6 +120,11 @@ class Evaluator:
         self._measure(new, show_progress_bar)
         return [self._known[genotype] for genotype in canonical]
 
+    @property
+    def batch_size(self) -> int:
+        """Images per batch."""
+        return self._engine.batch_size
+
     def logits(self, genotypes: Sequence[Genotype]) -> list[Tensor]:
         """What subnetworks answer on the whole split, ``(len(split), classes, ...)`` each."""
         kept: list[list[Tensor]] = [[] for _ in genotypes]

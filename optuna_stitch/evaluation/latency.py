@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from optuna_stitch.cache import write_whole
+from optuna_stitch.cache import write_text
 from optuna_stitch.errors import ArtifactError
 from optuna_stitch.progress import track
 from optuna_stitch.stitching.genotype import Genotype
@@ -48,8 +48,7 @@ class Latencies:
 
     def save(self, path: Path) -> None:
         """Write the times down, so that every worker of a study counts with the same."""
-        text = json.dumps(asdict(self), indent=1)
-        write_whole(path, lambda unfinished: Path(unfinished).write_text(text, encoding="utf-8"))
+        write_text(path, json.dumps(asdict(self), indent=1))
 
     @staticmethod
     def load(path: Path) -> Latencies:
@@ -122,6 +121,15 @@ def latency_ms(supernetwork: Supernetwork, genotype: Genotype) -> float:
 def use_latencies(supernetwork: Supernetwork, latencies: Latencies) -> None:
     """Say what the metric ``latency_ms`` shall count with, for this supernetwork."""
     _measured[supernetwork] = latencies
+
+
+def measure_alike(supernetwork: Supernetwork, like: Supernetwork) -> None:
+    """Time a supernetwork's operations as another's were timed, where they were."""
+    if like in _measured:
+        known = _measured[like]
+        _measured[supernetwork] = measure_latency(
+            supernetwork, batch_size=known.batch_size, threads=known.threads
+        )
 
 
 _measured: WeakKeyDictionary[Supernetwork, Latencies] = WeakKeyDictionary()

@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import fx
 
-from optuna_stitch.cache import cache_folder, content_key, write_whole
+from optuna_stitch.cache import cache_folder, content_key, write_text
 from optuna_stitch.networks.cost import NodeCost
 from optuna_stitch.networks.layouts import Layout
 from optuna_stitch.networks.points import Point
@@ -58,7 +58,7 @@ def save_measured(path: Path, measured: Measured) -> None:
         "points": [asdict(point) for point in points],
         "excluded": excluded,
     }
-    write_whole(path, lambda unfinished: Path(unfinished).write_text(json.dumps(kept)))
+    write_text(path, json.dumps(kept))
 
 
 def _tuples(fields: dict[str, Any]) -> dict[str, Any]:

@@ -1,24 +1,18 @@
-"""The front of a study, evaluated again on the test split."""
+"""The front of a study: its networks, and what one would use otherwise, on the test split."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import optuna
 import pandas as pd
-from optuna.trial import FrozenTrial, TrialState
+from torch import Tensor
 
 from optuna_stitch.errors import StudyError
-from optuna_stitch.evaluation.evaluator import Evaluator
-from optuna_stitch.evaluation.metrics import AnyMetric, resolve_metrics
-from optuna_stitch.results.evidence import Evidence, gather_evidence
-from optuna_stitch.results.statistics import holm
-from optuna_stitch.search.objective import Objective
-from optuna_stitch.search.space import baselines
-from optuna_stitch.splits import Split
+from optuna_stitch.results.evidence import Interval, Paired
 from optuna_stitch.stitching.genotype import Genotype
-from optuna_stitch.stitching.supernetwork import Supernetwork
+
+STITCHED = "stitched"
 
 
 @dataclass(frozen=True)
@@ -47,31 +41,50 @@ class Entry:
     """One network of the report.
 
     Args:
-        name: ``parent a``, ``parent b``, ``ensemble`` or ``trial <number>``.
-        kind: ``parent``, ``ensemble`` or ``stitched``.
-        trial: Number of the study's trial.
-        genotype: In canonical form.
-        values: The objectives on the validation split, by name.
-        test: The objectives on the test split, by name, and always the quality and ``macs``.
-        quality: Test accuracy, or mean IoU for segmentation.
-        interval: Its 95% interval: Wilson's for accuracy, the bootstrap's for mean IoU.
+        name: ``parent a``, ``parent b``, ``ensemble``, ``duo``, ``cascade 23%``, the name of
+            another network, or ``trial <number>``.
+        kind: ``parent``, ``ensemble``, ``duo``, ``cascade``, ``other`` or ``stitched``.
+        test: Figures on the test split, by name: the study's objectives, and always the quality
+            and ``macs``.
+        metric: Which of them is the quality: ``accuracy``, or ``mean_iou`` for segmentation.
+        intervals: Their 95% intervals, as far as they come from images: Wilson's of shares, the
+            bootstrap's of others.
         parameters: Number of parameters.
+        trial: Number of the study's trial, where it is one.
+        genotype: In canonical form, where it is a subnetwork.
+        values: The objectives on the validation split, by name, where it is a trial.
+        recipe: How it answers, where its name does not say.
         on_front: Whether no other entry is at least as good in every objective on the test split
             and better in one.
-        claims: Against each baseline; empty for the baselines themselves.
+        claims: Against baselines; empty for the baselines themselves.
+        evidence: What every image says of its quality.
+        guesses: The class of every test image, ``(N,)``, where it labels images.
     """
 
     name: str
     kind: str
-    trial: int
-    genotype: Genotype
-    values: dict[str, float]
     test: dict[str, float]
-    quality: float
-    interval: tuple[float, float]
-    parameters: int
+    metric: str
+    intervals: dict[str, Interval] = field(default_factory=dict)
+    parameters: int = 0
+    trial: int | None = None
+    genotype: Genotype | None = None
+    values: dict[str, float] = field(default_factory=dict)
+    recipe: str = ""
     on_front: bool = False
     claims: list[Claim] = field(default_factory=list)
+    evidence: Paired | None = field(default=None, repr=False)
+    guesses: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def quality(self) -> float:
+        """Accuracy, or mean IoU."""
+        return self.test[self.metric]
+
+    @property
+    def interval(self) -> Interval:
+        """The quality's 95% interval."""
+        return self.intervals[self.metric]
 
 
 @dataclass(frozen=True)
@@ -85,6 +98,10 @@ class Front:
             a plot; one row per trial, a column per objective.
         images: Number of test images.
         metric: What `Entry.quality` is, ``accuracy`` or ``mean_iou``.
+        switches: Names of the supernetwork's switches.
+        cost: The cost that plots show: the first objective that is one, else ``macs``.
+        targets: Labels of the test images, ``(N,)``, where images are labelled.
+        indices: Which images of their data set they are.
     """
 
     entries: list[Entry]
@@ -92,23 +109,44 @@ class Front:
     trials: pd.DataFrame
     images: int
     metric: str = "accuracy"
+    switches: tuple[str, ...] = ()
+    cost: str = "macs"
+    targets: Tensor | None = field(default=None, repr=False)
+    indices: Sequence[int] = field(default=(), repr=False)
 
     @property
     def baselines(self) -> list[Entry]:
-        """Parent a, parent b, and their ensemble."""
-        return [entry for entry in self.entries if entry.kind != "stitched"]
+        """Both parents, their ensemble, the duo, the cascades, other networks."""
+        return [entry for entry in self.entries if entry.kind != STITCHED]
 
     @property
     def stitched(self) -> list[Entry]:
         """Networks with at least one stitch that matters."""
-        return [entry for entry in self.entries if entry.kind == "stitched"]
+        return [entry for entry in self.entries if entry.kind == STITCHED]
 
-    def table(self, switches: Sequence[str]) -> pd.DataFrame:
-        """One row per entry, with every figure.
+    @property
+    def front(self) -> list[Entry]:
+        """Entries that no other dominates."""
+        return [entry for entry in self.entries if entry.on_front]
 
-        Args:
-            switches: Names of the supernetwork's switches.
+    def entry(self, trial: int) -> Entry:
+        """The entry of a trial.
+
+        Raises:
+            StudyError: If it is not among the entries.
         """
+        for entry in self.entries:
+            if entry.trial == trial:
+                return entry
+        known = [str(entry.trial) for entry in self.front if entry.trial is not None]
+        raise StudyError(f"Trial {trial} is not in this report; on the front are {_list(known)}.")
+
+    def stitches(self, entry: Entry) -> list[str]:
+        """Names of the stitches that an entry has on."""
+        return [self.switches[i] for i in sorted(entry.genotype.on)] if entry.genotype else []
+
+    def table(self) -> pd.DataFrame:
+        """One row per entry, with every figure."""
         rows = []
         for entry in self.entries:
             row: dict[str, object] = {
@@ -118,119 +156,40 @@ class Front:
                 "on_front": entry.on_front,
             }
             row |= {f"val_{name}": value for name, value in entry.values.items()}
-            row |= {f"test_{name}": value for name, value in entry.test.items()}
+            for name, value in entry.test.items():
+                row[f"test_{name}"] = value
+                if name in entry.intervals:
+                    row[f"test_{name}_low"], row[f"test_{name}_high"] = entry.intervals[name]
             row |= {
-                f"test_{self.metric}_low": entry.interval[0],
-                f"test_{self.metric}_high": entry.interval[1],
                 "parameters": entry.parameters,
-                "output": entry.genotype.output,
-                "stitches": "; ".join(switches[i] for i in sorted(entry.genotype.on)),
+                "output": entry.genotype.output if entry.genotype else entry.recipe,
+                "stitches": "; ".join(self.stitches(entry)),
             }
             for claim in entry.claims:
-                row[f"{self.metric}_minus_{claim.baseline.replace(' ', '_')}"] = claim.difference
-                row[f"p_value_{claim.baseline.replace(' ', '_')}"] = claim.p_value
+                name = claim.baseline.replace(" ", "_").replace("%", "")
+                row[f"{self.metric}_minus_{name}"] = claim.difference
+                row[f"p_value_{name}"] = claim.p_value
             rows.append(row)
-        return pd.DataFrame(rows)
+        return pd.DataFrame(rows).astype({"trial": "Int64"})
+
+    def _repr_html_(self) -> str:
+        from optuna_stitch.results.notebook import front_html  # which reads fronts
+
+        return front_html(self)
+
+    def predictions(self) -> pd.DataFrame | None:
+        """The raw predictions that figures rest on; None of networks that label pixels.
+
+        Returns:
+            A row per test image, by its place in the data set as ``image``; the column ``label``,
+            and one for each network.
+        """
+        if self.targets is None:
+            return None
+        guesses = {e.name: e.guesses.numpy() for e in self.entries if e.guesses is not None}
+        index = pd.Index(self.indices, name="image")
+        return pd.DataFrame({"label": self.targets.numpy(), **guesses}, index=index)
 
 
-def evaluate_front(
-    study: optuna.Study, objective: Objective, split: Split, *, batch_size: int | None = None
-) -> Front:
-    """Evaluate the best trials of a study, the parents and their ensemble on the test split.
-
-    Args:
-        study: Over the switches of the objective's supernetwork.
-        objective: What the study optimized.
-        split: The test split, seen neither by the fit nor by the search.
-        batch_size: Images per batch; if None, as the supernetwork says.
-
-    Raises:
-        StudyError: If no trial is complete.
-    """
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if not complete:
-        raise StudyError(
-            f"The study {study.study_name!r} has no complete trial to report; run the search."
-        )
-    supernetwork, metrics = objective.supernetwork, objective.evaluator.metrics
-    by_genotype = _distinct(supernetwork, complete)
-    best = {trial.number for trial in study.best_trials}
-    chosen = {
-        genotype: trial
-        for genotype, trial in by_genotype.items()
-        if not genotype.on or trial.number in best
-    }
-    base = [genotype for genotype in baselines() if genotype in chosen]
-    stitched = sorted((g for g in chosen if g.on), key=supernetwork.macs)
-    genotypes = [*base, *stitched]
-
-    metric = "mean_iou" if supernetwork.segments else "accuracy"
-    figures_wanted = _with_basics(metrics, metric)
-    # as the exported module computes, so that it has the very figures that are reported
-    evaluator = Evaluator(
-        supernetwork, split, figures_wanted, batch_size=batch_size, kernels="plain"
-    )
-    evidence = gather_evidence(evaluator, genotypes)
-    evaluations = evaluator.evaluate(genotypes)
-    names = {"a": "parent a", "b": "parent b", "ensemble": "ensemble"}
-    kinds = {"a": "parent", "b": "parent", "ensemble": "ensemble"}
-    entries = [
-        Entry(
-            name=f"trial {chosen[g].number}" if g.on else names[g.output],
-            kind="stitched" if g.on else kinds[g.output],
-            trial=chosen[g].number,
-            genotype=g,
-            values=dict(zip(objective.metric_names, chosen[g].values, strict=True)),
-            test=judged.figures,
-            quality=found.figure,
-            interval=found.interval(),
-            parameters=supernetwork.parameters(g),
-        )
-        for g, found, judged in zip(genotypes, evidence, evaluations, strict=True)
-    ]
-    _claim(entries, evidence)
-    _mark_front(entries, metrics)
-    trials = pd.DataFrame([trial.values for trial in complete], columns=objective.metric_names)
-    return Front(entries, objective.metric_names, trials, len(split), metric)
-
-
-def _with_basics(metrics: Sequence[AnyMetric], quality: str) -> list[AnyMetric]:
-    """The study's metrics, and quality and cost in any case."""
-    known = {metric.name for metric in metrics}
-    return [*metrics, *resolve_metrics([m for m in (quality, "macs") if m not in known])]
-
-
-def _distinct(
-    supernetwork: Supernetwork, trials: Sequence[FrozenTrial]
-) -> dict[Genotype, FrozenTrial]:
-    """The first trial of every distinct subnetwork."""
-    found: dict[Genotype, FrozenTrial] = {}
-    for trial in trials:
-        genotype = supernetwork.canonical(supernetwork.genotype(trial.params))
-        found.setdefault(genotype, trial)
-    return found
-
-
-def _claim(entries: Sequence[Entry], evidence: Sequence[Evidence]) -> None:
-    """Compare every stitched network with every baseline, corrected for all comparisons."""
-    pairs = [
-        (i, j)
-        for i, entry in enumerate(entries)
-        if entry.kind == "stitched"
-        for j, other in enumerate(entries)
-        if other.kind != "stitched"
-    ]
-    corrected = holm([evidence[i].p_value(evidence[j]) for i, j in pairs])
-    for (i, j), p_value in zip(pairs, corrected, strict=True):
-        difference = evidence[i].figure - evidence[j].figure
-        entries[i].claims.append(Claim(entries[j].name, difference, p_value))
-
-
-def _mark_front(entries: Sequence[Entry], metrics: Sequence[AnyMetric]) -> None:
-    signs = {metric.name: -1 if metric.direction == "maximize" else 1 for metric in metrics}
-    points = [[sign * entry.test[name] for name, sign in signs.items()] for entry in entries]
-    for entry, point in zip(entries, points, strict=True):
-        entry.on_front = not any(
-            other != point and all(o <= p for o, p in zip(other, point, strict=True))
-            for other in points
-        )
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names) if names else "none"

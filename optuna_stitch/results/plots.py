@@ -1,39 +1,97 @@
-"""The front as a picture: an interactive page and an image."""
+"""Plots of a front: an interactive page and an image, from the same marks."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 import matplotlib
 import pandas as pd
 import plotly.graph_objects as go
+from matplotlib.figure import Figure
 
-from optuna_stitch.results.front import Entry, Front
+from optuna_stitch.results.front import STITCHED, Entry, Front
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+# Stitches that the pointer shows; a network with more of them says how many.
+_STITCHES = 8
 
-# Colour and marker (plotly's, matplotlib's) by kind of network; readable without colour too.
-_STYLES = {
-    "parent": ("#1f77b4", "square", "s"),
-    "ensemble": ("#9467bd", "diamond", "D"),
-    "stitched": ("#d62728", "circle", "o"),
+
+@dataclass(frozen=True)
+class _Mark:
+    """How networks of one kind look; to be told apart without colour too."""
+
+    label: str
+    colour: str
+    symbol: str  # plotly's
+    marker: str  # matplotlib's
+
+
+_MARKS = {
+    "parent": _Mark("parents", "#1f77b4", "square", "s"),
+    "ensemble": _Mark("plain ensemble", "#9467bd", "diamond", "D"),
+    "duo": _Mark("duo: weighted ensemble", "#9467bd", "diamond-open", "d"),
+    "cascade": _Mark("cascades", "#2ca02c", "triangle-up", "^"),
+    "other": _Mark("other networks", "#8c564b", "x", "X"),
+    STITCHED: _Mark("stitched", "#d62728", "circle", "o"),
 }
-_X_TITLE = "multiply-accumulates per image (millions)"
+# Stitched networks that something else dominates.
+_FADED = 0.35
+# Kinds whose every network has its name beside it.
+_NAMED = ("parent", "ensemble", "duo", "other")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What a cost is called, and in which unit it is shown.
+
+    Args:
+        title: Of the axis.
+        words: What a sentence calls it, in the plural.
+        unit: What the values are divided by.
+        symbol: Of that unit.
+    """
+
+    title: str
+    words: str
+    unit: float = 1.0
+    symbol: str = ""
+
+
+_AXES = {
+    "macs": Axis(
+        "multiply-accumulates per image (millions)", "multiply-accumulates", 1e6, "M MACs"
+    ),
+    "parameters": Axis("parameters (millions)", "parameters", 1e6, "M parameters"),
+    "weight_bytes": Axis("weights (MB)", "bytes of weights", 1e6, "MB"),
+    "activation_bytes": Axis("activations per image (MB)", "bytes of activations", 1e6, "MB"),
+    "latency_ms": Axis("latency (ms)", "milliseconds", 1.0, "ms"),
+}
+
+
+def axis_of(cost: str) -> Axis:
+    """How a cost is shown."""
+    return _AXES.get(cost, Axis(cost, cost, 1.0, cost))
+
+
+def words_of(metric: str) -> str:
+    """A figure's name in a sentence."""
+    return metric.replace("_", " ").replace("iou", "IoU")
 
 
 def draw_front(front: Front, title: str) -> go.Figure:
-    """The front as an interactive figure: test accuracy against cost, with 95% intervals.
+    """The front as an interactive figure: test quality against cost, with 95% intervals.
 
     Args:
         front: What to draw.
         title: Above the figure.
     """
+    axis = axis_of(front.cost)
     figure = go.Figure()
     background = _background(front)
     if background is not None:
         figure.add_scatter(
-            x=background["macs"] / 1e6,
+            x=background[front.cost] / axis.unit,
             y=100 * background[front.metric],
             mode="markers",
             name="all trials (validation)",
@@ -42,19 +100,19 @@ def draw_front(front: Front, title: str) -> go.Figure:
         )
     line = _front_line(front)
     figure.add_scatter(
-        x=[entry.test["macs"] / 1e6 for entry in line],
+        x=[entry.test[front.cost] / axis.unit for entry in line],
         y=[100 * entry.quality for entry in line],
         mode="lines",
         name="front (test)",
-        line={"color": "#d62728", "width": 1, "shape": "hv"},
+        line={"color": "#7f7f7f", "width": 1, "shape": "hv", "dash": "dot"},
         hoverinfo="skip",
     )
-    for kind, (colour, symbol, _) in _STYLES.items():
+    for kind, mark in _MARKS.items():
         entries = [entry for entry in front.entries if entry.kind == kind]
         if not entries:
             continue
         figure.add_scatter(
-            x=[entry.test["macs"] / 1e6 for entry in entries],
+            x=[entry.test[front.cost] / axis.unit for entry in entries],
             y=[100 * entry.quality for entry in entries],
             error_y={
                 "type": "data",
@@ -63,40 +121,44 @@ def draw_front(front: Front, title: str) -> go.Figure:
                 "arrayminus": [100 * (e.quality - e.interval[0]) for e in entries],
                 "thickness": 1,
             },
-            mode="markers" if kind == "stitched" else "markers+text",
-            text=[entry.name for entry in entries],
+            mode="markers+text" if kind in _NAMED else "markers",
+            text=[escape(entry.name) for entry in entries],
             textposition="top left",
-            name=f"{kind} (test, 95% interval)",
-            marker={"color": colour, "symbol": symbol, "size": 10},
-            customdata=[[e.genotype.output, len(e.genotype.on), e.parameters] for e in entries],
-            hovertemplate=(
-                "<b>%{text}</b><br>%{y:.2f}%<br>%{x:.3f} M multiply-accumulates<br>"
-                "output %{customdata[0]}, %{customdata[1]} stitches<br>"
-                "%{customdata[2]:,} parameters<extra></extra>"
-            ),
+            name=mark.label,
+            marker={
+                "color": mark.colour,
+                "symbol": mark.symbol,
+                "size": 10,
+                "opacity": [_opacity(entry) for entry in entries],
+            },
+            customdata=[_hover(entry, front) for entry in entries],
+            hovertemplate="%{customdata}<extra></extra>",
         )
     figure.update_layout(
         title=title,
         template="plotly_white",
-        xaxis_title=_X_TITLE,
-        yaxis={"title": f"{front.metric} (%)", "range": _frame(front)},
+        xaxis_title=axis.title,
+        yaxis={"title": f"{words_of(front.metric)} (%)", "range": _frame(front)},
         legend={"yanchor": "bottom", "y": 0.02, "xanchor": "right", "x": 0.98},
     )
     return figure
 
 
-def write_html(front: Front, title: str, path: Path) -> None:
-    """Write the interactive figure as one page that needs no network."""
-    draw_front(front, title).write_html(path, include_plotlyjs=True)
+def write_image(front: Front, title: str, path: Path) -> None:
+    """Write the figure as an image; the ending of its path says which kind (PNG, SVG)."""
+    with matplotlib.rc_context({"svg.fonttype": "none"}):  # text stays text
+        draw_image(front, title).savefig(path)
 
 
-def write_png(front: Front, title: str, path: Path) -> None:
-    """Write the figure as an image."""
-    figure, axes = plt.subplots(figsize=(8, 5), dpi=150)
+def draw_image(front: Front, title: str) -> Figure:
+    """The figure as an image, to be saved."""
+    axis = axis_of(front.cost)
+    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    axes = figure.subplots()
     background = _background(front)
     if background is not None:
         axes.scatter(
-            background["macs"] / 1e6,
+            background[front.cost] / axis.unit,
             100 * background[front.metric],
             s=8,
             color="#999999",
@@ -106,64 +168,96 @@ def write_png(front: Front, title: str, path: Path) -> None:
         )
     line = _front_line(front)
     axes.step(
-        [entry.test["macs"] / 1e6 for entry in line],
+        [entry.test[front.cost] / axis.unit for entry in line],
         [100 * entry.quality for entry in line],
         where="post",
-        color="#d62728",
-        linewidth=1,
+        color="#7f7f7f",
+        linewidth=0.8,
+        linestyle=":",
         label="front (test)",
     )
     low, high = _frame(front)
-    for kind, (colour, _, marker) in _STYLES.items():
+    for kind, mark in _MARKS.items():
         entries = [entry for entry in front.entries if entry.kind == kind]
-        for index, entry in enumerate(entries):
-            accuracy = 100 * entry.quality
+        # what is on the front gives the legend its colour
+        for index, entry in enumerate(sorted(entries, key=lambda e: not e.on_front)):
+            quality = 100 * entry.quality
+            place = entry.test[front.cost] / axis.unit
             interval = [100 * bound for bound in entry.interval]
             axes.errorbar(
-                entry.test["macs"] / 1e6,
-                accuracy,
-                yerr=[[accuracy - interval[0]], [interval[1] - accuracy]],
-                fmt=marker,
-                color=colour,
+                place,
+                quality,
+                yerr=[[quality - interval[0]], [interval[1] - quality]],
+                fmt=mark.marker,
+                color=mark.colour,
+                markerfacecolor="none" if kind == "duo" else None,
                 markersize=6,
                 elinewidth=0.8,
-                alpha=1.0 if entry.on_front or kind != "stitched" else 0.5,
-                label=f"{kind} (test, 95% interval)" if index == 0 else None,
+                alpha=_opacity(entry),
+                label=mark.label if index == 0 else None,
             )
-            if kind != "stitched" and low <= accuracy <= high:
+            if kind in _NAMED and low <= quality <= high:
                 axes.annotate(
                     entry.name,
-                    (entry.test["macs"] / 1e6, accuracy),
+                    (place, quality),
                     xytext=(-7, 5),
                     textcoords="offset points",
                     horizontalalignment="right",
                     fontsize=9,
                 )
     axes.set_ylim(low, high)
-    axes.set_xlabel(_X_TITLE)
-    axes.set_ylabel(f"{front.metric} (%)")
+    axes.set_xlabel(axis.title)
+    axes.set_ylabel(f"{words_of(front.metric)} (%)")
     axes.set_title(title)
     axes.grid(alpha=0.25)
-    axes.legend(loc="lower right", fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
+    axes.legend(
+        loc="lower right", fontsize=8, title="test split, bars: 95% intervals", title_fontsize=8
+    )
+    return figure
+
+
+def _opacity(entry: Entry) -> float:
+    return 1.0 if entry.on_front or entry.kind != STITCHED else _FADED
+
+
+def _hover(entry: Entry, front: Front) -> str:
+    """What the pointer shows of a network."""
+    axis = axis_of(front.cost)
+    low, high = entry.interval
+    lines = [
+        f"<b>{escape(entry.name)}</b>{'' if entry.on_front else ' (not on the front)'}",
+        f"{100 * entry.quality:.2f}% ({100 * low:.2f} to {100 * high:.2f})",
+        f"{entry.test[front.cost] / axis.unit:.4g} {axis.symbol}, {entry.parameters:,} parameters",
+    ]
+    if entry.recipe:
+        lines.append(escape(entry.recipe))
+    if entry.kind == STITCHED and entry.genotype is not None:
+        stitches = front.stitches(entry)
+        lines += [f"output {entry.genotype.output}, {len(stitches)} stitches on:"]
+        lines += [escape(name) for name in stitches[:_STITCHES]]
+        if len(stitches) > _STITCHES:
+            lines.append(f"and {len(stitches) - _STITCHES} more")
+    return "<br>".join(lines)
 
 
 def _background(front: Front) -> pd.DataFrame | None:
     """Validation figures of all trials, where the study has both axes as objectives."""
-    if {front.metric, "macs"} <= set(front.trials.columns):
+    if {front.metric, front.cost} <= set(front.trials.columns):
         return front.trials
     return None
 
 
 def _front_line(front: Front) -> list[Entry]:
-    on_front = [entry for entry in front.entries if entry.on_front]
-    return sorted(on_front, key=lambda entry: entry.test["macs"])
+    """What no other entry dominates on the two axes of the plot, by rising cost."""
+    line: list[Entry] = []
+    for entry in sorted(front.entries, key=lambda e: (e.test[front.cost], -e.quality)):
+        if not line or entry.quality > line[-1].quality:
+            line.append(entry)
+    return line
 
 
 def _frame(front: Front) -> tuple[float, float]:
-    """Limits of the accuracy axis, in percent: around the networks that anyone would use."""
+    """Limits of the quality axis, in percent: around the networks that anyone would use."""
     worst = min(entry.interval[0] for entry in front.baselines or front.entries)
     best = max(entry.interval[1] for entry in front.entries)
     margin = 0.1 * (best - worst) + 0.005

@@ -1,19 +1,16 @@
-"""The report: what was found, in one sentence, one picture and one table."""
+"""The report: what was found, in one sentence, one picture and one table, and where it is from."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from rich.table import Table
+from optuna_stitch.results.finding import find
+from optuna_stitch.results.front import Entry, Front
+from optuna_stitch.results.gallery import gained_by
+from optuna_stitch.results.plots import axis_of, words_of
+from optuna_stitch.results.tables import WORTH_SHOWING, markdown_table, worth_showing
 
-from optuna_stitch.results.front import Claim, Entry, Front
-
-# Networks that lose more than this much accuracy against the weaker parent are left to the CSV.
-_WORTH_SHOWING = 0.10
-# Networks whose accuracies differ by no more than this are about as accurate.
-_NEAR = 0.01
-# A smaller share of multiply-accumulates saved is not worth a headline.
-_WORTH_SAYING = 0.05
 # How intervals are made and differences tested.
 _METHODS = {
     "accuracy": ("Wilson", "McNemar"),
@@ -21,177 +18,166 @@ _METHODS = {
 }
 
 
-def headline(front: Front) -> str:
-    """What was found, in one plain sentence that the paired tests bear out."""
-    parents = {entry.name: entry for entry in front.baselines}
-    shown = [entry for entry in front.stitched if entry.on_front]
-    better = [
-        (claim.difference, entry, claim)
-        for entry in shown
-        for claim in entry.claims
-        if claim.significant
-        and claim.difference > 0
-        and entry.test["macs"] <= parents[claim.baseline].test["macs"]
-    ]
-    if better:
-        _, entry, claim = max(better, key=lambda found: found[0])
-        rival = parents[claim.baseline]
-        saving = 1 - entry.test["macs"] / rival.test["macs"]
-        return (
-            f"{_capital(entry.name)} has a higher {_what(front)} than {_the(claim.baseline)} "
-            f"({_percent(entry)} against {_percent(rival)}, p = {claim.p_value:.3g} after "
-            f"correction) and needs {100 * saving:.0f}% fewer multiply-accumulates."
-        )
-    savings = [
-        (1 - entry.test["macs"] / rival.test["macs"], entry, rival)
-        for entry in shown
-        for rival in _rival(entry, front)
-        if entry.test["macs"] < (1 - _WORTH_SAYING) * rival.test["macs"]
-    ]
-    if savings:
-        saving, entry, rival = max(savings, key=lambda found: found[0])
-        claim = next(claim for claim in entry.claims if claim.baseline == rival.name)
-        chance = "can tell" if claim.significant else "cannot tell"
-        return (
-            f"{_capital(entry.name)} needs {100 * saving:.0f}% fewer multiply-accumulates than "
-            f"{_the(rival.name)}; its {_what(front)} of {_percent(entry)} differs from that one's "
-            f"{_percent(rival)} by {100 * claim.difference:+.1f} points, which {front.images} "
-            f"test images {chance} from chance (p = {claim.p_value:.2g})."
-        )
-    if shown:
-        return (
-            f"{len(shown)} stitched networks lie on the front, but none is cheaper than a parent "
-            f"or the ensemble of about the same {_what(front)}."
-        )
-    return "No stitched network is better than the parents and their ensemble."
+@dataclass(frozen=True)
+class Pictures:
+    """Where a report's pictures are, relative to it.
 
+    Args:
+        front: The front.
+        history: Hypervolume over the trials; None where there is none.
+        switches: How often each stitch is on; None where no stitched network is on the front.
+        gained: Images that a network gets right and both parents get wrong, where there are some.
+        networks: Drawings of front networks, by trial.
+    """
 
-def worth_showing(front: Front) -> list[Entry]:
-    """Entries for a table that people read: not the cheap networks that are far too inaccurate."""
-    floor = min(e.quality for e in front.baselines or front.entries) - _WORTH_SHOWING
-    return [entry for entry in front.entries if entry.quality >= floor]
-
-
-def rich_table(front: Front) -> Table:
-    """Parents, ensemble and front, for the screen; networks off the front are dim."""
-    table = Table(title=f"On {front.images} test images", caption=_CAPTION)
-    for column in _SHOWN:
-        table.add_column(column, justify="right" if _COLUMNS[column] else "left", no_wrap=True)
-    for entry in worth_showing(front):
-        cells = _cells(entry)
-        style = "bold" if entry.kind != "stitched" else "" if entry.on_front else "dim"
-        table.add_row(*(cells[column] for column in _SHOWN), style=style)
-    return table
+    front: str
+    history: str | None
+    switches: str | None
+    gained: str | None
+    networks: Mapping[int, str]
 
 
 def write_report(
-    front: Front, *, title: str, facts: Sequence[tuple[str, str]], commands: Sequence[str]
+    front: Front,
+    pictures: Pictures,
+    *,
+    title: str,
+    facts: Sequence[tuple[str, str]],
+    commands: Sequence[str],
+    export: str,
 ) -> str:
     """The report as Markdown.
 
     Args:
         front: What was found.
+        pictures: What was drawn of it.
         title: Of the report.
         facts: What the figures come from, as (what, which).
         commands: What reproduces or continues this, in a shell.
+        export: The command that exports a network, with ``{trial}`` for its number.
     """
-    shown = worth_showing(front)
-    hidden = len(front.entries) - len(shown)
+    return "\n".join(
+        [
+            f"# {title}",
+            "",
+            find(front).sentence,
+            "",
+            f"![{_capital(words_of(front.metric))} against cost]({pictures.front})",
+            "",
+            *markdown_table(front),
+            "",
+            *_how_to_read(front),
+            *_networks(front, pictures, export),
+            *_images(front, pictures),
+            *_search(pictures),
+            *_alternatives(front),
+            "## Where this comes from",
+            "",
+            "| | |",
+            "|---|---|",
+            *(f"| {what} | {which} |" for what, which in facts),
+            "",
+            "```sh",
+            *commands,
+            "```",
+            "",
+        ]
+    )
+
+
+def _how_to_read(front: Front) -> list[str]:
     interval, test = _METHODS[front.metric]
+    words = words_of(front.metric)
     lines = [
-        f"# {title}",
+        "*Parent a* and *parent b* are the two trained networks that the title names. A *cascade* "
+        "asks the cheaper one first and, for the share of validation images that its name says, "
+        "goes on to the other. A *stitched* network begins in one parent and crosses into the "
+        "other, once or more, by small linear layers (stitches); nothing of the parents was "
+        "trained again.",
         "",
-        headline(front),
-        "",
-        f"![{_capital(_what(front))} against cost: parents, ensemble and front](front.png)",
-        "",
-        "| " + " | ".join(_COLUMNS) + " |",
-        "|" + "|".join("---:" if number else "---" for number in _COLUMNS.values()) + "|",
-        *("| " + " | ".join(_cells(entry).values()) + " |" for entry in shown),
-        "",
-        f"{_capital(_what(front))} is measured on {front.images} test images that neither the fit "
-        f"of the stitches nor the search has seen, with its 95% interval ({interval}). *front* "
-        "means that no other network here is at least as good in every objective and better in "
-        "one, on the test images; the networks were chosen by their validation figures. *on* "
-        "counts the stitches that are switched on and matter. *vs* columns are differences in "
-        f"{_what(front)}, in points, against parent a, parent b and their plain ensemble; a star "
-        f"marks those that a paired test on the same images ({test}, corrected by Holm for all "
-        "comparisons of this report) tells from chance at the 5% level.",
+        f"{_capital(words)} is measured on {front.images} test images that neither the fit of the "
+        f"stitches nor the search has seen, with its 95% interval ({interval}). *front* means "
+        "that no other row is at least as good in every objective and better in one, on the test "
+        "images; networks were chosen, and baselines tuned, by validation images. *on* counts the "
+        f"stitches that are switched on and matter. *vs* columns are differences in {words}, in "
+        "points, against each baseline, of the cascades against the dearest one that costs no "
+        f"more; a star marks those that a paired test on the same images ({test}, corrected by "
+        "Holm for all comparisons of this report) tells from chance at the 5% level.",
         "",
     ]
+    hidden = len(front.entries) - len(worth_showing(front))
     if hidden:
         lines += [
             f"{hidden} more networks of the validation front are cheap but more than "
-            f"{100 * _WORTH_SHOWING:.0f} points less accurate than the weaker parent; they are in "
+            f"{100 * WORTH_SHOWING:.0f} points less accurate than the weaker parent; they are in "
             "`front.csv`.",
             "",
         ]
-    lines += ["## Where this comes from", "", "| | |", "|---|---|"]
-    lines += [f"| {what} | {which} |" for what, which in facts]
-    lines += ["", "```sh", *commands, "```", ""]
-    return "\n".join(lines)
+    return lines
 
 
-# Columns of the report, and whether they are numbers.
-_COLUMNS = {
-    "network": False,
-    "front": False,
-    "result %": True,
-    "95% range": True,
-    "MACs, M": True,
-    "parameters": True,
-    "output": False,
-    "on": True,
-    "vs a": True,
-    "vs b": True,
-    "vs ens.": True,
-}
-# What of it fits a terminal of 80 columns.
-_SHOWN = [name for name in _COLUMNS if name not in ("front", "parameters", "output")]
-_CAPTION = "on: stitches. vs: difference to each, in points. * p < 0.05"
+def _networks(front: Front, pictures: Pictures, export: str) -> list[str]:
+    drawn = [entry for entry in front.stitched if entry.trial in pictures.networks]
+    if not drawn:
+        return []
+    lines = ["## The stitched networks of the front", ""]
+    for entry in drawn:
+        assert entry.trial is not None
+        stitches = front.stitches(entry)
+        listed = ", ".join(f"`{name}`" for name in stitches)
+        lines += [
+            f"### {_capital(entry.name)}",
+            "",
+            f"{_capital(words_of(front.metric))} {_with_interval(entry)} at "
+            f"{entry.test[front.cost] / axis_of(front.cost).unit:.4g} "
+            f"{axis_of(front.cost).symbol}. Stitches on: {listed}.",
+            "",
+            f"![{entry.name}: its path through both parents]({pictures.networks[entry.trial]})",
+            "",
+            "```sh",
+            export.format(trial=entry.trial),
+            "```",
+            "",
+        ]
+    return lines
 
 
-def _cells(entry: Entry) -> dict[str, str]:
-    claims = {claim.baseline: claim for claim in entry.claims}
+def _images(front: Front, pictures: Pictures) -> list[str]:
+    entry = find(front).entry
+    said = gained_by(front, entry) if entry is not None else None
+    if entry is None or said is None:
+        return []
+    lines = [
+        "## Which images change",
+        "",
+        f"Of {front.images} test images {entry.name} gets {len(said.gained)} right that both "
+        f"parents get wrong, and {len(said.lost)} wrong that both get right.",
+        "",
+    ]
+    if pictures.gained:
+        lines += [f"![Images that only {entry.name} gets right]({pictures.gained})", ""]
+    return lines
+
+
+def _search(pictures: Pictures) -> list[str]:
+    drawn = [
+        (pictures.history, "Hypervolume of the validation front over the trials"),
+        (pictures.switches, "How often each stitch is on along the front"),
+    ]
+    lines = [line for path, words in drawn if path for line in (f"![{words}]({path})", "")]
+    return ["## The search", "", *lines] if lines else []
+
+
+def _alternatives(front: Front) -> list[str]:
+    lines = [f"| {entry.name} | {entry.recipe} |" for entry in front.baselines if entry.recipe]
+    if not lines:
+        return []
+    return ["## How the baselines answer", "", "| | |", "|---|---|", *lines, ""]
+
+
+def _with_interval(entry: Entry) -> str:
     low, high = entry.interval
-    return {
-        "network": entry.name,
-        "front": "yes" if entry.on_front else "",
-        "result %": f"{100 * entry.quality:.2f}",
-        "95% range": f"{100 * low:.1f}–{100 * high:.1f}",
-        "MACs, M": f"{entry.test['macs'] / 1e6:.3f}",
-        "parameters": f"{entry.parameters:,}",
-        "output": entry.genotype.output,
-        "on": str(len(entry.genotype.on)),
-        "vs a": _difference(claims.get("parent a")),
-        "vs b": _difference(claims.get("parent b")),
-        "vs ens.": _difference(claims.get("ensemble")),
-    }
-
-
-def _difference(claim: Claim | None) -> str:
-    if claim is None:
-        return ""
-    return f"{100 * claim.difference:+.2f}{'*' if claim.significant else ''}"
-
-
-def _rival(entry: Entry, front: Front) -> list[Entry]:
-    """The cheapest baseline that one would take instead, if it is about as accurate."""
-    as_good = [other for other in front.baselines if other.quality >= entry.quality - _NEAR]
-    cheapest = sorted(as_good, key=lambda other: other.test["macs"])[:1]
-    return [o for o in cheapest if o.quality <= entry.quality + _NEAR]
-
-
-def _the(name: str) -> str:
-    return f"the {name}" if name == "ensemble" else name
-
-
-def _percent(entry: Entry) -> str:
-    return f"{100 * entry.quality:.1f}%"
-
-
-def _what(front: Front) -> str:
-    return front.metric.replace("_", " ").replace("iou", "IoU")
+    return f"{100 * entry.quality:.2f}% ({100 * low:.2f} to {100 * high:.2f})"
 
 
 def _capital(text: str) -> str:

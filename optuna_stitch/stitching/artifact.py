@@ -10,7 +10,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from optuna_stitch.cache import write_whole
+from optuna_stitch.cache import write_text, write_whole
 from optuna_stitch.errors import ArtifactError, OptunaStitchError, first_line
 from optuna_stitch.networks.graph import NetworkGraph
 from optuna_stitch.networks.sources import create_module
@@ -77,7 +77,7 @@ def save_supernetwork(supernetwork: Supernetwork, folder: str | Path) -> None:
     try:
         write_whole(folder / _WEIGHTS, lambda unfinished: save_file(weights, unfinished))
         text = json.dumps(description, indent=2) + "\n"
-        write_whole(folder / _DESCRIPTION, lambda unfinished: Path(unfinished).write_text(text))
+        write_text(folder / _DESCRIPTION, text)
     except Exception as error:  # safetensors wraps a full disk in an exception of its own
         raise ArtifactError(f"The supernetwork cannot be written to {folder}: {error}") from error
 
