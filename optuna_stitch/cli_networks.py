@@ -129,7 +129,7 @@ def inspect(
     """Show where two networks can be stitched: their matches, in a table and in a picture."""
     with console.status("Loading torch and timm"):
         from optuna_stitch.networks.zoo import load_parent
-        from optuna_stitch.results.drawing import draw_pair, write_svg
+        from optuna_stitch.results.drawing import draw_pair
         from optuna_stitch.results.inspection import describe, excluded_table, matches_table
         from optuna_stitch.stitching.matching import candidates_of, match
 
@@ -138,7 +138,7 @@ def inspect(
     matches = match(graphs["a"], graphs["b"], points=points.value, resize=resize)
     kind = candidates_of(matches, points.value)
     picture = svg or Path(_pair_name(a, b, ".svg"))
-    write_svg(draw_pair(graphs["a"], graphs["b"], matches, points=kind), picture)
+    draw_pair(graphs["a"], graphs["b"], matches, points=kind).write(picture)
     out = Console()
     out.print(matches_table(matches))
     if any(graph.excluded for graph in graphs.values()):

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ from optuna_stitch.progress import console
 from optuna_stitch.splits import Split
 from optuna_stitch.stitching.genotype import Genotype, Side, Switch
 from optuna_stitch.stitching.layers import Stitch
+from optuna_stitch.stitching.match_table import as_html, match_table
 from optuna_stitch.stitching.matching import Match, PointKind, match
 from optuna_stitch.stitching.program import Program, program_of
 from optuna_stitch.stitching.recalibration import Calibration, recalibrate
@@ -229,6 +231,13 @@ class Supernetwork:
         resolved = self.supergraph.resolve(Genotype("ensemble"))
         wanted = [self.supergraph.raw(side, node) for side, node in nodes]
         return program_of(self.supergraph, resolved, wanted)
+
+    def match_table(self) -> pd.DataFrame:
+        """The matches with what their stitches cost; see `match_table.match_table`."""
+        return match_table(self.matches, dict(zip(self.kept, self.laid, strict=True)))
+
+    def _repr_html_(self) -> str:
+        return as_html(self.graphs["a"].name, self.graphs["b"].name, self.match_table())
 
     def content_hash(self) -> str:
         """A hash of all that figures depend on: weights, matches, views, calibration images."""
