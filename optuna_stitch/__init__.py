@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from optuna_stitch.networks.training import Recipe, train_parent
     from optuna_stitch.networks.view import View
     from optuna_stitch.networks.zoo import Parent, load_parent
-    from optuna_stitch.results.front import Front
-    from optuna_stitch.results.reevaluation import evaluate_front
+    from optuna_stitch.results.judging.front import Front
+    from optuna_stitch.results.judging.reevaluation import evaluate_front
+    from optuna_stitch.results.pictures.drawing import draw_pair
+    from optuna_stitch.results.pictures.subnetwork_drawing import draw_subnetwork
     from optuna_stitch.search.objective import Objective
     from optuna_stitch.search.samplers.linkage import LinkageSampler, LocalSearchSampler
     from optuna_stitch.search.space import enqueue_starts
@@ -46,8 +48,10 @@ _MODULES = {
     "networks.training": ("Recipe", "train_parent"),
     "networks.view": ("View",),
     "networks.zoo": ("Parent", "load_parent"),
-    "results.front": ("Front",),
-    "results.reevaluation": ("evaluate_front",),
+    "results.pictures.drawing": ("draw_pair",),
+    "results.judging.front": ("Front",),
+    "results.judging.reevaluation": ("evaluate_front",),
+    "results.pictures.subnetwork_drawing": ("draw_subnetwork",),
     "search.objective": ("Objective",),
     "search.samplers.linkage": ("LinkageSampler", "LocalSearchSampler"),
     "search.space": ("enqueue_starts",),
@@ -92,6 +96,8 @@ __all__ = [
     "View",
     "__version__",
     "best_stitches",
+    "draw_pair",
+    "draw_subnetwork",
     "enqueue_starts",
     "evaluate_front",
     "fit",

@@ -5,20 +5,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
+from optuna_stitch.cli_compare import compare
+from optuna_stitch.cli_export import export
 from optuna_stitch.cli_networks import init, inspect, zoo
+from optuna_stitch.cli_options import FolderOption, StudyArgument, open_run
 from optuna_stitch.errors import OptunaStitchError, RunError
 from optuna_stitch.progress import console
-from optuna_stitch.study_file import load_study_file
 
 if TYPE_CHECKING:
-    from optuna_stitch.results.front import Front
+    from optuna_stitch.results.judging.front import Front
     from optuna_stitch.run import Run
 
 # Commands import what they need themselves: torch and timm take seconds, which neither the help
@@ -34,17 +35,9 @@ for command in (init, zoo, inspect):
     app.command()(command)
 
 
-StudyArgument = Annotated[
-    Path, typer.Argument(help="A study file, or the folder of a run.", metavar="STUDY")
-]
 SmokeOption = Annotated[
     bool,
     typer.Option("--smoke", help="Try the study file out, with random weights and few images."),
-]
-FolderOption = Annotated[
-    # typer evaluates this at run time, on Python 3.10 too
-    Optional[Path],  # noqa: UP045
-    typer.Option("--run", help="Folder of the run; runs/<name of the study file>, if absent."),
 ]
 
 
@@ -79,11 +72,11 @@ def main() -> None:
 def run(study: StudyArgument, folder: FolderOption = None, smoke: SmokeOption = False) -> None:
     """Build, search and report; after an interruption, go on where it was."""
     with _resumable():
-        opened = _open(study, folder, smoke)
+        opened = open_run(study, folder, smoke)
         opened.reach_storage()
         supernetwork = opened.build(show_progress_bar=True)
         opened.search(supernetwork, show_progress_bar=True)
-        _show(opened, opened.report(supernetwork))
+        _show(opened, opened.report(supernetwork, show_progress_bar=True))
 
 
 @app.command()
@@ -98,7 +91,7 @@ def build(study: StudyArgument, folder: FolderOption = None) -> None:
     with _resumable(), processes():
         if share()[0] > 0:
             wait_for_others()  # the first one makes the folder
-        opened = _open(study, folder)
+        opened = open_run(study, folder)
         if share()[0] == 0:
             wait_for_others()
         supernetwork = opened.build(show_progress_bar=share()[0] == 0)
@@ -131,7 +124,7 @@ def search(
     work on the same study. One that joins fetches the supernetwork from the artifact store.
     """
     with _resumable():
-        opened = _open(study, folder)
+        opened = open_run(study, folder)
         opened.reach_storage()
         supernetwork = opened.build(show_progress_bar=True)
         found = opened.search(supernetwork, n_trials=trials, batch=batch, show_progress_bar=True)
@@ -142,8 +135,13 @@ def search(
 def report(study: StudyArgument, folder: FolderOption = None) -> None:
     """Evaluate the front on the test split and write the report."""
     with _resumable():
-        opened = _open(study, folder)
-        _show(opened, opened.report(opened.build(show_progress_bar=True)))
+        opened = open_run(study, folder)
+        supernetwork = opened.build(show_progress_bar=True)
+        _show(opened, opened.report(supernetwork, show_progress_bar=True))
+
+
+for command in (export, compare):  # what comes after a report
+    app.command()(command)
 
 
 @app.command()
@@ -156,16 +154,16 @@ def dashboard(
     """Open optuna-dashboard on a run's study."""
     import optuna
 
-    from optuna_stitch.results.dashboard import serve_dashboard
+    from optuna_stitch.results.dashboard.serving import serve_dashboard
 
-    opened = _open(study, folder)
+    opened = open_run(study, folder)
     storage = opened.storage
     if opened.name not in optuna.get_all_study_names(storage):
         raise RunError(
             f"{opened.folder} has no study yet; run `optuna-stitch search {opened.folder}` first."
         )
     console.print(f"The study {opened.name!r} is at http://{host}:{port}/ (stop with Ctrl-C)")
-    serve_dashboard(storage, host=host, port=port)
+    serve_dashboard(storage, artifact_store=opened.artifact_store, host=host, port=port)
 
 
 @app.command()
@@ -178,26 +176,15 @@ def proxy(
     """Serve a study's storage to workers elsewhere, by Optuna's gRPC proxy."""
     from optuna_stitch.search.storages import serve_proxy
 
-    opened = _open(study, folder)
+    opened = open_run(study, folder)
     opened.reach_storage()
     console.print(f"Workers reach the storage as grpc://{host}:{port} (stop with Ctrl-C)")
     serve_proxy(opened.storage, host=host, port=port)
 
 
-def _open(study: Path, folder: Path | None, smoke: bool = False) -> Run:
-    if not study.is_dir():
-        load_study_file(study)  # its errors should not wait for the imports below
-    with console.status("Loading torch and timm"):
-        import optuna
-
-        from optuna_stitch.run import Run
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return Run.open(study) if study.is_dir() else Run.start(study, folder, tiny=smoke)
-
-
 def _show(opened: Run, front: Front) -> None:
-    from optuna_stitch.results.report import headline, rich_table
+    from optuna_stitch.results.judging.finding import headline
+    from optuna_stitch.results.tables import rich_table
 
     out = Console()
     out.print(rich_table(front))

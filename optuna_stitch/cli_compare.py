@@ -13,7 +13,7 @@ from optuna_stitch.errors import RunError
 from optuna_stitch.progress import console
 
 if TYPE_CHECKING:
-    from optuna_stitch.results.searched import Searched
+    from optuna_stitch.results.comparing.searched import Searched
 
 
 def compare(
@@ -34,8 +34,8 @@ def compare(
     with console.status("Loading torch and timm"):
         import optuna
 
-        from optuna_stitch.results import comparison as comparing
-        from optuna_stitch.results.comparison_report import (
+        from optuna_stitch.results.comparing import comparison as comparing
+        from optuna_stitch.results.comparing.report import (
             FILES,
             rich_table,
             sentences,
@@ -66,7 +66,7 @@ def _distinct(folders: list[Path]) -> list[Path]:
 def _open(folder: Path) -> Searched:
     import optuna
 
-    from optuna_stitch.results.searched import Searched
+    from optuna_stitch.results.comparing.searched import Searched
     from optuna_stitch.run import Run
 
     run = Run.open(folder)

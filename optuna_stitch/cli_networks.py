@@ -129,8 +129,8 @@ def inspect(
     """Show where two networks can be stitched: their matches, in a table and in a picture."""
     with console.status("Loading torch and timm"):
         from optuna_stitch.networks.zoo import load_parent
-        from optuna_stitch.results.drawing import draw_pair
         from optuna_stitch.results.inspection import describe, excluded_table, matches_table
+        from optuna_stitch.results.pictures.drawing import draw_pair
         from optuna_stitch.stitching.matching import candidates_of, match
 
     with console.status("Capturing both networks"):

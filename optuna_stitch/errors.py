@@ -56,3 +56,7 @@ class RunError(OptunaStitchError):
 
 class ArtifactError(OptunaStitchError):
     """A saved supernetwork is missing, broken, or made by an incompatible version."""
+
+
+class ExportError(OptunaStitchError):
+    """A network cannot be exported, or what was exported is not the same network."""

@@ -13,15 +13,15 @@ import torch
 
 from optuna_stitch.cache import write_text
 from optuna_stitch.data import Data
-from optuna_stitch.results.finding import find
-from optuna_stitch.results.front import STITCHED, Entry, Front
-from optuna_stitch.results.gallery import draw_gained, gained_by
-from optuna_stitch.results.history import draw_history, write_history
 from optuna_stitch.results.hypervolume import hypervolume_over_trials
-from optuna_stitch.results.plots import draw_front, write_image
+from optuna_stitch.results.judging.finding import find
+from optuna_stitch.results.judging.front import STITCHED, Entry, Front
+from optuna_stitch.results.pictures.gallery import draw_gained, gained_by
+from optuna_stitch.results.pictures.history import draw_history, write_history
+from optuna_stitch.results.pictures.plots import draw_front, write_image
+from optuna_stitch.results.pictures.subnetwork_drawing import draw_subnetwork
+from optuna_stitch.results.pictures.switches import draw_switches, switch_shares, write_switches
 from optuna_stitch.results.report import Pictures, write_report
-from optuna_stitch.results.subnetwork_drawing import draw_subnetwork
-from optuna_stitch.results.switches import draw_switches, switch_shares, write_switches
 from optuna_stitch.stitching.supernetwork import Supernetwork
 
 # Where a run keeps the drawings of the front's networks.

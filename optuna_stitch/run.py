@@ -20,11 +20,11 @@ from optuna_stitch.evaluation.constraints import resolve_constraints
 from optuna_stitch.evaluation.metrics import resolve_metrics
 from optuna_stitch.progress import console
 from optuna_stitch.reporting import export_command, versions, write_results
-from optuna_stitch.results.finding import find
-from optuna_stitch.results.front import Front
-from optuna_stitch.results.publishing import publish
+from optuna_stitch.results.dashboard.publishing import publish
+from optuna_stitch.results.judging.finding import find
+from optuna_stitch.results.judging.front import Front
+from optuna_stitch.results.judging.reevaluation import evaluate_front
 from optuna_stitch.results.quality import rich_crossovers, summary
-from optuna_stitch.results.reevaluation import evaluate_front
 from optuna_stitch.search.artifacts import download_files, open_artifact_store, upload_files
 from optuna_stitch.search.deferring import DeferringStorage
 from optuna_stitch.search.objective import Objective

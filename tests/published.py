@@ -12,10 +12,10 @@ import optuna
 import plotly.graph_objects as go
 
 import optuna_stitch as st
-from optuna_stitch.results.dashboard import dashboard_app
-from optuna_stitch.results.front import Entry, Front
-from optuna_stitch.results.publishing import publish
-from optuna_stitch.results.shelf import FinishedTrial
+from optuna_stitch.results.dashboard.publishing import publish
+from optuna_stitch.results.dashboard.serving import dashboard_app
+from optuna_stitch.results.dashboard.shelf import FinishedTrial
+from optuna_stitch.results.judging.front import Entry, Front
 from optuna_stitch.search.artifacts import open_artifact_store
 from optuna_stitch.search.deferring import DeferringStorage
 from optuna_stitch.search.storages import open_storage

@@ -12,8 +12,8 @@ from torchmetrics.classification import MulticlassJaccardIndex
 import optuna_stitch as st
 from optuna_stitch.errors import ConfigError, DataError, MatchError
 from optuna_stitch.evaluation.metrics import resolve_metrics
-from optuna_stitch.results.evidence import Confusions
-from optuna_stitch.results.jury import Jury
+from optuna_stitch.results.judging.evidence import Confusions
+from optuna_stitch.results.judging.jury import Jury
 
 
 def _parent(name: str) -> st.Parent:

@@ -10,7 +10,7 @@ import optuna
 import pytest
 import torch
 
-from optuna_stitch.results.dashboard import serve_dashboard
+from optuna_stitch.results.dashboard.serving import serve_dashboard
 from optuna_stitch.search.storages import open_storage
 
 ROOT = Path(__file__).parent.parent

@@ -7,9 +7,9 @@ from html import escape
 
 import pandas as pd
 
-from optuna_stitch.results.finding import headline
-from optuna_stitch.results.front import Front
-from optuna_stitch.results.plots import draw_image
+from optuna_stitch.results.judging.finding import headline
+from optuna_stitch.results.judging.front import Front
+from optuna_stitch.results.pictures.plots import draw_image
 from optuna_stitch.results.tables import cells, worth_showing
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from optuna_stitch.results.finding import find
-from optuna_stitch.results.front import Entry, Front
-from optuna_stitch.results.gallery import gained_by
-from optuna_stitch.results.plots import axis_of, words_of
+from optuna_stitch.results.judging.finding import find
+from optuna_stitch.results.judging.front import Entry, Front
+from optuna_stitch.results.pictures.gallery import gained_by
+from optuna_stitch.results.pictures.plots import axis_of, words_of
 from optuna_stitch.results.tables import WORTH_SHOWING, markdown_table, worth_showing
 
 # How intervals are made and differences tested.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich import box
 from rich.table import Table
 
-from optuna_stitch.results.front import STITCHED, Claim, Entry, Front
-from optuna_stitch.results.plots import axis_of
+from optuna_stitch.results.judging.front import STITCHED, Claim, Entry, Front
+from optuna_stitch.results.pictures.plots import axis_of
 
 # Networks that lose more than this much quality against the weaker parent are left to the CSV.
 WORTH_SHOWING = 0.10

@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 
 from optuna_stitch.cli_compare import compare as command
 from optuna_stitch.errors import OptunaStitchError, RunError, StudyError
-from optuna_stitch.results.comparison import Comparison, compare
-from optuna_stitch.results.comparison_plots import draw_comparison
-from optuna_stitch.results.comparison_report import FILES, data_frame, sentences
-from optuna_stitch.results.searched import Searched
+from optuna_stitch.results.comparing.comparison import Comparison, compare
+from optuna_stitch.results.comparing.plots import draw_comparison
+from optuna_stitch.results.comparing.report import FILES, data_frame, sentences
+from optuna_stitch.results.comparing.searched import Searched
 from optuna_stitch.search.storages import open_storage
 from optuna_stitch.study_file import load_study_file
 
@@ -330,7 +330,7 @@ def test_a_single_objective_is_compared_by_its_best_value() -> None:
 
 
 def _headers(comparison: Comparison) -> list[str]:
-    from optuna_stitch.results.comparison_report import rich_table
+    from optuna_stitch.results.comparing.report import rich_table
 
     return [str(column.header) for column in rich_table(comparison).columns]
 

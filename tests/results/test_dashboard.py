@@ -15,12 +15,12 @@ import pytest
 
 import optuna_stitch as st
 from optuna_stitch.errors import StudyError
-from optuna_stitch.results.dashboard import serve_dashboard
-from optuna_stitch.results.front import Front
-from optuna_stitch.results.history import draw_history
+from optuna_stitch.results.dashboard.serving import serve_dashboard
 from optuna_stitch.results.hypervolume import hypervolume_over_trials
-from optuna_stitch.results.plots import draw_front
-from optuna_stitch.results.switches import draw_switches, switch_shares
+from optuna_stitch.results.judging.front import Front
+from optuna_stitch.results.pictures.history import draw_history
+from optuna_stitch.results.pictures.plots import draw_front
+from optuna_stitch.results.pictures.switches import draw_switches, switch_shares
 from optuna_stitch.search.artifacts import open_artifact_store
 from optuna_stitch.search.storages import open_storage
 from tests.browser import Tab, open_browser

@@ -13,13 +13,13 @@ from torch.nn import functional as F
 
 import optuna_stitch as st
 from optuna_stitch.errors import DataError, StudyError
-from optuna_stitch.results.baselines import Cascade, Duo, tune_combinations
-from optuna_stitch.results.finding import find, headline
-from optuna_stitch.results.front import Claim, Entry, Front
-from optuna_stitch.results.gallery import draw_gained, gained_by
-from optuna_stitch.results.plots import draw_front, write_image
+from optuna_stitch.results.judging.baselines import Cascade, Duo, tune_combinations
+from optuna_stitch.results.judging.finding import find, headline
+from optuna_stitch.results.judging.front import Claim, Entry, Front
+from optuna_stitch.results.pictures.gallery import draw_gained, gained_by
+from optuna_stitch.results.pictures.plots import draw_front, write_image
+from optuna_stitch.results.pictures.switches import draw_switches, switch_shares, write_switches
 from optuna_stitch.results.report import Pictures, write_report
-from optuna_stitch.results.switches import draw_switches, switch_shares, write_switches
 from optuna_stitch.results.tables import rich_table, worth_showing
 from tests.results.recompute import largest_difference
 
@@ -221,7 +221,8 @@ def test_files(
     names = {trace.name for trace in figure.data}
     assert {"all trials (validation)", "parents", "cascades", "duo: weighted ensemble"} <= names
     stitched = next(trace for trace in figure.data if trace.name == "stitched")
-    for entry, shown in zip(front.stitched, stitched.customdata, strict=True):
+    entries = sorted(front.stitched, key=lambda entry: not entry.on_front)
+    for entry, shown in zip(entries, stitched.customdata, strict=True):
         assert all(name.replace(">", "&gt;") in shown for name in front.stitches(entry)[:8])
     shares = switch_shares(front, supernetwork)
     on = [e.genotype.on for e in front.front if e.kind == "stitched" and e.genotype]

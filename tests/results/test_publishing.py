@@ -17,8 +17,8 @@ from optuna_dashboard import get_note, save_note
 
 import optuna_stitch as st
 from optuna_stitch.errors import ArtifactError
-from optuna_stitch.results.front import Entry, Front
-from optuna_stitch.results.shelf import FinishedTrial
+from optuna_stitch.results.dashboard.shelf import FinishedTrial
+from optuna_stitch.results.judging.front import Entry, Front
 from optuna_stitch.search.artifacts import download_files, upload_files
 from optuna_stitch.search.deferring import DeferringStorage
 from tests.published import SUMMARY, Published, told

@@ -8,9 +8,9 @@ import pytest
 
 import optuna_stitch as st
 from optuna_stitch.errors import StudyError
-from optuna_stitch.results.segments import dissect
-from optuna_stitch.results.subnetwork_drawing import draw_subnetwork
-from optuna_stitch.results.subnetwork_lanes import DROP, millions
+from optuna_stitch.results.pictures.segments import dissect
+from optuna_stitch.results.pictures.subnetwork_drawing import draw_subnetwork
+from optuna_stitch.results.pictures.subnetwork_lanes import DROP, millions
 from optuna_stitch.stitching.genotype import OUTPUTS, Output
 from optuna_stitch.stitching.supergraph import SIDES
 from tests.drawings import (
