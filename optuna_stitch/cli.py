@@ -140,8 +140,9 @@ def report(study: StudyArgument, folder: FolderOption = None) -> None:
         _show(opened, opened.report(supernetwork, show_progress_bar=True))
 
 
-for command in (export, compare):  # what comes after a report
-    app.command()(command)
+# what comes after a report
+app.command()(export)
+app.command()(compare)
 
 
 @app.command()

@@ -16,6 +16,11 @@ from optuna_stitch.stitching.supergraph import SIDES
 DRAWING = "network.svg"
 NOT_STATED = "not stated"
 
+# Licences that the Hugging Face Hub knows by these names; others it wants as `other`, with a name.
+_KNOWN = (
+    *("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0"),
+    *("apple-ascl", "apple-amlr", "gemma", "unknown"),
+)
 _RETURNS: dict[Output, str] = {
     "a": "It returns the output of a.",
     "b": "It returns the output of b.",
@@ -118,7 +123,7 @@ def write_card(
     on = [crossing for crossing in parts.crossings if crossing.used]
     lines = [
         "---",
-        f"license: {licence_of(origin, parts) or 'other'}",
+        *_licence(licence_of(origin, parts)),
         "library_name: pytorch",
         f"pipeline_tag: {task}",
         "tags:",
@@ -167,6 +172,16 @@ def write_card(
     return "\n".join(lines)
 
 
+def _licence(stated: str | None) -> list[str]:
+    if stated is None:
+        return ["license: other"]
+    return (
+        [f"license: {stated}"]
+        if stated in _KNOWN
+        else ["license: other", f"license_name: {stated}"]
+    )
+
+
 def _tags(formats: Sequence[str]) -> list[str]:
     return [tag for tag, of in (("safetensors", "python"), ("onnx", "onnx")) if of in formats]
 
@@ -181,7 +196,7 @@ def _figures(origin: Origin) -> list[str]:
         if other is not entry and (other.name in claims or other.kind in ("parent", "ensemble"))
     ]
     words = words_of(front.metric)
-    figures = [name for name in entry.test if name not in (front.metric, "macs")]
+    figures = [name for name in entry.test if name not in (front.metric, "macs", "parameters")]
     head = ["network", words, "95% interval", "MACs", *figures, "parameters", "difference", "p"]
     rows = [_row(other, figures, claims.get(other.name)) for other in (*rivals, entry)]
     rows[-1][0] = f"**{entry.name}**"

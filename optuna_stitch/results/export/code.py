@@ -116,7 +116,7 @@ def write_code(
     ]
     buffers = ", ".join(f'"{name}"' for name in buffer_names(weights.values()))
     text = _FILE.format(
-        title=title.replace("\\", "/").replace('"', "'"),
+        title=" ".join(title.split()).replace("\\", "/").replace('"', "'"),
         inputs=", ".join(traced.views),
         arguments=", ".join(f"{name}: Tensor" for name in traced.views),
         shapes=", ".join(shapes),

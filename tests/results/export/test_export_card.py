@@ -83,6 +83,7 @@ def test_the_hub_reads_the_header(folder: Path) -> None:
         (("mit", "apache-2.0"), "other"),
         (("mit", None), "other"),
         ((None, None), "other"),
+        (("seer-license", "seer-license"), "other\nlicense_name: seer-license"),
     ],
 )
 def test_a_licence_is_stated_where_both_parents_agree(
@@ -94,7 +95,7 @@ def test_a_licence_is_stated_where_both_parents_agree(
     a, b = (Ancestor("n", "w", licence) for licence in licences)
     changed = dataclasses.replace(origin, ancestors={"a": a, "b": b})
     card = write(changed, supernetwork, crossing(supernetwork)[1])
-    assert f"\nlicense: {expected}\n" in card
+    assert f"\nlicense: {expected}\nlibrary_name" in card
 
 
 def write(origin: Origin, supernetwork: st.Supernetwork, genotype: st.Genotype) -> str:
@@ -111,6 +112,37 @@ def test_networks_without_a_stitch(origin: Origin, supernetwork: st.Supernetwork
     both = write(origin, supernetwork, st.Genotype("ensemble"))
     assert re.search(r"the ensemble of test_resnet \(a, \d+% of the MACs\) and test_eff", both)
     assert "the mean of the class probabilities of both, as logits" in both
+
+
+def test_a_card_of_networks_that_label_pixels(
+    origin: Origin, supernetwork: st.Supernetwork
+) -> None:
+    entries = [
+        dataclasses.replace(
+            entry,
+            metric="mean_iou",
+            test={"mean_iou": entry.quality, "macs": 1e6, "pixel_accuracy": 0.75},
+            intervals={"mean_iou": entry.interval},
+        )
+        for entry in origin.front.entries
+    ]
+    front = dataclasses.replace(origin.front, entries=entries, metric="mean_iou")
+    genotype = st.Genotype("ensemble")
+    card = write_card(
+        dataclasses.replace(origin, front=front),
+        dissect(supernetwork, genotype),
+        {"images_0": View((1, 8, 8)), "images_1": View((3, 8, 8))},
+        ["python", "onnx"],
+        segments=True,
+    )
+    assert "pipeline_tag: image-segmentation" in card
+    assert "| network | mean IoU | 95% interval | MACs | pixel_accuracy | parameters |" in card
+    assert "| parent a | 95.00% | 93.0–96.0% | 1.000 M | 0.75 | 1,234 |" in card
+    assert "the paired bootstrap on the same images" in card
+    assert 'image.convert("L" if cfg["input_size"][0] == 1 else "RGB")' in card
+    assert 'for cfg in [one["pretrained_cfg"] for one in config["inputs"]]:' in card
+    assert "class of every pixel" in card
+    assert "network.pt2" not in card
 
 
 def test_the_code_of_the_card_runs(folder: Path, data: st.Data) -> None:

@@ -262,7 +262,8 @@ class Tied(nn.Module):
         x = self.norm(x * self.scale + self.shift)
         count, channels = x.shape[:2]
         x = x.reshape(count * channels, -1).mean(1).reshape(count, channels)
-        return self.head(x + torch.full((), 0.25))
+        place = torch.arange(count, device=images.device)[:, None]
+        return self.head(x + torch.full((), 0.25) * (place >= 0))
 
 
 def tied_pair(b: st.Parent) -> st.Supernetwork:
@@ -293,6 +294,18 @@ def test_tied_weights_are_kept_once(
     assert {"a.one.weight", "a.two.weight"} & set(names) in ({"a.one.weight"}, {"a.two.weight"})
     assert {"a.shift", "a.scale"} <= set(names)
     assert "a.shift" in dict(load_code(tmp_path).named_buffers())
+
+
+def test_code_runs_on_any_device(
+    b: st.Parent, cnn_vit: st.Supernetwork, data: st.Data, origin: Origin, tmp_path: Path
+) -> None:
+    """Nothing stays on the processor: a device without memory takes all of it."""
+    for place, supernetwork in enumerate((tied_pair(b), cnn_vit)):
+        folder, genotype = tmp_path / str(place), st.Genotype("ensemble")
+        export_network(supernetwork, genotype, folder, split=data.test, origin=origin)
+        network = load_code(folder).to("meta")
+        assert network(torch.empty(3, 3, 32, 32, device="meta")).shape == (3, 10)
+    assert "device=images.device" in (tmp_path / "0" / "network.py").read_text()
 
 
 def test_batchnorms_downstream_of_stitches_keep_their_statistics(
