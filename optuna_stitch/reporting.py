@@ -12,7 +12,9 @@ import timm
 import torch
 
 from optuna_stitch.cache import write_text
+from optuna_stitch.config import StudyFile
 from optuna_stitch.data import Data
+from optuna_stitch.database import hide_password
 from optuna_stitch.results.hypervolume import hypervolume_over_trials
 from optuna_stitch.results.judging.finding import find
 from optuna_stitch.results.judging.front import STITCHED, Entry, Front
@@ -93,6 +95,40 @@ def write_results(
     )
     write_text(folder / "report.md", text)
     return figures
+
+
+def facts(
+    study_file: StudyFile,
+    data: Data,
+    supernetwork: Supernetwork,
+    study: optuna.Study,
+    storage_url: str,
+) -> list[tuple[str, str]]:
+    """What the figures of a report come from, as (what, which).
+
+    Args:
+        study_file: What was done.
+        data: The images.
+        supernetwork: Whose networks were searched.
+        study: The search.
+        storage_url: Where it is kept.
+    """
+    parents = ((supernetwork.a, "a"), (supernetwork.b, "b"))
+    return [
+        *(
+            (f"parent {side}", f"{parent.name}, input {parent.view.input_size}")
+            for parent, side in parents
+        ),
+        ("data", study_file.data.dataset or str(study_file.data.root or "folders of images")),
+        ("images", f"{len(data.train)} train, {len(data.val)} val, {len(data.test)} test"),
+        ("stitches", f"{len(supernetwork.switches)}, two at each match"),
+        ("ensemble", "mean of the parents' class probabilities"),
+        ("supernetwork", supernetwork.content_hash()),
+        ("study", f"{study.study_name} in {hide_password(storage_url)}"),
+        ("trials", str(len(study.get_trials(deepcopy=False)))),
+        ("sampler", study_file.study.sampler.name),
+        ("versions", versions()),
+    ]
 
 
 def export_command(folder: Path) -> str:

@@ -14,17 +14,17 @@ from optuna_stitch.building import build, make_parent, read_crossovers
 from optuna_stitch.cache import write_text
 from optuna_stitch.config import StudyFile, smoke
 from optuna_stitch.data import Data, load_data
-from optuna_stitch.database import hide_password
 from optuna_stitch.errors import ArtifactError, RunError
 from optuna_stitch.evaluation.constraints import resolve_constraints
 from optuna_stitch.evaluation.metrics import resolve_metrics
 from optuna_stitch.progress import console
-from optuna_stitch.reporting import export_command, versions, write_results
+from optuna_stitch.reporting import export_command, facts, write_results
 from optuna_stitch.results.dashboard.publishing import publish
 from optuna_stitch.results.judging.finding import find
 from optuna_stitch.results.judging.front import Front
 from optuna_stitch.results.judging.reevaluation import evaluate_front
 from optuna_stitch.results.quality import rich_crossovers, summary
+from optuna_stitch.resuming import refuse_another
 from optuna_stitch.search.artifacts import download_files, open_artifact_store, upload_files
 from optuna_stitch.search.deferring import DeferringStorage
 from optuna_stitch.search.objective import Objective
@@ -35,19 +35,7 @@ from optuna_stitch.search.worker import optimize
 from optuna_stitch.searching import LATENCY, make_objective, make_study
 from optuna_stitch.stitching.artifact import FILES, is_saved, load_supernetwork
 from optuna_stitch.stitching.supernetwork import Supernetwork
-from optuna_stitch.study_file import dump_study_file, flatten, load_study_file
-
-# What may change while a run goes on; anything else makes it another run.
-_CHANGEABLE = {
-    "study.trials",
-    "study.batch",
-    "study.grace",
-    "evaluation.batch_size",
-    "evaluation.memory",
-    "evaluation.remember",
-}
-# Sections of it that may change.
-_CHANGEABLE_SECTIONS = ("study.sampler", "study.steering", "report")
+from optuna_stitch.study_file import dump_study_file, load_study_file
 
 
 class Run:
@@ -85,7 +73,7 @@ class Run:
         copy = folder / "study.yaml"
         begun = folder.is_dir() and any(path.name != copy.name for path in folder.iterdir())
         if copy.is_file() and begun:
-            _refuse_another(study_file, load_study_file(copy), path, folder)
+            refuse_another(study_file, load_study_file(copy), path, folder)
         elif begun:
             raise RunError(
                 f"The folder {folder} has files in it but no study.yaml, so it is no run. Choose "
@@ -213,7 +201,7 @@ class Run:
             self.data,
             self.folder,
             title=f"{self.name}: {supernetwork.a.name} × {supernetwork.b.name}",
-            facts=self._facts(supernetwork, study),
+            facts=facts(self.study_file, self.data, supernetwork, study, self.storage_url),
         )
         left = publish(
             study,
@@ -306,41 +294,3 @@ class Run:
         """Where the study's files are kept: the supernetwork, drawings."""
         place = self.study_file.study.artifacts.replace("{run}", self.folder.as_posix())
         return open_artifact_store(place)
-
-    def _facts(self, supernetwork: Supernetwork, study: optuna.Study) -> list[tuple[str, str]]:
-        data = self.data
-        parents = ((supernetwork.a, "a"), (supernetwork.b, "b"))
-        return [
-            *(
-                (f"parent {side}", f"{parent.name}, input {parent.view.input_size}")
-                for parent, side in parents
-            ),
-            ("data", self.study_file.data.dataset or str(self.study_file.data.root)),
-            ("images", f"{len(data.train)} train, {len(data.val)} val, {len(data.test)} test"),
-            ("stitches", f"{len(supernetwork.switches)}, two at each match"),
-            ("ensemble", "mean of the parents' class probabilities"),
-            ("supernetwork", supernetwork.content_hash()),
-            ("study", f"{study.study_name} in {hide_password(self.storage_url)}"),
-            ("trials", str(len(study.get_trials(deepcopy=False)))),
-            ("sampler", self.study_file.study.sampler.name),
-            ("versions", versions()),
-        ]
-
-
-def _refuse_another(new: StudyFile, old: StudyFile, path: Path, folder: Path) -> None:
-    """Raise if a run's folder belongs to a study file that says something else."""
-    before, after = flatten(old), flatten(new)
-    differing = sorted(
-        key
-        for key in {*before, *after} - _CHANGEABLE
-        if before.get(key) != after.get(key) and not key.startswith(_CHANGEABLE_SECTIONS)
-    )
-    if differing:
-        shown = ", ".join(
-            f"{key} ({before.get(key)!r} there, {after.get(key)!r} here)" for key in differing[:3]
-        )
-        raise RunError(
-            f"The folder {folder} belongs to another study file than {path}: they differ in "
-            f"{shown}{' and more' if len(differing) > 3 else ''}. Choose another folder with "
-            "`--run`, or remove this one."
-        )

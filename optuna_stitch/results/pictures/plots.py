@@ -127,7 +127,7 @@ def draw_front(front: Front, title: str) -> go.Figure:
             mode="markers+text" if kind in _NAMED else "markers",
             text=[escape(entry.name) for entry in entries],
             # the duo costs what the ensemble does, and lies close to it
-            textposition="middle left" if kind == "duo" else "top left",
+            textposition="bottom left" if kind == "duo" else "top left",
             cliponaxis=False,
             name=mark.label,
             marker={
@@ -204,7 +204,7 @@ def draw_image(front: Front, title: str) -> Figure:
                 axes.annotate(
                     entry.name,
                     (place, quality),
-                    xytext=(-7, -3 if kind == "duo" else 5),
+                    xytext=(-7, -11 if kind == "duo" else 5),
                     textcoords="offset points",
                     horizontalalignment="right",
                     fontsize=9,

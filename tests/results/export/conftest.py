@@ -1,6 +1,12 @@
-"""What every export needs besides a network: a story for its card."""
+"""What every export needs besides a network: a story for its card, and a place elsewhere."""
 
 from __future__ import annotations
+
+import importlib.metadata
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 
 import pandas as pd
 import pytest
@@ -43,3 +49,21 @@ def origin(data: st.Data) -> Origin:
         facts=[("versions", "torch 2")],
         class_names=data.class_names,
     )
+
+
+@pytest.fixture(scope="session")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A python that has nothing but what cards ask for; it is large, so that it does not stay."""
+    uv = shutil.which("uv")
+    if uv is None:
+        pytest.skip("uv, which makes the environment, is not installed")
+    environment = tmp_path_factory.mktemp("fresh") / "environment"
+    python = str(environment / "bin" / "python")
+    versions = [
+        f"{name}=={importlib.metadata.version(name)}"
+        for name in ("torch", "torchvision", "timm", "safetensors", "onnxruntime")
+    ]
+    subprocess.run([uv, "venv", "--python", sys.executable, str(environment)], check=True)
+    subprocess.run([uv, "pip", "install", "--python", python, *versions], check=True)
+    yield python
+    shutil.rmtree(environment)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,24 +80,6 @@ def test_the_very_figures_are_reproduced_elsewhere(
         hits = sum(guess == label for guess, label in zip(guesses, labels, strict=True))
         assert hits / len(labels) == judged.figures["accuracy"], form
     assert 0.12 < judged.figures["accuracy"] < 1  # neither chance nor a foregone conclusion
-
-
-@pytest.fixture
-def fresh(tmp_path: Path) -> Iterator[str]:
-    """A python that has nothing but what cards ask for; it is large, so that it does not stay."""
-    uv = shutil.which("uv")
-    if uv is None:
-        pytest.skip("uv, which makes the environment, is not installed")
-    environment = tmp_path / "environment"
-    python = str(environment / "bin" / "python")
-    versions = [
-        f"{name}=={importlib.metadata.version(name)}"
-        for name in ("torch", "torchvision", "timm", "safetensors", "onnxruntime")
-    ]
-    subprocess.run([uv, "venv", "--python", sys.executable, str(environment)], check=True)
-    subprocess.run([uv, "pip", "install", "--python", python, *versions], check=True)
-    yield python
-    shutil.rmtree(environment)
 
 
 @pytest.mark.slow
