@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import optuna
+import pandas as pd
 import plotly.graph_objects as go
 import timm
 import torch
@@ -15,6 +16,7 @@ from optuna_stitch.cache import write_text
 from optuna_stitch.config import StudyFile
 from optuna_stitch.data import Data
 from optuna_stitch.database import hide_password
+from optuna_stitch.errors import StudyError
 from optuna_stitch.results.hypervolume import hypervolume_over_trials
 from optuna_stitch.results.judging.finding import find
 from optuna_stitch.results.judging.front import STITCHED, Entry, Front
@@ -58,12 +60,11 @@ def write_results(
     predictions = front.predictions()
     if predictions is not None:
         write_text(folder / "predictions.csv", predictions.to_csv())
-    history, shares = hypervolume_over_trials(study), switch_shares(front, supernetwork)
-    figures = {
-        "front": draw_front(front, title),
-        "history": draw_history(history),
-        "switches": draw_switches(shares),
-    }
+    history, shares = _history(study), switch_shares(front, supernetwork)
+    figures = {"front": draw_front(front, title), "switches": draw_switches(shares)}
+    if history is not None:
+        figures["history"] = draw_history(history)
+        write_history(history, folder / "history.png")
     page = "\n".join(
         figure.to_html(full_html=False, include_plotlyjs=place == 0)
         for place, figure in enumerate(figures.values())
@@ -71,12 +72,11 @@ def write_results(
     write_text(folder / "front.html", _PAGE.format(title=title, page=page))
     for suffix in ("png", "svg"):
         write_image(front, title, folder / f"front.{suffix}")
-    write_history(history, folder / "history.png")
     write_switches(shares, folder / "switches.png")
     stitched = [entry for entry in front.front if entry.kind == STITCHED]
     pictures = Pictures(
         front="front.png",
-        history="history.png",
+        history=None if history is None else "history.png",
         switches="switches.png" if stitched else None,
         gained=_draw_gained(front, data, folder),
         networks=_draw_networks(stitched, supernetwork, folder),
@@ -144,6 +144,14 @@ def versions() -> str:
         f"optuna_stitch {__version__}, optuna {optuna.__version__}, torch {torch.__version__}, "
         f"timm {timm.__version__}, Python {platform.python_version()}"
     )
+
+
+def _history(study: optuna.Study) -> pd.DataFrame | None:
+    """The hypervolume over the trials; None where none of them is within the constraints."""
+    try:
+        return hypervolume_over_trials(study)
+    except StudyError:
+        return None
 
 
 def _draw_networks(

@@ -24,7 +24,7 @@ class Pictures:
 
     Args:
         front: The front.
-        history: Hypervolume over the trials; None where there is none.
+        history: Hypervolume over the trials; None where no trial is within its constraints.
         switches: How often each stitch is on; None where no stitched network is on the front.
         gained: Images that a network gets right and both parents get wrong, where there are some.
         networks: Drawings of front networks, by trial.
@@ -165,7 +165,9 @@ def _search(pictures: Pictures) -> list[str]:
         (pictures.switches, "How often each stitch is on along the front"),
     ]
     lines = [line for path, words in drawn if path for line in (f"![{words}]({path})", "")]
-    return ["## The search", "", *lines] if lines else []
+    if pictures.history is None:
+        lines = ["No trial is complete and within the study's constraints.", "", *lines]
+    return ["## The search", "", *lines]
 
 
 def _alternatives(front: Front) -> list[str]:
