@@ -220,9 +220,10 @@ def test_files(
     figure = draw_front(front, "Title")
     names = {trace.name for trace in figure.data}
     assert {"all trials (validation)", "parents", "cascades", "duo: weighted ensemble"} <= names
-    stitched = next(trace for trace in figure.data if trace.name == "stitched")
+    traces = [trace for trace in figure.data if str(trace.name).startswith("stitched")]
     entries = sorted(front.stitched, key=lambda entry: not entry.on_front)
-    for entry, shown in zip(entries, stitched.customdata, strict=True):
+    hovers = [hover for trace in traces for hover in trace.customdata]
+    for entry, shown in zip(entries, hovers, strict=True):
         assert all(name.replace(">", "&gt;") in shown for name in front.stitches(entry)[:8])
     shares = switch_shares(front, supernetwork)
     on = [e.genotype.on for e in front.front if e.kind == "stitched" and e.genotype]

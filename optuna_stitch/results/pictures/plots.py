@@ -107,13 +107,8 @@ def draw_front(front: Front, title: str) -> go.Figure:
         line={"color": "#7f7f7f", "width": 1, "shape": "hv", "dash": "dot"},
         hoverinfo="skip",
     )
-    for kind, mark in _MARKS.items():
-        # the first one gives the legend its colour: one of the front
-        entries = sorted(
-            (entry for entry in front.entries if entry.kind == kind), key=lambda e: not e.on_front
-        )
-        if not entries:
-            continue
+    for kind, label, entries in _groups(front):
+        mark = _MARKS[kind]
         figure.add_scatter(
             x=[entry.test[front.cost] / axis.unit for entry in entries],
             y=[100 * entry.quality for entry in entries],
@@ -128,14 +123,10 @@ def draw_front(front: Front, title: str) -> go.Figure:
             text=[escape(entry.name) for entry in entries],
             # the duo costs what the ensemble does, and lies close to it
             textposition="bottom left" if kind == "duo" else "top left",
-            cliponaxis=False,
-            name=mark.label,
-            marker={
-                "color": mark.colour,
-                "symbol": mark.symbol,
-                "size": 10,
-                "opacity": [_opacity(entry) for entry in entries],
-            },
+            cliponaxis=kind not in _NAMED,  # a name may reach out of the frame
+            name=label,
+            opacity=_opacity(entries[0]),
+            marker={"color": mark.colour, "symbol": mark.symbol, "size": 10},
             customdata=[_hover(entry, front) for entry in entries],
             hovertemplate="%{customdata}<extra></extra>",
         )
@@ -182,9 +173,9 @@ def draw_image(front: Front, title: str) -> Figure:
         label="front (test)",
     )
     low, high = _frame(front)
-    for kind, mark in _MARKS.items():
-        entries = [entry for entry in front.entries if entry.kind == kind]
-        for index, entry in enumerate(sorted(entries, key=lambda e: not e.on_front)):
+    for kind, label, entries in _groups(front):
+        mark = _MARKS[kind]
+        for index, entry in enumerate(entries):
             quality = 100 * entry.quality
             place = entry.test[front.cost] / axis.unit
             interval = [100 * bound for bound in entry.interval]
@@ -198,7 +189,7 @@ def draw_image(front: Front, title: str) -> Figure:
                 markersize=6,
                 elinewidth=0.8,
                 alpha=_opacity(entry),
-                label=mark.label if index == 0 else None,
+                label=label if index == 0 else None,
             )
             if kind in _NAMED and low <= quality <= high:
                 axes.annotate(
@@ -218,6 +209,20 @@ def draw_image(front: Front, title: str) -> Figure:
         loc="lower right", fontsize=8, title="test split, bars: 95% intervals", title_fontsize=8
     )
     return figure
+
+
+def _groups(front: Front) -> list[tuple[str, str, list[Entry]]]:
+    """Entries that look alike, with their kind and what the legend says."""
+    groups = []
+    for kind, mark in _MARKS.items():
+        entries = [entry for entry in front.entries if entry.kind == kind]
+        if kind != STITCHED:
+            groups.append((kind, mark.label, entries))
+            continue
+        groups.append((kind, mark.label, [entry for entry in entries if entry.on_front]))
+        off = [entry for entry in entries if not entry.on_front]
+        groups.append((kind, f"{mark.label}, not on the front", off))
+    return [group for group in groups if group[2]]
 
 
 def _opacity(entry: Entry) -> float:
