@@ -82,8 +82,6 @@ def test_the_very_figures_are_reproduced_elsewhere(
     assert 0.12 < judged.figures["accuracy"] < 1  # neither chance nor a foregone conclusion
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
 def test_in_a_fresh_environment(
     fresh: str, supernetwork: st.Supernetwork, data: st.Data, origin: Origin, tmp_path: Path
 ) -> None:
