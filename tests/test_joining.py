@@ -151,7 +151,7 @@ def test_the_same_seed_gives_the_same_sequence() -> None:
     assert found["a"] != found["c"] != found["e"]
 
 
-@pytest.mark.parametrize("stage", ["_facts", "_joins"])
+@pytest.mark.parametrize("stage", ["_study", "_joins"])
 def test_a_storage_that_fails_wherever_the_study_is_read(
     stage: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
