@@ -9,13 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optuna_stitch.results.comparing.comparison import Comparison, Curve, Group
-from optuna_stitch.results.pictures.plots import Axis, axis_of, words_of
+from optuna_stitch.results.pictures.plots import SHARES, Axis, axis_of, words_of
 
 Values = NDArray[np.float64]
 Limits = tuple[float, float]
 
-# Figures that are shares of one, and read better in percent.
-_SHARES = {"accuracy", "top5", "agreement", "mean_iou", "pixel_accuracy", "calibration_error"}
 # What is found with the first trials, which are much the same for all, would flatten the rest.
 _FIRST_TRIALS, _FIRST_SHARE = 50, 0.2
 # Of the shown range, on each side; names of landmarks need some of it.
@@ -86,7 +84,7 @@ class ProgressPanel:
 
 def axis_for(metric: str) -> Axis:
     """How an objective is shown: quality in percent, cost as in other plots."""
-    if metric in _SHARES:
+    if metric in SHARES:
         return Axis(f"{words_of(metric)} (%)", words_of(metric), 0.01, "%")
     return axis_of(metric)
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from optuna_stitch.results.judging.front import STITCHED, Claim, Entry, Front
-from optuna_stitch.results.pictures.plots import axis_of, words_of
+from optuna_stitch.results.pictures.plots import SHARES, axis_of, words_of
 
-# Figures that are shares of one, and read better in percent.
-_SHARES = {"accuracy", "top5", "agreement", "mean_iou", "pixel_accuracy", "calibration_error"}
 # Stitches that a note names; the drawing has them all.
 _STITCHES = 8
 # The dashboard leaves no room between columns.
@@ -95,11 +93,11 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _heading(name: str) -> str:
     """A figure's name, with the unit that `_value` leaves out."""
-    return f"{words_of(name)} (%)" if name in _SHARES else words_of(axis_of(name).symbol)
+    return f"{words_of(name)} (%)" if name in SHARES else words_of(axis_of(name).symbol)
 
 
 def _value(name: str, value: float) -> str:
-    if name in _SHARES:
+    if name in SHARES:
         return f"{100 * value:.2f}"
     value /= axis_of(name).unit
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"

@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 
 from optuna_stitch.results.judging.front import STITCHED, Entry, Front
 
+# Figures that are shares of one, and read better in percent.
+SHARES = {"accuracy", "top5", "agreement", "mean_iou", "pixel_accuracy", "calibration_error"}
 # Stitches that the pointer shows; a network with more of them says how many.
 _STITCHES = 8
 
