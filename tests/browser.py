@@ -25,7 +25,7 @@ def open_browser() -> Iterator[Browser]:
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
-        pytest.skip("Playwright is missing: uv sync")
+        pytest.skip("Playwright is missing, which `uv sync` installs")
     found = next(filter(None, map(shutil.which, _NAMES)), None)
     if found is None:
         pytest.skip("Chromium is missing: apt-get install chromium")

@@ -1,38 +1,20 @@
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
 import pandas as pd
 import pytest
-import typer
-import yaml
-from optuna.distributions import CategoricalDistribution
-from optuna.trial import TrialState, create_trial
-from typer.testing import CliRunner
+from optuna.trial import create_trial
 
-from optuna_stitch.cli_compare import compare as command
-from optuna_stitch.errors import OptunaStitchError, RunError, StudyError
+from optuna_stitch.errors import StudyError
 from optuna_stitch.results.comparing.comparison import Comparison, compare
 from optuna_stitch.results.comparing.plots import draw_comparison
-from optuna_stitch.results.comparing.report import FILES, data_frame, sentences
+from optuna_stitch.results.comparing.report import data_frame, sentences
 from optuna_stitch.results.comparing.searched import Searched
-from optuna_stitch.search.storages import open_storage
-from optuna_stitch.study_file import load_study_file
-
-DIRECTIONS = {"accuracy": "maximize", "macs": "minimize", "parameters": "minimize"}
-SPACE = {
-    "s": CategoricalDistribution(("off", "on")),
-    "output": CategoricalDistribution(("a", "b", "ensemble")),
-}
-# Accuracy, and cost, of what every search starts from.
-PARENTS = {"a": (0.90, 2e6, 8e5), "b": (0.94, 4e6, 9e5), "ensemble": (0.95, 6e6, 17e5)}
-Row = Sequence[float]
+from tests.searched import PARENTS, climb, make_run, samplers, seeds
 
 
 @pytest.fixture(autouse=True)
@@ -41,106 +23,13 @@ def _workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
 
 
-def _run(
-    name: str,
-    rows: Sequence[Row | None] = ((0.93, 3e6, 7e5), (0.96, 5e6, 9e5)),
-    *,
-    parents: dict[str, Row] | None = None,
-    content: str = "edec52af945b0904",
-    constraints: Sequence[float] | None = None,
-    begin: bool = True,
-    on_disk: bool = False,
-    **changes: Any,
-) -> Searched:
-    """Make the folder of a run that found these values, and open it.
-
-    Args:
-        name: The folder.
-        rows: Values of the stitched networks, of which a study takes as many as it has
-            objectives; None is a trial that failed.
-        parents: Values of parents and ensemble, if others.
-        content: The supernetwork's hash.
-        constraints: Of every trial.
-        begin: Whether there is a study.
-        on_disk: Whether the study is where the study file says, for others to open; it takes time.
-        changes: What the study file says otherwise, by dotted keys with two underscores for dots.
-    """
-    content_of_file: dict[str, Any] = {
-        "parents": {
-            side: {"network": f"test_{side}", "random_weights": True} for side in ("a", "b")
-        },
-        "study": {"storage": "sqlite:///{run}/study.db", "trials": 100},
-    }
-    for key, value in changes.items():
-        section = content_of_file
-        *sections, last = key.split("__")
-        for part in sections:
-            section = section.setdefault(part, {})
-        section[last] = copy.deepcopy(value)
-    folder = Path(name)
-    folder.mkdir(parents=True)
-    (folder / "study.yaml").write_text(yaml.safe_dump(content_of_file))
-    study_file = load_study_file(folder / "study.yaml")
-    objectives = study_file.study.objectives
-    url = study_file.study.storage.replace("{run}", name)
-    study = optuna.create_study(
-        study_name=folder.name if begin else "another",
-        storage=open_storage(url) if on_disk else None,
-        directions=[DIRECTIONS[objective] for objective in objectives],
-    )
-    study.set_user_attr("supernetwork", content)
-    attrs = {} if constraints is None else {"constraints": list(constraints)}
-    starts = [
-        ("off", output, row) for output, row in (PARENTS if parents is None else parents).items()
-    ]
-    for state, output, row in [*starts, *(("on", "a", row) for row in rows)]:
-        study.add_trial(
-            create_trial(
-                state=TrialState.FAIL if row is None else TrialState.COMPLETE,
-                params={"s": state, "output": output},
-                distributions=SPACE,
-                values=None if row is None else list(row)[: len(objectives)],
-                system_attrs=attrs,
-            )
-        )
-    return Searched(name, study_file, study)
-
-
-def _climb(end: float, count: int = 12) -> list[Row]:
-    """Networks at 3 M MACs that get better, up to an accuracy."""
-    return [(0.94 + (end - 0.94) * (n + 1) / count, 3e6, 7e5) for n in range(count)]
-
-
-def _seeds(name: str, ends: Sequence[float], **changes: Any) -> list[Searched]:
-    return [
-        _run(f"{name}{seed}", _climb(end), study__seed=seed, **changes)
-        for seed, end in enumerate(ends)
-    ]
-
-
-def _samplers(*ends: Sequence[float], on_disk: bool = False) -> list[Searched]:
-    names = ("linkage", "nsga2", "random")
-    return [
-        run
-        for name, of_name in zip(names, ends, strict=False)
-        for run in _seeds(name, of_name, on_disk=on_disk, study__sampler={"name": name})
-    ]
-
-
-def _call(*arguments: str) -> tuple[str, BaseException | None]:
-    app = typer.Typer()
-    app.command()(command)
-    result = CliRunner().invoke(app, arguments)
-    return result.output, result.exception
-
-
 def _shares(comparison: Comparison) -> dict[str, float]:
     return {run.run.name: float(run.shares[-1]) for run in comparison.results}
 
 
 def test_hypervolumes_have_one_reference_and_one_front() -> None:
-    good = _run("good", [(0.94, 3e6), (0.96, 5e6)])
-    poor = _run("poor", [(0.92, 3e6), (0.5, 1e6)])  # one of no use to anybody
+    good = make_run("good", [(0.94, 3e6), (0.96, 5e6)])
+    poor = make_run("poor", [(0.92, 3e6), (0.5, 1e6)])  # one of no use to anybody
     comparison = compare([good, poor])
     # (0.90, 2), (0.94, 3) and (0.96, 5) are the front; the reference is a tenth beyond
     assert comparison.reference == pytest.approx([0.894, 5.3e6])
@@ -154,8 +43,8 @@ def test_hypervolumes_have_one_reference_and_one_front() -> None:
 
 
 def test_all_are_compared_after_as_many_trials_as_the_shortest_has() -> None:
-    long = _run("long", [*_climb(0.95, 6), None, (0.99, 2e6)])
-    short = _run("short", [*_climb(0.95, 3), None, None])
+    long = make_run("long", [*climb(0.95, 6), None, (0.99, 2e6)])
+    short = make_run("short", [*climb(0.95, 3), None, None])
     comparison = compare([long, short])
     assert comparison.trials == 6  # of 10 and 6, failed ones left out
     lengths = {run.run.name: run.trials for run in comparison.results}
@@ -176,9 +65,9 @@ def test_all_are_compared_after_as_many_trials_as_the_shortest_has() -> None:
 
 def test_runs_of_one_study_file_are_a_group() -> None:
     runs = [
-        _run("a0", study__seed=0, study__trials=50),
-        _run("a1", study__seed=1, study__name="a1", fit__seed=3, evaluation__remember=False),
-        _run(
+        make_run("a0", study__seed=0, study__trials=50),
+        make_run("a1", study__seed=1, study__name="a1", fit__seed=3, evaluation__remember=False),
+        make_run(
             "b", study__sampler={"name": "nsga2", "population_size": 30}, study__space="reachable"
         ),
     ]
@@ -192,9 +81,9 @@ def test_runs_of_one_study_file_are_a_group() -> None:
 
 
 def test_groups_that_lack_what_others_have_or_differ_in_much_have_names_too() -> None:
-    plain = _run("plain")
-    raced = _run("raced", evaluation__racing={"first": 50})
-    bound = _run("bound", study__constraints={"max_macs": 5e6})
+    plain = make_run("plain")
+    raced = make_run("raced", evaluation__racing={"first": 50})
+    bound = make_run("bound", study__constraints={"max_macs": 5e6})
     names = [group.name for group in compare([plain, raced]).groups]
     assert names == [
         "no evaluation.racing",
@@ -204,13 +93,13 @@ def test_groups_that_lack_what_others_have_or_differ_in_much_have_names_too() ->
     names = [group.name for group in comparison.groups]
     assert names == ["no study.constraints.max_macs", "study.constraints.max_macs=5000000.0"]
     assert "different bounds (study.constraints.max_macs)" in comparison.notes[0]
-    much = _run("much", evaluation__racing={"first": 50}, fit__kernel=1)
+    much = make_run("much", evaluation__racing={"first": 50}, fit__kernel=1)
     names = [group.name for group in compare([plain, raced, much]).groups]
     assert names == ["like plain", "like raced", "like much"]
 
 
 def test_groups_with_enough_seeds_are_tested() -> None:
-    clear = compare(_samplers([0.97, 0.971, 0.972, 0.973], [0.95, 0.951, 0.952, 0.953]))
+    clear = compare(samplers([0.97, 0.971, 0.972, 0.973], [0.95, 0.951, 0.952, 0.953]))
     (difference,) = clear.differences
     assert difference.p_value == pytest.approx(2 / 70)
     assert difference.least == pytest.approx(2 / 70)
@@ -222,7 +111,7 @@ def test_groups_with_enough_seeds_are_tested() -> None:
 
 
 def test_seeds_that_are_too_few_tell_nothing() -> None:
-    runs = _samplers([0.97, 0.971, 0.972], [0.95, 0.951, 0.952], [0.93, 0.94])
+    runs = samplers([0.97, 0.971, 0.972], [0.95, 0.951, 0.952], [0.93, 0.94])
     comparison = compare(runs)
     (difference,) = comparison.differences
     assert difference.p_value == difference.least == pytest.approx(0.1)
@@ -233,30 +122,30 @@ def test_seeds_that_are_too_few_tell_nothing() -> None:
 
 
 def test_equal_runs_are_not_told_apart() -> None:
-    runs = _samplers([0.97] * 4, [0.97] * 4)
+    runs = samplers([0.97] * 4, [0.97] * 4)
     comparison = compare(runs)
     assert [difference.p_value for difference in comparison.differences] == [1.0]
 
 
 def test_p_values_hold_for_all_pairs_together() -> None:
     ends = [[0.97, 0.971, 0.972, 0.973], [0.96, 0.961, 0.962, 0.963], [0.95, 0.951, 0.952, 0.953]]
-    comparison = compare(_samplers(*ends))
+    comparison = compare(samplers(*ends))
     assert [pair.p_value for pair in comparison.differences] == pytest.approx([6 / 70] * 3)
     assert "corrected by Holm for 3 pairs" in sentences(comparison)[0]
 
 
 def test_a_search_that_is_repeated_is_no_other_seed() -> None:
-    repeated = [_run(f"same{n}", _climb(0.96 + n / 1000)) for n in range(3)]
-    others = _seeds("other", [0.95, 0.951, 0.952], study__sampler={"name": "random"})
+    repeated = [make_run(f"same{n}", climb(0.96 + n / 1000)) for n in range(3)]
+    others = seeds("other", [0.95, 0.951, 0.952], study__sampler={"name": "random"})
     comparison = compare([*repeated, *others])
     assert comparison.differences == []
     assert any("have all their seeds in common" in said for said in sentences(comparison))
 
 
 def test_what_else_differs_than_the_search_is_said() -> None:
-    first = _run("first")
-    assert compare([first, _run("alike", study__seed=1)]).notes == []
-    fitted = _run("fitted", content="0123456789abcdef", fit__kernel=1)
+    first = make_run("first")
+    assert compare([first, make_run("alike", study__seed=1)]).notes == []
+    fitted = make_run("fitted", content="0123456789abcdef", fit__kernel=1)
     notes = compare([first, fitted]).notes
     assert len(notes) == 1
     assert (
@@ -264,16 +153,16 @@ def test_what_else_differs_than_the_search_is_said() -> None:
         in (notes[0])
     )
     moved = {**PARENTS, "b": (0.92, 4e6)}
-    notes = compare([first, _run("images", parents=moved, data__seed=1)]).notes
+    notes = compare([first, make_run("images", parents=moved, data__seed=1)]).notes
     assert len(notes) == 1
     assert "The accuracy of parent b is 0.94 in first, but 0.92 in images" in notes[0]
 
 
 def test_files_in_other_places_may_be_the_same_files() -> None:
-    here = _run("here", data__root="images")
-    copied = _run("copied", data__root="copy", study__seed=1)
+    here = make_run("here", data__root="images")
+    copied = make_run("copied", data__root="copy", study__seed=1)
     assert [group.name for group in compare([here, copied]).groups] == ["the same study file"]
-    other = _run("other", data__root="others", parents={**PARENTS, "a": (0.8, 2e6)})
+    other = make_run("other", data__root="others", parents={**PARENTS, "a": (0.8, 2e6)})
     with pytest.raises(StudyError, match=r"other and here cannot be compared: data\.root is"):
         compare([here, other])
 
@@ -287,7 +176,7 @@ def test_files_in_other_places_may_be_the_same_files() -> None:
     ],
 )
 def test_other_parents_data_or_objectives_are_refused(changes: dict[str, Any], said: str) -> None:
-    runs = [_run("first"), _run("second", **changes)]
+    runs = [make_run("first"), make_run("second", **changes)]
     with pytest.raises(StudyError) as refused:
         compare(runs)
     assert str(refused.value).startswith("second and first cannot be compared: ")
@@ -295,7 +184,7 @@ def test_other_parents_data_or_objectives_are_refused(changes: dict[str, Any], s
 
 
 def test_other_directions_are_refused() -> None:
-    run = _run("run")
+    run = make_run("run")
     turned = optuna.create_study(directions=["minimize", "minimize"])
     turned.add_trial(create_trial(values=(0.5, 1e6)))
     with pytest.raises(StudyError, match="minimize, minimize, and maximize, minimize"):
@@ -303,23 +192,25 @@ def test_other_directions_are_refused() -> None:
 
 
 def test_a_study_is_not_counted_twice() -> None:
-    run = _run("run")
+    run = make_run("run")
     with pytest.raises(StudyError, match="through and run have the same study"):
         compare([run, Searched("through", run.study_file, run.study)])
 
 
 def test_runs_without_anything_to_compare_are_refused() -> None:
-    failed = _run("failed", [None, None], parents={})
-    infeasible = _run("infeasible", constraints=[1.0])
+    failed = make_run("failed", [None, None], parents={})
+    infeasible = make_run("infeasible", constraints=[1.0])
     with pytest.raises(StudyError, match=r"^failed cannot be compared.*no complete trial \(2 fa"):
         compare([failed])
     with pytest.raises(StudyError, match=r"^infeasible cannot be.*5 complete trials, none of wh"):
-        compare([_run("good"), infeasible])
+        compare([make_run("good"), infeasible])
 
 
 def test_a_single_objective_is_compared_by_its_best_value() -> None:
     only = {"study__objectives": ["accuracy"]}
-    comparison = compare([_run("one", [(0.91,), (0.98,)], **only), _run("two", [(0.97,)], **only)])
+    comparison = compare(
+        [make_run("one", [(0.91,), (0.98,)], **only), make_run("two", [(0.97,)], **only)]
+    )
     assert comparison.reference.tolist() == [0.9]  # the worst of parents and ensemble
     assert _shares(comparison) == pytest.approx({"one": 1.0, "two": 0.875})
     assert comparison.results[0].progress.tolist() == [0.9, 0.94, 0.95, 0.95, 0.98]
@@ -338,8 +229,8 @@ def _headers(comparison: Comparison) -> list[str]:
 def test_three_objectives_are_compared() -> None:
     three = {"study__objectives": ["accuracy", "macs", "parameters"]}
     runs = [
-        _run("one", [(0.96, 3e6, 7e5)], **three),
-        _run("two", [(0.93, 5e6, 6e5)], study__seed=1, **three),
+        make_run("one", [(0.96, 3e6, 7e5)], **three),
+        make_run("two", [(0.93, 5e6, 6e5)], study__seed=1, **three),
     ]
     comparison = compare(runs)
     assert comparison.reference.shape == (3,)
@@ -356,7 +247,7 @@ def test_three_objectives_are_compared() -> None:
 
 
 def test_figures_show_every_front_and_the_range_of_every_group() -> None:
-    comparison = compare(_samplers([0.97, 0.96, 0.98], [0.95, 0.94]))
+    comparison = compare(samplers([0.97, 0.96, 0.98], [0.95, 0.94]))
     figure = draw_comparison(comparison)
     fronts = [trace for trace in figure.data if trace.mode == "lines+markers"]
     assert len(fronts) == 5
@@ -373,63 +264,3 @@ def test_figures_show_every_front_and_the_range_of_every_group() -> None:
     last = sorted(comparison.groups[0].shares(comparison.trials))
     assert [curve.low[-1], curve.median[-1], curve.high[-1]] == last
     assert list(medians[0].y) == pytest.approx(list(100 * curve.median))
-
-
-def test_the_command_leaves_a_page_images_and_a_table() -> None:
-    _samplers([0.97, 0.96, 0.98], [0.95, 0.94], on_disk=True)
-    runs = ["linkage0", "linkage1", "linkage2", "nsga20", "nsga21"]
-    out, error = _call(*runs)
-    assert error is None, out
-    assert "study.sampler.name=linkage (3 runs)" in out.replace("│", "").replace("\n", "")
-    assert "These are figures on validation images" in out
-    assert {path.name for path in Path("comparison").iterdir()} == set(FILES)
-    page = Path("comparison/compare.html").read_text(encoding="utf-8")
-    assert all(f"<td>{name}</td>" in page for name in runs)
-    assert 'src="http' not in page  # it needs no network
-    assert "These are figures on validation images" in page
-    frame = pd.read_csv("comparison/compare.csv")
-    assert list(frame["run"]) == runs
-    assert list(frame["seed"]) == [0, 1, 2, 0, 1]
-    assert frame["share"].max() == pytest.approx(1)
-    assert np.allclose(frame["reference_macs"], frame["reference_macs"][0])
-    assert Path("comparison/compare.svg").read_text(encoding="utf-8").count("parent b") == 1
-    assert Path("comparison/compare.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_only_an_earlier_comparison_is_written_over() -> None:
-    _run("run", on_disk=True)
-    assert _call("run", "--to", "out")[1] is None
-    assert _call("run", "--to", "out")[1] is None
-    Path("out/compare.csv").write_text("mine\n1\n")
-    error = _call("run", "--to", "out")[1]
-    assert isinstance(error, RunError)
-    assert "out/compare.html is there already" in str(error)
-    assert Path("out/compare.csv").read_text() == "mine\n1\n"
-    assert _call("run", "--to", "out", "--force")[1] is None
-    assert Path("out/compare.csv").read_text().startswith("run,group,")
-
-
-@pytest.mark.parametrize(
-    ("runs", "said"),
-    [
-        (["run", "nowhere"], "nowhere is no run"),
-        (["run", "./run"], "The run run is there twice"),
-        (["run", "built"], "built has no study yet; run `optuna-stitch search built` first"),
-    ],
-)
-def test_folders_that_are_no_searched_runs_are_refused(runs: list[str], said: str) -> None:
-    _run("run", on_disk=True)
-    _run("built", begin=False, on_disk=True)
-    error = _call(*runs)[1]
-    assert isinstance(error, OptunaStitchError)
-    assert said in str(error)
-    assert not Path("comparison").exists()
-
-
-def test_journals_are_compared_as_databases_are() -> None:
-    journal = {"study__storage": "journal:///{run}/study.journal"}
-    _run("one", on_disk=True, **journal)
-    _run("two", [(0.91, 3e6)], on_disk=True, study__seed=1)
-    out, error = _call("one", "two")
-    assert error is None, out
-    assert list(pd.read_csv("comparison/compare.csv")["trials"]) == [5, 4]

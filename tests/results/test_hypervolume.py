@@ -112,7 +112,10 @@ def test_only_what_may_be_used_counts() -> None:
     assert found.baselines == {}
 
 
-@pytest.mark.skipif(not hasattr(optuna.Trial, "set_constraint"), reason="Optuna 5 has these")
+@pytest.mark.skipif(
+    not hasattr(optuna.Trial, "set_constraint"),
+    reason="needs constraints by name: pip install 'optuna>=5'",
+)
 def test_constraints_are_read_where_optuna_5_keeps_them() -> None:
     study = optuna.create_study()
     for bound in (1.0, 0.0):

@@ -56,7 +56,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A python that has nothing but what cards ask for; it is large, so that it does not stay."""
     uv = shutil.which("uv")
     if uv is None:
-        pytest.skip("uv, which makes the environment, is not installed")
+        pytest.skip("uv is missing, which makes the environment: pip install uv")
     environment = tmp_path_factory.mktemp("fresh") / "environment"
     python = str(environment / "bin" / "python")
     versions = [
