@@ -131,11 +131,12 @@ def _cheapest(front: Front, shown: list[Entry]) -> Finding | None:
     saving = 1 - entry.test[front.cost] / rival.test[front.cost]
     claim = _claim(entry, rival)
     chance = f", p = {claim.p_value:.2g}" if claim is not None else ""
+    less = 100 * (rival.quality - entry.quality)
     return Finding(
         f"A stitched network ({entry.name}) needs {100 * saving:.0f}% fewer "
-        f"{axis_of(front.cost).words} than {_the(rival)}, the cheapest alternative, and is "
-        f"{100 * (rival.quality - entry.quality):.1f} points less accurate ({_percent(entry)} "
-        f"against {_percent(rival)}{chance}).",
+        f"{axis_of(front.cost).words} than {_the(rival)}, the cheapest alternative, and its "
+        f"{words_of(front.metric)} is {abs(less):.1f} points {'lower' if less >= 0 else 'higher'} "
+        f"({_percent(entry)} against {_percent(rival)}{chance}).",
         entry,
     )
 

@@ -196,6 +196,7 @@ def _refuse_unlabelled(split: Split, supernetwork: Supernetwork) -> None:
     """
     if supernetwork.segments:
         return
+    split.pick(range(1), supernetwork.views)  # decodes all, once; their labels come with that
     seen = set(split.targets.tolist())
     if min(seen) < 0 or (len(seen) == 1 < supernetwork.classes and len(split) >= _ENOUGH):
         raise DataError(
