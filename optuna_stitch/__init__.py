@@ -6,41 +6,43 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from optuna_stitch.data import Data, load_data
-    from optuna_stitch.errors import OptunaStitchError
-    from optuna_stitch.evaluation.crossovers import Crossover, best_stitches, measure_crossovers
+    from optuna_stitch.data.load import Data, load_data
+    from optuna_stitch.data.splits import Split
+    from optuna_stitch.data.view import View
+    from optuna_stitch.diagram.drawing import draw_pair, draw_subnetwork
+    from optuna_stitch.evaluation.accumulator import Evaluation
     from optuna_stitch.evaluation.evaluator import Evaluator
-    from optuna_stitch.evaluation.gathering import Evaluation
     from optuna_stitch.evaluation.metrics import Cost, ImageMetric, Metric, StreamedMetric
     from optuna_stitch.evaluation.racing import Racing
-    from optuna_stitch.networks.training import Recipe, train_parent
-    from optuna_stitch.networks.view import View
-    from optuna_stitch.networks.zoo import Parent, load_parent
-    from optuna_stitch.results.judging.front import Front
-    from optuna_stitch.results.judging.reevaluation import evaluate_front
-    from optuna_stitch.results.pictures.drawing import draw_pair
-    from optuna_stitch.results.pictures.subnetwork_drawing import draw_subnetwork
+    from optuna_stitch.evaluation.stitch_quality import (
+        StitchQuality,
+        best_stitches,
+        measure_stitches,
+    )
+    from optuna_stitch.models.parent import Parent, load_parent
+    from optuna_stitch.models.train import Recipe, train_parent
+    from optuna_stitch.report.front import Front
+    from optuna_stitch.report.test_evaluation import evaluate_front
     from optuna_stitch.search.objective import Objective
     from optuna_stitch.search.samplers.linkage import LinkageSampler, LocalSearchSampler
     from optuna_stitch.search.space import enqueue_starts
     from optuna_stitch.search.steering import SteeredSampler
-    from optuna_stitch.search.storages import open_storage
     from optuna_stitch.search.study import open_study
     from optuna_stitch.search.worker import optimize
-    from optuna_stitch.splits import Split
-    from optuna_stitch.stitching.artifact import load_supernetwork, save_supernetwork
-    from optuna_stitch.stitching.fitting import StitchFit, fit
+    from optuna_stitch.stitching.fit import StitchFit, fit
     from optuna_stitch.stitching.genotype import Genotype
+    from optuna_stitch.stitching.io import load_supernetwork, save_supernetwork
     from optuna_stitch.stitching.supernetwork import Supernetwork, stitch
-    from optuna_stitch.stitching.trainer import Tuned, Tuning
-    from optuna_stitch.stitching.tuning import tune
+    from optuna_stitch.stitching.tune import Tuned, Tuning, tune
+    from optuna_stitch.storage.open import open_storage
+    from optuna_stitch.utils.errors import OptunaStitchError
 
 __version__ = "0.1.0"
 
 _MODULES = {
     "data": ("Data", "load_data"),
     "errors": ("OptunaStitchError",),
-    "evaluation.crossovers": ("Crossover", "best_stitches", "measure_crossovers"),
+    "evaluation.single-stitch networks": ("StitchQuality", "best_stitches", "measure_stitches"),
     "evaluation.evaluator": ("Evaluator",),
     "evaluation.gathering": ("Evaluation",),
     "evaluation.metrics": ("Cost", "ImageMetric", "Metric", "StreamedMetric"),
@@ -71,7 +73,6 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 
 __all__ = [
     "Cost",
-    "Crossover",
     "Data",
     "Evaluation",
     "Evaluator",
@@ -89,6 +90,7 @@ __all__ = [
     "Split",
     "SteeredSampler",
     "StitchFit",
+    "StitchQuality",
     "StreamedMetric",
     "Supernetwork",
     "Tuned",
@@ -104,7 +106,7 @@ __all__ = [
     "load_data",
     "load_parent",
     "load_supernetwork",
-    "measure_crossovers",
+    "measure_stitches",
     "open_storage",
     "open_study",
     "optimize",

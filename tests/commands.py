@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from optuna_stitch.cli import main
+from optuna_stitch.cli.app import main
 
 
 def call(*arguments: str) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from optuna_stitch.results.pictures import svg
+from optuna_stitch.diagram import svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 STRANGE = "<a & \"b\"> ]]> 'c'"

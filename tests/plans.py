@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import optuna_stitch as st
-from optuna_stitch.stitching.program import Program
-from optuna_stitch.stitching.sharing import shared_program
+from optuna_stitch.stitching.program import Program, shared_program
 
 
 def plan(supernetwork: st.Supernetwork, genotypes: Sequence[st.Genotype]) -> Program:

@@ -12,13 +12,12 @@ import optuna
 import plotly.graph_objects as go
 
 import optuna_stitch as st
-from optuna_stitch.results.dashboard.publishing import publish
-from optuna_stitch.results.dashboard.serving import dashboard_app
-from optuna_stitch.results.dashboard.shelf import FinishedTrial
-from optuna_stitch.results.judging.front import Entry, Front
-from optuna_stitch.search.artifacts import open_artifact_store
-from optuna_stitch.search.deferring import DeferringStorage
-from optuna_stitch.search.storages import open_storage
+from optuna_stitch.report.dashboard import FinishedTrial, publish
+from optuna_stitch.report.dashboard_server import dashboard_app
+from optuna_stitch.report.front import Entry, Front
+from optuna_stitch.storage.artifacts import open_artifact_store
+from optuna_stitch.storage.buffered import BufferedStorage
+from optuna_stitch.storage.open import open_storage
 
 SUMMARY = "Trial 7 needs 31% fewer multiply-accumulates than parent_b."
 
@@ -26,7 +25,7 @@ SUMMARY = "Trial 7 needs 31% fewer multiply-accumulates than parent_b."
 def search(supernetwork: st.Supernetwork, data: st.Data) -> tuple[optuna.Study, Front]:
     """A short search, and two of its stitched networks on a front with the parents."""
     objective = st.Objective(supernetwork, data.val)
-    storage = DeferringStorage(optuna.storages.InMemoryStorage())
+    storage = BufferedStorage(optuna.storages.InMemoryStorage())
     study = optuna.create_study(directions=objective.directions, storage=storage)
     st.enqueue_starts(study, supernetwork, population=25, probability=0.1)
     st.optimize(study, objective, n_trials=25, batch=25)
@@ -76,7 +75,7 @@ class Published:
     def into(self, kind: str) -> Published:
         """Copy the study into a new storage."""
         storage = (
-            DeferringStorage(optuna.storages.InMemoryStorage())
+            BufferedStorage(optuna.storages.InMemoryStorage())
             if kind == "memory"
             else open_storage(f"{kind}:///{self.folder}/study")
         )

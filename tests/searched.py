@@ -12,9 +12,9 @@ import yaml
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 
-from optuna_stitch.results.comparing.searched import Searched
-from optuna_stitch.search.storages import open_storage
-from optuna_stitch.study_file import load_study_file
+from optuna_stitch.report.comparison import Searched
+from optuna_stitch.run.study_file import load_study_file
+from optuna_stitch.storage.open import open_storage
 
 DIRECTIONS = {"accuracy": "maximize", "macs": "minimize", "parameters": "minimize"}
 SPACE = {

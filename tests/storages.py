@@ -13,7 +13,7 @@ from typing import Any
 
 import optuna
 
-from optuna_stitch.search.storages import open_storage, serve_proxy
+from optuna_stitch.storage.open import open_storage, serve_proxy
 
 KINDS = ("sqlite", "journal", "postgresql", "grpc")
 

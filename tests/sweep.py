@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import optuna_stitch as st
-from optuna_stitch.networks.zoo import load_parent
+from optuna_stitch.models.parent import load_parent
 from optuna_stitch.stitching.genotype import OUTPUTS
 
 CLASSES = 10

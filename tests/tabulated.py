@@ -84,7 +84,7 @@ class Tabulated:
         return self._volume(points) / self._whole
 
     def enqueue(self, study: optuna.Study, seed: int, population: int = 50) -> None:
-        """What `enqueue_starts` does: parents, ensemble, single crossovers, sparse random ones."""
+        """As `enqueue_starts`: parents, ensemble, single-stitch and sparse random networks."""
         rng = np.random.default_rng(seed)
         off = dict.fromkeys(self.switches, "off")
         starts = [{**off, "output": output} for output in OUTPUTS]

@@ -105,7 +105,7 @@ def test_a_report_with_another_network_as_a_baseline() -> None:
 
 def test_a_killed_run_goes_on_where_it_was() -> None:
     Path("tiny.yaml").write_text(TINY.replace("trials: 12", "trials: 60"))
-    command = [sys.executable, "-c", "from optuna_stitch.cli import main; main()"]
+    command = [sys.executable, "-c", "from optuna_stitch.cli.app import main; main()"]
     killed = subprocess.Popen([*command, "run", "tiny.yaml"], stderr=subprocess.PIPE)
     deadline = time.monotonic() + 240
     while _finished_trials() < 9:
@@ -257,7 +257,7 @@ def test_every_study_file_runs_tiny(path: Path) -> None:
 
 def test_in_a_shell_there_is_no_traceback() -> None:
     Path("tiny.yaml").write_text(TINY.replace("points:", "ponts:"))
-    command = [sys.executable, "-c", "from optuna_stitch.cli import main; main()"]
+    command = [sys.executable, "-c", "from optuna_stitch.cli.app import main; main()"]
     done = subprocess.run([*command, "run", "tiny.yaml"], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("Error: tiny.yaml:5: unknown key `stitching.ponts`")

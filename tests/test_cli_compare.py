@@ -8,9 +8,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from optuna_stitch.cli_compare import compare as command
-from optuna_stitch.errors import OptunaStitchError, RunError
-from optuna_stitch.results.comparing.report import FILES
+from optuna_stitch.cli.results import compare as command
+from optuna_stitch.report.comparison_page import FILES
+from optuna_stitch.utils.errors import OptunaStitchError, RunError
 from tests.searched import make_run, samplers
 
 

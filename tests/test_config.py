@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from optuna_stitch.errors import ConfigError
-from optuna_stitch.study_file import dump_study_file, load_study_file
+from optuna_stitch.run.study_file import dump_study_file, load_study_file
+from optuna_stitch.utils.errors import ConfigError
 
 STUDIES = sorted((Path(__file__).parent.parent / "studies").glob("*.yaml"))
 

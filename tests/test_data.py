@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 import optuna_stitch as st
-from optuna_stitch import splits
-from optuna_stitch.errors import DataError
+from optuna_stitch.data.load import splits
+from optuna_stitch.utils.errors import DataError
 
 VIEW = st.View((3, 16, 16))
 

@@ -16,12 +16,12 @@ from optuna.trial import TrialState
 from typer.testing import CliRunner
 
 import optuna_stitch as st
-from optuna_stitch import exporting
-from optuna_stitch.cli_export import export
-from optuna_stitch.config import ParentConfig, RecipeConfig, TuneConfig
-from optuna_stitch.errors import ExportError, RunError
-from optuna_stitch.exporting import export_trial
-from optuna_stitch.run import Run
+from optuna_stitch.cli.results import export
+from optuna_stitch.run.export import export_trial
+from optuna_stitch.run.run import Run
+from optuna_stitch.run.run import export as exporting
+from optuna_stitch.run.schema import ParentConfig, RecipeConfig, TuneConfig
+from optuna_stitch.utils.errors import ExportError, RunError
 
 TINY = """\
 parents:
@@ -87,7 +87,7 @@ def test_a_trial_leaves_the_run_with_its_figures(run: Run, tmp_path: Path) -> No
     card = (tmp_path / "to" / "README.md").read_text()
     assert f"# Trial {number} of tiny\n" in card
     assert f"| **trial {number}** | {100 * entry.quality:.2f}% |" in card
-    for claim in entry.claims:
+    for claim in entry.comparisons:
         assert f"| {claim.baseline} |" in card
     assert "| a | test_resnet | trained in this run, 2 epochs on its train split |" in card
     assert "| train | 200 images that the stitches were fitted on: sklearn/digits |" in card

@@ -8,15 +8,15 @@ import timm
 import torch
 from PIL import Image
 
-from optuna_stitch.config import StudyFile
-from optuna_stitch.errors import DataError
-from optuna_stitch.evaluation.constraints import resolve_constraints
 from optuna_stitch.evaluation.metrics import resolve_metrics
-from optuna_stitch.networks.sources import zoo_outputs
-from optuna_stitch.networks.zoo import load_parent
+from optuna_stitch.models.parent import load_parent
+from optuna_stitch.models.zoo import zoo_outputs
+from optuna_stitch.run.schema import StudyFile
+from optuna_stitch.run.study_file import load_study_file
+from optuna_stitch.run.template import study_file_for
+from optuna_stitch.search.objective import resolve_constraints
 from optuna_stitch.search.samplers.by_name import make_sampler
-from optuna_stitch.study_file import load_study_file
-from optuna_stitch.template import study_file_for
+from optuna_stitch.utils.errors import DataError
 
 from .commands import call
 

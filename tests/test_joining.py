@@ -14,8 +14,8 @@ import yaml
 from optuna.trial import TrialState
 
 import optuna_stitch as st
-from optuna_stitch.run import Run
-from optuna_stitch.search.storages import open_storage
+from optuna_stitch.run.run import Run
+from optuna_stitch.storage.open import open_storage
 
 from .commands import call
 from .test_cli import TINY

@@ -10,10 +10,10 @@ from PIL import Image
 from torchmetrics.classification import MulticlassJaccardIndex
 
 import optuna_stitch as st
-from optuna_stitch.errors import ConfigError, DataError, MatchError
 from optuna_stitch.evaluation.metrics import resolve_metrics
-from optuna_stitch.results.judging.evidence import Confusions
-from optuna_stitch.results.judging.jury import Jury
+from optuna_stitch.report.evidence import Confusions
+from optuna_stitch.report.test_evaluation import TestEvaluator
+from optuna_stitch.utils.errors import ConfigError, DataError, MatchError
 
 
 def _parent(name: str) -> st.Parent:
@@ -57,11 +57,11 @@ def test_mean_iou_from_confusions_is_torchmetrics(
     names = ["mean_iou", "pixel_accuracy", "macs"]
     evaluator = st.Evaluator(supernetwork, noise.val, names, kernels="plain")
     genotypes = [st.Genotype("a"), st.Genotype("ensemble")]
-    jury = Jury(supernetwork, noise.val, resolve_metrics(names), "mean_iou")
-    for genotype, entry in zip(genotypes, jury.judge(genotypes), strict=True):
+    test_evaluator = TestEvaluator(supernetwork, noise.val, resolve_metrics(names), "mean_iou")
+    for genotype, entry in zip(genotypes, test_evaluator.judge(genotypes), strict=True):
         figures = evaluator.evaluate([genotype])[0].figures
         assert entry.test == pytest.approx(figures, abs=1e-6)
-        found = entry.evidence
+        found = entry.per_image
         assert found is not None
         reference = MulticlassJaccardIndex(5, ignore_index=255)
         (logits,) = evaluator.logits([genotype])

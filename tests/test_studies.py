@@ -10,8 +10,8 @@ import optuna
 import pytest
 import torch
 
-from optuna_stitch.results.dashboard.serving import serve_dashboard
-from optuna_stitch.search.storages import open_storage
+from optuna_stitch.report.dashboard_server import serve_dashboard
+from optuna_stitch.storage.open import open_storage
 
 ROOT = Path(__file__).parent.parent
 

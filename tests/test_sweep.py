@@ -15,9 +15,9 @@ from timm.layers import set_fused_attn
 from torch.utils.flop_counter import FlopCounterMode
 
 import optuna_stitch as st
-from optuna_stitch.networks.capture import TRACED_BATCH
-from optuna_stitch.networks.graph import NetworkGraph
-from optuna_stitch.networks.zoo import load_parent
+from optuna_stitch.models.capture import TRACED_BATCH
+from optuna_stitch.models.graph import NetworkGraph
+from optuna_stitch.models.parent import load_parent
 from optuna_stitch.stitching.genotype import Output, Side
 from optuna_stitch.stitching.matching import PointKind, match
 

@@ -14,10 +14,10 @@ import optuna
 import torch
 
 import optuna_stitch as st
-from optuna_stitch.search.storages import open_storage, records_engine
 from optuna_stitch.search.study import open_study
 from optuna_stitch.search.worker import optimize
-from optuna_stitch.stitching.artifact import load_supernetwork
+from optuna_stitch.stitching.io import load_supernetwork
+from optuna_stitch.storage.open import open_storage, result_cache_engine
 
 NAME = "shared"
 
@@ -33,8 +33,8 @@ def work(folder: Path, url: str, seed: int, images: int, options: dict[str, Any]
     supernetwork = load_supernetwork(folder)
     data = st.load_data("sklearn/digits", train={"images": 300}, val={"images": 200})
     storage = open_storage(url)
-    records = records_engine(storage, folder) if options.pop("remember", False) else None
-    objective = st.Objective(supernetwork, data.val.take(images), records=records)
+    result_cache = result_cache_engine(storage, folder) if options.pop("remember", False) else None
+    objective = st.Objective(supernetwork, data.val.take(images), result_cache=result_cache)
     study = open_study(NAME, storage, objective, sampler(seed), population=20)
     optimize(study, objective, **options)
     os._exit(0)  # libraries that were forked need not be taken down

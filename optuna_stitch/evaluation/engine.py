@@ -2,22 +2,92 @@
 
 from __future__ import annotations
 
+import gc
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from optuna_stitch.errors import DataError
+from optuna_stitch.evaluation.activation_cache import Reuse
 from optuna_stitch.evaluation.kernels import Folding, Kernels
-from optuna_stitch.evaluation.plan import Plan, divide, no_collection
-from optuna_stitch.evaluation.values import Reuse
-from optuna_stitch.progress import console
 from optuna_stitch.stitching.genotype import Genotype
-from optuna_stitch.stitching.program import Program
+from optuna_stitch.stitching.program import Program, shared_program
 from optuna_stitch.stitching.supernetwork import Supernetwork
+from optuna_stitch.utils.errors import DataError
+from optuna_stitch.utils.progress import console
+
+_BYTES = 4  # of a number
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Hold the garbage collector back: planning makes many small objects, and no cycles.
+
+    A full collection amid them looks through every object of the process, for longer than the
+    planning takes.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Subnetworks that are computed together.
+
+    Args:
+        genotypes: The subnetworks.
+        program: Computes them, one output each; BatchNorms have their parents' statistics.
+    """
+
+    genotypes: list[Genotype]
+    program: Program
+
+
+def divide(
+    supernetwork: Supernetwork,
+    genotypes: Sequence[Genotype],
+    *,
+    budget: float = math.inf,
+    batch_size: int,
+    kept: int = 0,
+) -> list[Plan]:
+    """Divide genotypes among plans that stay within a memory budget.
+
+    Subnetworks that share much stay together. A single one is never refused.
+
+    Args:
+        supernetwork: Whose genotypes.
+        genotypes: The subnetworks.
+        budget: Bytes of the values that are alive at once, and of what is kept.
+        batch_size: Images per batch.
+        kept: Numbers that are kept of each subnetwork, besides.
+
+    Returns:
+        As few plans as halving gives.
+    """
+    program = shared_program(supernetwork.supergraph, genotypes)
+    needed = _BYTES * (program.elements * batch_size + kept * len(genotypes))
+    if needed <= budget or len(genotypes) == 1:
+        return [Plan(list(genotypes), program)]
+    # subnetworks that end next to each other have most of their way in common
+    ends = dict(zip(genotypes, program.outputs, strict=True))
+    ordered = sorted(genotypes, key=ends.__getitem__)
+    half = len(ordered) // 2
+    return [
+        part
+        for some in (ordered[:half], ordered[half:])
+        for part in divide(supernetwork, some, budget=budget, batch_size=batch_size, kept=kept)
+    ]
+
 
 # The share of the memory that values of earlier plans may take.
 KEPT = 1 / 8

@@ -9,26 +9,25 @@ import sqlalchemy
 import torch
 from torch import Tensor
 
-from optuna_stitch.errors import ConfigError
-from optuna_stitch.evaluation.engine import Engine
-from optuna_stitch.evaluation.gathering import Evaluation
+from optuna_stitch.data.splits import Split
+from optuna_stitch.evaluation.accumulator import Evaluation
+from optuna_stitch.evaluation.engine import Engine, no_collection
 from optuna_stitch.evaluation.kernels import KERNELS, Kernels
-from optuna_stitch.evaluation.measuring import Measured, Measuring
 from optuna_stitch.evaluation.metrics import (
     AnyMetric,
     Cost,
     ImageMetric,
     Metric,
-    recorded_name,
+    cached_name,
     resolve_metrics,
 )
-from optuna_stitch.evaluation.plan import no_collection
 from optuna_stitch.evaluation.racing import Race, Racing, Rival
-from optuna_stitch.evaluation.records import Record, Records
-from optuna_stitch.progress import progress_bar
-from optuna_stitch.splits import Split
+from optuna_stitch.evaluation.result_cache import CachedResult, ResultCache
+from optuna_stitch.evaluation.runner import Measured, Runner
 from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.stitching.supernetwork import Supernetwork
+from optuna_stitch.utils.errors import ConfigError
+from optuna_stitch.utils.progress import progress_bar
 
 # More images at once do not run faster, and their values leave a processor's cache.
 _BATCH = 50
@@ -66,7 +65,7 @@ class Evaluator:
         kernels: Kernels = "fast",
         memory: float = 4.0,
         racing: Racing | None = None,
-        records: str | sqlalchemy.Engine | None = None,
+        result_cache: str | sqlalchemy.Engine | None = None,
     ) -> None:
         self.supernetwork = supernetwork
         self.split = split
@@ -85,11 +84,11 @@ class Evaluator:
         size = batch_size or min(_BATCH, supernetwork.batch_size)
         self._engine = Engine(supernetwork, kernels, memory, size)
         self._race = self._start(racing, size) if racing is not None else None
-        self._measuring = Measuring(self._engine, split, self._learned, self._race)
+        self._runner = Runner(self._engine, split, self._learned, self._race)
         self._known: dict[Genotype, Evaluation] = {}
-        self._records = (
-            Records(records, supernetwork.content_hash(), split.fingerprint, kernels)
-            if records is not None
+        self._result_cache = (
+            ResultCache(result_cache, supernetwork.content_hash(), split.fingerprint, kernels)
+            if result_cache is not None
             else None
         )
 
@@ -146,7 +145,7 @@ class Evaluator:
         Raises:
             DataError: If an image has a label that the parents have no class for.
         """
-        return self._measuring.answers(genotypes)
+        return self._runner.answers(genotypes)
 
     def costs(self, genotype: Genotype) -> dict[str, float]:
         """The figures that need no images."""
@@ -175,7 +174,7 @@ class Evaluator:
                 rivals = [self._rival(genotype) for genotype in plan.genotypes]
                 found: dict[Genotype, Measured] = {}
                 try:
-                    for genotype, measured in self._measuring(
+                    for genotype, measured in self._runner(
                         plan, rivals, lambda: progress.advance(task)
                     ):
                         found[genotype] = measured
@@ -198,12 +197,12 @@ class Evaluator:
 
     def _recall(self, genotypes: Sequence[Genotype]) -> None:
         """Take from the records what they have."""
-        if self._records is None or not genotypes:
+        if self._result_cache is None or not genotypes:
             return
-        names = {metric.name: recorded_name(metric) for metric in self._learned}
-        found = self._records.find(genotypes)
+        names = {metric.name: cached_name(metric) for metric in self._learned}
+        found = self._result_cache.find(genotypes)
         if self._race is not None:  # rivals that other workers found
-            found.update(self._records.new())
+            found.update(self._result_cache.new())
         for genotype, record in found.items():
             known = {
                 name: record.figures[recorded]
@@ -221,15 +220,15 @@ class Evaluator:
 
     def _record(self, found: Mapping[Genotype, Measured]) -> None:
         """Write down full evaluations, by the metrics that others know too."""
-        if self._records is None:
+        if self._result_cache is None:
             return
-        names = {metric.name: recorded_name(metric) for metric in self._learned}
-        records: dict[Genotype, Record] = {}
+        names = {metric.name: cached_name(metric) for metric in self._learned}
+        result_cache: dict[Genotype, CachedResult] = {}
         for genotype, measured in found.items():
             if measured.stopped:
                 continue  # what is known of it depends on whom it raced against
             named = {name: recorded for name, recorded in names.items() if recorded is not None}
-            records[genotype] = Record(
+            result_cache[genotype] = CachedResult(
                 {recorded: measured.figures[name] for name, recorded in named.items()},
                 {
                     recorded: measured.outcomes[name]
@@ -238,7 +237,7 @@ class Evaluator:
                 },
                 measured.failed,
             )
-        self._records.keep(records)
+        self._result_cache.keep(result_cache)
 
     def _rival(self, genotype: Genotype) -> Rival | None:
         if self._race is None:

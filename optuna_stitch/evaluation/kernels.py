@@ -24,10 +24,12 @@ from optuna_stitch.stitching.program import Program
 from optuna_stitch.stitching.supergraph import Supergraph
 
 Kernels = Literal["plain", "fast", "bfloat16"]
+
 KERNELS: tuple[Kernels, ...] = get_args(Kernels)
 
 # Others may change their weights as they run, or do more than normalize.
 _CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
+
 _NORMS = (nn.BatchNorm2d, BatchNormAct2d)
 
 

@@ -18,12 +18,12 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from optuna_stitch.cache import write_text
-from optuna_stitch.errors import ArtifactError
-from optuna_stitch.progress import track
 from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.stitching.program import Program
 from optuna_stitch.stitching.supernetwork import Supernetwork
+from optuna_stitch.utils.errors import ArtifactError
+from optuna_stitch.utils.files import write_text
+from optuna_stitch.utils.progress import track
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from optuna_stitch.errors import ConfigError
 from optuna_stitch.evaluation.latency import latency_ms
 from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.stitching.supernetwork import Supernetwork
+from optuna_stitch.utils.errors import ConfigError
 
 Direction = Literal["maximize", "minimize"]
 
@@ -96,6 +96,7 @@ class Cost:
 
 
 LearnedMetric = ImageMetric | Metric | StreamedMetric
+
 AnyMetric = LearnedMetric | Cost
 
 
@@ -174,8 +175,50 @@ def resolve_metrics(metrics: Sequence[str | AnyMetric]) -> tuple[AnyMetric, ...]
     return tuple(found)
 
 
-def recorded_name(metric: LearnedMetric) -> str | None:
+def cached_name(metric: LearnedMetric) -> str | None:
     """Under which name a metric's figures may be kept for other processes; None if not at all."""
     if METRICS.get(metric.name) is metric:
         return metric.name
     return f"{metric.name} {metric.version}" if metric.version is not None else None
+
+
+# Figures that are shares of one, and read better in percent.
+SHARES = {"accuracy", "top5", "agreement", "mean_iou", "pixel_accuracy", "calibration_error"}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What a cost is called, and in which unit it is shown.
+
+    Args:
+        title: Of the axis.
+        words: What a sentence calls it, in the plural.
+        unit: What the values are divided by.
+        symbol: Of that unit.
+    """
+
+    title: str
+    words: str
+    unit: float = 1.0
+    symbol: str = ""
+
+
+_AXES = {
+    "macs": Axis(
+        "multiply-accumulates per image (millions)", "multiply-accumulates", 1e6, "M MACs"
+    ),
+    "parameters": Axis("parameters (millions)", "parameters", 1e6, "M parameters"),
+    "weight_bytes": Axis("weights (MB)", "bytes of weights", 1e6, "MB"),
+    "activation_bytes": Axis("activations per image (MB)", "bytes of activations", 1e6, "MB"),
+    "latency_ms": Axis("latency (ms)", "milliseconds", 1.0, "ms"),
+}
+
+
+def axis_of(cost: str) -> Axis:
+    """How a cost is shown."""
+    return _AXES.get(cost, Axis(cost, cost, 1.0, cost))
+
+
+def words_of(metric: str) -> str:
+    """A figure's name in a sentence."""
+    return metric.replace("_", " ").replace("iou", "IoU")

@@ -24,7 +24,7 @@ import numpy as np
 from scipy.stats import binom
 from torch import Tensor
 
-from optuna_stitch.errors import ConfigError
+from optuna_stitch.utils.errors import ConfigError
 
 
 @dataclass(frozen=True)

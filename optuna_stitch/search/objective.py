@@ -4,24 +4,66 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
 import sqlalchemy
 
-from optuna_stitch.evaluation.constraints import Constraint, resolve_constraints
+from optuna_stitch.data.splits import Split
+from optuna_stitch.evaluation.accumulator import Evaluation
 from optuna_stitch.evaluation.evaluator import Evaluator
-from optuna_stitch.evaluation.gathering import Evaluation
 from optuna_stitch.evaluation.kernels import Kernels
 from optuna_stitch.evaluation.metrics import AnyMetric, Cost, resolve_metrics
 from optuna_stitch.evaluation.racing import Racing
 from optuna_stitch.search.space import Space, join_population, suggest
-from optuna_stitch.splits import Split
 from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.stitching.supernetwork import Supernetwork
+from optuna_stitch.utils.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A bound on one figure.
+
+    Args:
+        name: ``max_`` or ``min_`` and the metric's name.
+        metric: What is bounded.
+        bound: Its largest value, or its smallest.
+    """
+
+    name: str
+    metric: AnyMetric
+    bound: float
+
+    def violation(self, value: float) -> float:
+        """By how much a value is beyond the bound; zero or less where it is within."""
+        return value - self.bound if self.name.startswith("max_") else self.bound - value
+
+
+def resolve_constraints(bounds: Mapping[str, float]) -> tuple[Constraint, ...]:
+    """Look up what is bounded.
+
+    Args:
+        bounds: By name; what follows ``max_`` or ``min_`` is a known metric.
+
+    Raises:
+        ConfigError: If a name is something else.
+    """
+    found: list[Constraint] = []
+    for name, bound in bounds.items():
+        kind, _, metric = name.partition("_")
+        if kind not in ("max", "min") or not metric:
+            raise ConfigError(
+                f"A constraint is max_ or min_ and a metric, as in max_macs, not {name!r}."
+            )
+        found.append(Constraint(name, resolve_metrics([metric])[0], float(bound)))
+    return tuple(found)
+
 
 # Trials' attributes: after how many images a race stopped, and what failed.
 STOPPED_AFTER = "stopped_after"
+
 FAILED_AT = "failed_at"
 
 
@@ -65,7 +107,7 @@ class Objective:
         kernels: Kernels = "fast",
         memory: float = 4.0,
         racing: Racing | None = None,
-        records: str | sqlalchemy.Engine | None = None,
+        result_cache: str | sqlalchemy.Engine | None = None,
     ) -> None:
         self.supernetwork = supernetwork
         self.space = space
@@ -86,7 +128,7 @@ class Objective:
             kernels=kernels,
             memory=memory,
             racing=racing,
-            records=records,
+            result_cache=result_cache,
         )
 
     def __call__(self, trial: optuna.trial.BaseTrial) -> float | tuple[float, ...]:

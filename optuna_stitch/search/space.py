@@ -10,7 +10,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import TrialState
 
-from optuna_stitch.evaluation.crossovers import Crossover
+from optuna_stitch.evaluation.stitch_quality import StitchQuality
 from optuna_stitch.search.steering import unwrapped
 from optuna_stitch.stitching.genotype import OUTPUT, OUTPUTS, STATES, Genotype, Output
 from optuna_stitch.stitching.supernetwork import Supernetwork
@@ -19,6 +19,7 @@ Space = Literal["flat", "reachable"]
 
 # shared by all switches, so that storages need not copy and convert one for each
 STATE_CHOICES = CategoricalDistribution(STATES)
+
 OUTPUT_CHOICES = CategoricalDistribution(OUTPUTS)
 
 
@@ -98,33 +99,35 @@ def enqueue_starts(
     *,
     population: int = 50,
     probability: float = 0.05,
-    crossovers: Sequence[Crossover] = (),
+    stitch_qualities: Sequence[StitchQuality] = (),
     genotypes: Sequence[Genotype] = (),
     space: Space = "flat",
     seed: int = 0,
 ) -> None:
     """Enqueue a study's first trials.
 
-    They are both parents, their ensemble, genotypes that are given, the single crossovers that
-    are best by the report of the fit, and then sparse random ones. Whatever sampler the study has,
-    it starts from these.
+    They are both parents, their ensemble, genotypes that are given, the single-stitch networks
+    that are best by the report of the fit, and then sparse random ones. Whatever sampler the study
+    has, it starts from these.
 
     Args:
         study: A study over this supernetwork's switches.
         supernetwork: Whose switches.
-        population: How many trials in all; half of them may be single crossovers.
+        population: How many trials in all; half of them may be single-stitch networks.
         probability: Probability of each switch to be on in the random ones.
-        crossovers: What `measure_crossovers` returned.
+        stitch_qualities: What `measure_stitches` returned.
         genotypes: What is worth a try, such as the front of another study.
         space: What trials of the study are asked.
         seed: Of the random ones.
     """
     number = {switch.name: index for index, switch in enumerate(supernetwork.switches)}
-    known = [crossover for crossover in crossovers if crossover.switch in number]
-    known.sort(key=lambda crossover: -crossover.quality)
+    known = [
+        stitch_quality for stitch_quality in stitch_qualities if stitch_quality.switch in number
+    ]
+    known.sort(key=lambda stitch_quality: -stitch_quality.quality)
     best = [
-        Genotype(crossover.into, frozenset([number[crossover.switch]]))
-        for crossover in known[: population // 2]
+        Genotype(stitch_quality.into, frozenset([number[stitch_quality.switch]]))
+        for stitch_quality in known[: population // 2]
     ]
     starts = dict.fromkeys([*baselines(), *genotypes, *best])
     random = sparse_genotypes(supernetwork, population, probability=probability, seed=seed)

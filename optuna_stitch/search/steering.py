@@ -16,10 +16,11 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_stitch.errors import ConfigError
-from optuna_stitch.search.deferring import deferring
+from optuna_stitch.storage.buffered import buffered_storage
+from optuna_stitch.utils.errors import ConfigError
 
 NAME = "floor"
+
 # The floor rises in so many steps, so that what it changes is not worked out at every trial.
 _STEPS = 50
 
@@ -93,7 +94,7 @@ class SteeredSampler(BaseSampler):
 
     @contextmanager
     def _steered(self, study: optuna.Study) -> Iterator[None]:
-        storage = deferring(study)
+        storage = buffered_storage(study)
         if storage is None:
             raise ConfigError("A steered search needs a storage that `open_storage` opened.")
         if study.directions[0] != optuna.study.StudyDirection.MAXIMIZE:

@@ -9,16 +9,17 @@ from collections.abc import Callable, Sequence
 import optuna
 from optuna.storages import BaseStorage
 
-from optuna_stitch.database import is_of_storage, reason
-from optuna_stitch.errors import StudyError
-from optuna_stitch.evaluation.crossovers import Crossover
-from optuna_stitch.search.crew import Worker
+from optuna_stitch.evaluation.stitch_quality import StitchQuality
+from optuna_stitch.search.heartbeat import Heartbeat
 from optuna_stitch.search.objective import Objective
 from optuna_stitch.search.space import enqueue_starts
 from optuna_stitch.stitching.genotype import Genotype
+from optuna_stitch.storage.retry import is_of_storage, reason
+from optuna_stitch.utils.errors import StudyError
 
 # The study's attribute that says which supernetwork it was made for; it is written last.
 CONTENT = "supernetwork"
+
 # Seconds in which a worker that made a study must have said that it prepares it.
 _FIRST_BEAT = 3.0
 
@@ -31,7 +32,7 @@ def open_study(
     *,
     population: int = 50,
     probability: float = 0.05,
-    crossovers: Sequence[Crossover] = (),
+    stitch_qualities: Sequence[StitchQuality] = (),
     genotypes: Sequence[Genotype] = (),
     seed: int = 0,
     prepare: Callable[[optuna.Study], None] | None = None,
@@ -47,7 +48,7 @@ def open_study(
         sampler: What proposes trials.
         population: How many trials are enqueued at the start; see `enqueue_starts`.
         probability: Probability of each switch to be on in the random ones.
-        crossovers: The report of the fit, whose best are among the first trials.
+        stitch_qualities: The report of the fit, whose best are among the first trials.
         genotypes: What else is among the first trials.
         seed: Of the random ones.
         prepare: What else is done with a new study before others may join it.
@@ -60,14 +61,14 @@ def open_study(
     try:
         study, found = _create_or_join(name, storage, objective, sampler)
         if found is None:
-            with Worker(study):
+            with Heartbeat(study):
                 name_metrics(study, objective.metric_names)
                 enqueue_starts(
                     study,
                     objective.supernetwork,
                     population=population,
                     probability=probability,
-                    crossovers=crossovers,
+                    stitch_qualities=stitch_qualities,
                     genotypes=genotypes,
                     space=objective.space,
                     seed=seed,
@@ -125,7 +126,7 @@ def _create_or_join(
         return study, None
     except optuna.exceptions.DuplicatedStudyError:
         study = optuna.load_study(study_name=name, storage=storage, sampler=sampler)
-    watcher = Worker(study)
+    watcher = Heartbeat(study)
     begin = time.monotonic()
     while (found := study.user_attrs.get(CONTENT)) is None:
         # one that died while it prepared the study left it to whoever comes

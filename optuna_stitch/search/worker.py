@@ -11,21 +11,24 @@ from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_stitch.database import is_of_storage, is_transient, reason
-from optuna_stitch.errors import StudyError
-from optuna_stitch.evaluation.gathering import Evaluation
-from optuna_stitch.progress import console, progress_bar
-from optuna_stitch.search.crew import WORKER, Worker
-from optuna_stitch.search.deferring import deferring
+from optuna_stitch.evaluation.accumulator import Evaluation
+from optuna_stitch.search.heartbeat import WORKER, Heartbeat
 from optuna_stitch.search.objective import FAILED_AT, Objective
 from optuna_stitch.search.space import distributions, enqueue_params, join_population, suggest
 from optuna_stitch.stitching.genotype import Genotype
+from optuna_stitch.storage.buffered import buffered_storage
+from optuna_stitch.storage.retry import is_of_storage, is_transient, reason
+from optuna_stitch.utils.errors import StudyError
+from optuna_stitch.utils.progress import console, progress_bar
 
 # After so many batches in which every trial failed, more would fail too.
 _FRUITLESS = 10
+
 # A trial that so many workers left behind is not tried again: it may be what ends them.
 _MOST_RETRIES = 3
+
 RETRY_OF, RETRIES = "retry_of", "retries"
+
 # Seconds between two looks at trials that other workers have still to finish.
 _PAUSE = 0.5
 
@@ -64,7 +67,7 @@ def optimize(
     if n_trials is None and until is None:
         raise ValueError("Say how long to search: n_trials, until, or both.")
     try:
-        with Worker(study, grace=grace) as worker:
+        with Heartbeat(study, grace=grace) as worker:
             _Search(study, objective, worker).go(n_trials, until, batch, show_progress_bar)
     except Exception as error:
         if not is_of_storage(error):
@@ -79,7 +82,7 @@ def optimize(
 class _Search:
     study: optuna.Study
     objective: Objective
-    worker: Worker
+    worker: Heartbeat
     finished: int = 0
     """Trials that this worker finished."""
     fruitless: int = 0
@@ -154,7 +157,7 @@ class _Search:
         """Ask for trials, which `trials` then holds, and write each in one piece."""
         supernetwork, flat = self.objective.supernetwork, self.objective.space == "flat"
         space: dict[str, BaseDistribution] = distributions(supernetwork) if flat else {}
-        storage = deferring(self.study)
+        storage = buffered_storage(self.study)
         genotypes: list[Genotype] = []
         for _ in range(count):
             trial = self.study.ask(space)
@@ -194,7 +197,7 @@ class _Search:
 
     def _give_back(self, trials: Sequence[optuna.Trial]) -> None:
         """Enqueue again what this worker asked for and cannot finish."""
-        storage = deferring(self.study)
+        storage = buffered_storage(self.study)
         for trial in trials:
             if storage is not None and storage.is_held(trial):
                 storage.forget([trial])  # only this process knows of it

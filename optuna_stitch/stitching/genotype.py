@@ -6,13 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from optuna_stitch.errors import StudyError
+from optuna_stitch.utils.errors import StudyError
 
 Side = Literal["a", "b"]
+
 Output = Literal["a", "b", "ensemble"]
 
 OUTPUT = "output"
+
 OUTPUTS: tuple[Output, ...] = get_args(Output)
+
 STATES = ("off", "on")
 
 
@@ -74,6 +77,6 @@ class Genotype:
         return Genotype(params[OUTPUT], frozenset(on))
 
 
-def single_crossovers(switches: Sequence[Switch]) -> list[Genotype]:
+def single_stitch_genotypes(switches: Sequence[Switch]) -> list[Genotype]:
     """For every stitch the network that begins in one parent, crosses there, ends in the other."""
     return [Genotype(switch.into, frozenset([index])) for index, switch in enumerate(switches)]

@@ -13,14 +13,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from optuna_stitch.networks.layouts import Layout
+from optuna_stitch.models.layouts import Layout
 from optuna_stitch.stitching.genotype import Side
-from optuna_stitch.stitching.layers import Part, read_part
+from optuna_stitch.stitching.layer import Part, read_part
 
 # Sums are kept apart for the images that are fitted and for those that are held out.
 FITTED, HELD_OUT = 0, 1
+
 # One image in this many is held out, to choose by its error.
 EVERY = 5
+
 # Columns of a symmetric product that are computed at once.
 _STRIP = 96
 

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optuna_stitch.networks.view import View
-from optuna_stitch.splits import Split
+from optuna_stitch.data.splits import Split
+from optuna_stitch.data.view import View
+from optuna_stitch.stitching.batch_norm import BatchNorm
 from optuna_stitch.stitching.genotype import Genotype
-from optuna_stitch.stitching.normalization import BatchNorm
 from optuna_stitch.stitching.program import Observer, Program, program_of
 from optuna_stitch.stitching.supergraph import Supergraph
 

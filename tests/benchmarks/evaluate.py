@@ -32,9 +32,8 @@ import optuna_stitch as st
 from optuna_stitch.evaluation.engine import Engine
 from optuna_stitch.evaluation.kernels import _Folded
 from optuna_stitch.search.worker import optimize
-from optuna_stitch.stitching.layers import Stitch, read_part
-from optuna_stitch.stitching.program import Program
-from optuna_stitch.stitching.sharing import shared_program
+from optuna_stitch.stitching.layer import Stitch, read_part
+from optuna_stitch.stitching.program import Program, shared_program
 
 sys.path.insert(0, str(Path(__file__).parent))
 from pairs import DATA, MISSING, Pair, load_pair, say, spread, state

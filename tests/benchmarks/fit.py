@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import optuna_stitch as st
-from optuna_stitch.stitching.genotype import single_crossovers
-from optuna_stitch.stitching.layers import Stitch
+from optuna_stitch.stitching.genotype import single_stitch_genotypes
+from optuna_stitch.stitching.layer import Stitch
 
 sys.path.insert(0, str(__import__("pathlib").Path(__file__).parent))
 from pairs import DATA, MISSING, Pair, load_pair, say, spread, state
@@ -78,10 +78,10 @@ def main() -> None:
 
 
 def judge(supernetwork: st.Supernetwork, pair: Pair, test: int | None) -> dict[str, float]:
-    """All single crossovers on test images, against the weaker parent there."""
+    """All single-stitch networks on test images, against the weaker parent there."""
     evaluator = st.Evaluator(supernetwork, pair.data.test.take(test), ["accuracy"])
     parents = [st.Genotype("a"), st.Genotype("b")]
-    figures = evaluator.evaluate([*parents, *single_crossovers(supernetwork.switches)])
+    figures = evaluator.evaluate([*parents, *single_stitch_genotypes(supernetwork.switches)])
     a, b, *crossed = [entry["accuracy"] for entry in figures]
     losses = [min(a, b) - accuracy for accuracy in crossed]
     return {

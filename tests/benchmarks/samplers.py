@@ -5,7 +5,7 @@
 
 Reports the hypervolume as a share of the exact front's after so many trials, and the trials needed
 for 99%, over seeds. Every sampler starts from the same 50 enqueued trials, as in a study: parents,
-ensemble, single crossovers and sparse random networks; with ``--cold`` from both parents and their
+ensemble, single-stitch and sparse random networks; with ``--cold`` from both parents and their
 ensemble alone. The last line is JSON: for each sampler the median of the trials needed, or null.
 ``--width`` measures the CPU time of a proposal instead, in a space of so many switches.
 """

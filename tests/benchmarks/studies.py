@@ -21,8 +21,8 @@ import optuna
 from rich.table import Table
 
 import optuna_stitch as st
-from optuna_stitch.progress import console
 from optuna_stitch.search.samplers.by_name import make_sampler
+from optuna_stitch.utils.progress import console
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parent))
@@ -48,7 +48,7 @@ def main() -> None:
     supernetwork = st.stitch(pair.a, pair.b)
     fits = st.fit(supernetwork, pair.data.train.take(400))
     val = pair.data.val.take(300)
-    crossovers = st.measure_crossovers(supernetwork, fits, val)
+    stitch_qualities = st.measure_stitches(supernetwork, fits, val)
 
     found: dict[str, list[list[Point]]] = {name: [] for name in SAMPLERS}
     with tempfile.TemporaryDirectory() as folder:
@@ -56,13 +56,15 @@ def main() -> None:
             for name, options in SAMPLERS.items():
                 # figures are remembered from study to study: only the trials differ
                 objective = st.Objective(
-                    supernetwork, val, records=f"sqlite:///{folder}/records.db"
+                    supernetwork, val, result_cache=f"sqlite:///{folder}/records.db"
                 )
                 study = optuna.create_study(
                     directions=objective.directions,
                     sampler=make_sampler(name, options, seed=seed, key=objective.key),
                 )
-                st.enqueue_starts(study, supernetwork, crossovers=crossovers, seed=seed)
+                st.enqueue_starts(
+                    study, supernetwork, stitch_qualities=stitch_qualities, seed=seed
+                )
                 st.optimize(study, objective, n_trials=trials, batch=10)
                 points = [(t.values[0], t.values[1]) for t in study.get_trials(deepcopy=False)]
                 found[name].append(points)

@@ -26,11 +26,10 @@ from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import create_trial
 from rich.table import Table
 
-from optuna_stitch.database import prepare, with_driver
-from optuna_stitch.progress import console
-from optuna_stitch.search.deferring import deferring
 from optuna_stitch.search.space import STATE_CHOICES
-from optuna_stitch.search.storages import open_storage
+from optuna_stitch.storage.buffered import buffered_storage
+from optuna_stitch.storage.open import open_storage, prepare, with_driver
+from optuna_stitch.utils.progress import console
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.storages import storage_url
@@ -134,7 +133,7 @@ def measure(
         for number in range(trials // batch + 1):
             begin, before = time.process_time(), writes()
             asked = [study.ask(space(width)) for _ in range(batch)]
-            held = deferring(study)
+            held = buffered_storage(study)
             if held is not None:
                 held.write(asked)
             for trial in asked:

@@ -30,10 +30,10 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 
 import optuna_stitch as st
-from optuna_stitch.progress import console
-from optuna_stitch.search.crew import WORKER
-from optuna_stitch.search.storages import open_storage
-from optuna_stitch.stitching.artifact import save_supernetwork
+from optuna_stitch.search.heartbeat import WORKER
+from optuna_stitch.stitching.io import save_supernetwork
+from optuna_stitch.storage.open import open_storage
+from optuna_stitch.utils.progress import console
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.storages import KINDS, storage_url

@@ -8,34 +8,37 @@ import optuna_stitch as st
 
 
 @pytest.fixture(scope="module")
-def crossovers(a: st.Parent, b: st.Parent, data: st.Data) -> list[st.Crossover]:
+def stitch_qualities(a: st.Parent, b: st.Parent, data: st.Data) -> list[st.StitchQuality]:
     supernetwork = st.stitch(a, b)
     fits = st.fit(supernetwork, data.train, images=100)
-    return st.measure_crossovers(supernetwork, fits, data.val.take(100))
+    return st.measure_stitches(supernetwork, fits, data.val.take(100))
 
 
 def test_each_is_the_network_with_one_stitch_on(
-    crossovers: list[st.Crossover], a: st.Parent, b: st.Parent, data: st.Data
+    stitch_qualities: list[st.StitchQuality], a: st.Parent, b: st.Parent, data: st.Data
 ) -> None:
     supernetwork = st.stitch(a, b)
     st.fit(supernetwork, data.train, images=100)
     evaluator = st.Evaluator(supernetwork, data.val.take(100), ["accuracy", "macs"])
     parents = evaluator.evaluate([st.Genotype("a"), st.Genotype("b")])
     weaker = min(entry["accuracy"] for entry in parents)
-    for index in (0, len(crossovers) - 1):
-        crossover = crossovers[index]
-        alone = st.Genotype(crossover.into, frozenset([index]))
+    for index in (0, len(stitch_qualities) - 1):
+        stitch_quality = stitch_qualities[index]
+        alone = st.Genotype(stitch_quality.into, frozenset([index]))
         figures = evaluator.evaluate([alone])[0]
-        assert crossover.switch == supernetwork.switches[index].name
-        assert (crossover.quality, crossover.macs) == (figures["accuracy"], figures["macs"])
-        assert crossover.drop == pytest.approx(weaker - figures["accuracy"])
-        assert crossover.stitch_macs == supernetwork.laid[index].macs
-    assert [c.depth_a for c in crossovers] == sorted(c.depth_a for c in crossovers)
+        assert stitch_quality.switch == supernetwork.switches[index].name
+        assert (stitch_quality.quality, stitch_quality.macs) == (
+            figures["accuracy"],
+            figures["macs"],
+        )
+        assert stitch_quality.drop == pytest.approx(weaker - figures["accuracy"])
+        assert stitch_quality.stitch_macs == supernetwork.laid[index].macs
+    assert [c.depth_a for c in stitch_qualities] == sorted(c.depth_a for c in stitch_qualities)
 
 
-def test_the_best_are_kept(crossovers: list[st.Crossover]) -> None:
+def test_the_best_are_kept(stitch_qualities: list[st.StitchQuality]) -> None:
     some = [
-        replace(crossovers[0], quality=quality, drop=0.9 - quality, r2=r2)
+        replace(stitch_qualities[0], quality=quality, drop=0.9 - quality, r2=r2)
         for quality, r2 in ((0.9, 0.1), (0.5, 0.9), (0.8, 0.8), (0.7, 0.7))
     ]
     assert st.best_stitches(some) == [0, 1, 2, 3]

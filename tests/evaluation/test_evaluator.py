@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 import optuna_stitch as st
-from optuna_stitch.errors import ConfigError, DataError
+from optuna_stitch.utils.errors import ConfigError, DataError
 
 
 def test_figures(supernetwork: st.Supernetwork, data: st.Data) -> None:

@@ -13,11 +13,11 @@ import torch
 from optuna.trial import TrialState
 
 import optuna_stitch as st
-from optuna_stitch.errors import DataError, StudyError
 from optuna_stitch.evaluation.engine import Engine
 from optuna_stitch.search.objective import FAILED_AT
 from optuna_stitch.search.worker import optimize
-from optuna_stitch.stitching.genotype import single_crossovers
+from optuna_stitch.stitching.genotype import single_stitch_genotypes
+from optuna_stitch.utils.errors import DataError, StudyError
 
 
 @pytest.fixture
@@ -36,10 +36,10 @@ def test_a_network_that_answers_nan_fails_and_the_others_go_on(
     supernetwork: st.Supernetwork, data: st.Data, broken: int, tmp_path: Path
 ) -> None:
     supernetwork = _without_calibration(supernetwork)
-    genotypes = single_crossovers(supernetwork.switches)[-4:]
+    genotypes = single_stitch_genotypes(supernetwork.switches)[-4:]
     url = f"sqlite:///{tmp_path}/records.db"
     for _ in ("judged", "remembered"):
-        evaluator = st.Evaluator(supernetwork, data.val, records=url)
+        evaluator = st.Evaluator(supernetwork, data.val, result_cache=url)
         *others, failed = evaluator.evaluate(genotypes)
         assert failed.failed == f"stitch.{broken}"
         assert math.isnan(failed["accuracy"])
@@ -52,7 +52,7 @@ def test_a_failed_network_is_a_failed_trial(
 ) -> None:
     supernetwork = _without_calibration(supernetwork)
     objective = st.Objective(supernetwork, data.val.take(20))
-    genotype = single_crossovers(supernetwork.switches)[broken]
+    genotype = single_stitch_genotypes(supernetwork.switches)[broken]
     for run in (
         lambda study: study.optimize(objective, n_trials=2),
         lambda study: optimize(study, objective, n_trials=1, batch=2),
@@ -71,7 +71,7 @@ def test_a_search_in_which_everything_fails_ends(
 ) -> None:
     supernetwork = _without_calibration(supernetwork)
     objective = st.Objective(supernetwork, data.val.take(20))
-    genotype = single_crossovers(supernetwork.switches)[broken]
+    genotype = single_stitch_genotypes(supernetwork.switches)[broken]
     fixed = optuna.samplers.PartialFixedSampler(
         supernetwork.params(genotype), optuna.samplers.RandomSampler(seed=0)
     )
@@ -132,7 +132,9 @@ def test_no_memory_for_the_calibration(
 
     monkeypatch.setattr(st.Supernetwork, "recalibrate", scarce)
     with pytest.raises(DataError, match="batch of the calibration"):
-        st.Evaluator(supernetwork, data.val).evaluate(single_crossovers(supernetwork.switches))
+        st.Evaluator(supernetwork, data.val).evaluate(
+            single_stitch_genotypes(supernetwork.switches)
+        )
 
 
 def test_other_errors_are_not_taken_for_lack_of_memory(
@@ -152,10 +154,10 @@ def test_an_interruption_loses_nothing_that_is_finished(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    genotypes = single_crossovers(supernetwork.switches)
+    genotypes = single_stitch_genotypes(supernetwork.switches)
     url = f"sqlite:///{tmp_path}/records.db"
     # so little memory that each runs by itself
-    evaluator = st.Evaluator(supernetwork, data.val, memory=1e-9, records=url)
+    evaluator = st.Evaluator(supernetwork, data.val, memory=1e-9, result_cache=url)
     whole = Engine.prepare
     prepared: list[int] = []
 
@@ -173,7 +175,7 @@ def test_an_interruption_loses_nothing_that_is_finished(
         evaluator.evaluate(genotypes)
     assert prepared == [1, 1, 1]
     monkeypatch.setattr(Engine, "prepare", counted)
-    again = st.Evaluator(supernetwork, data.val, memory=1e-9, records=url)
+    again = st.Evaluator(supernetwork, data.val, memory=1e-9, result_cache=url)
     again.evaluate(genotypes)
     distinct = len(set(map(supernetwork.canonical, genotypes)))
     assert len(prepared) == distinct

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import optuna_stitch as st
-from optuna_stitch.errors import ArtifactError, ConfigError
-from optuna_stitch.evaluation.constraints import resolve_constraints
 from optuna_stitch.evaluation.latency import Latencies, measure_latency, use_latencies
+from optuna_stitch.search.objective import resolve_constraints
+from optuna_stitch.utils.errors import ArtifactError, ConfigError
 
 
 def test_a_networks_latency_is_the_sum_of_its_operations(

@@ -8,12 +8,11 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 
 import optuna_stitch as st
-from optuna_stitch.evaluation.engine import Engine
+from optuna_stitch.evaluation.engine import Engine, divide
 from optuna_stitch.evaluation.kernels import KERNELS
-from optuna_stitch.evaluation.plan import divide
-from optuna_stitch.stitching import sharing
-from optuna_stitch.stitching.genotype import single_crossovers
-from optuna_stitch.stitching.sharing import shared_program
+from optuna_stitch.stitching import program as sharing
+from optuna_stitch.stitching.genotype import single_stitch_genotypes
+from optuna_stitch.stitching.program import shared_program
 from tests.plans import plan
 
 
@@ -39,7 +38,7 @@ def test_together_or_alone_logits_are_equal_bit_for_bit(
         together = plan(supernetwork, genotypes).run([images])
         for genotype, logits in zip(genotypes, together, strict=True):
             alone = supernetwork.extract(genotype)(images)
-            # a crossover into a shallow point may overflow to NaN, then both must
+            # a single-stitch network into a shallow point may overflow to NaN, then both must
             assert torch.equal(logits.nan_to_num(), alone.nan_to_num())
 
 
@@ -81,7 +80,7 @@ def test_fast_kernels_are_what_torch_makes_of_the_extracted_module(
         ]
     )
     engine = Engine(supernetwork, "fast", memory=1, batch_size=len(images))
-    genotypes = [st.Genotype("ensemble"), *single_crossovers(supernetwork.switches)]
+    genotypes = [st.Genotype("ensemble"), *single_stitch_genotypes(supernetwork.switches)]
     assert len(genotypes) > 4
     for genotype, logits in zip(genotypes, _run(engine, genotypes, images), strict=True):
         module = supernetwork.extract(genotype)
@@ -153,7 +152,7 @@ def test_what_subnetworks_share_is_computed_once(supernetwork: st.Supernetwork) 
 
 
 def test_no_more_is_alive_than_is_said(supernetwork: st.Supernetwork, images: Tensor) -> None:
-    made = shared_program(supernetwork.supergraph, single_crossovers(supernetwork.switches))
+    made = shared_program(supernetwork.supergraph, single_stitch_genotypes(supernetwork.switches))
     alive: dict[int, int] = {}
     largest = 0
     with torch.no_grad():
@@ -167,7 +166,7 @@ def test_no_more_is_alive_than_is_said(supernetwork: st.Supernetwork, images: Te
 
 
 def test_a_plan_over_its_budget_is_divided(supernetwork: st.Supernetwork) -> None:
-    genotypes = list(map(supernetwork.canonical, single_crossovers(supernetwork.switches)))
+    genotypes = list(map(supernetwork.canonical, single_stitch_genotypes(supernetwork.switches)))
     genotypes = list(dict.fromkeys(genotypes))
     graph = supernetwork.supergraph
     whole = shared_program(graph, genotypes)
@@ -190,7 +189,7 @@ def test_a_plan_over_its_budget_is_divided(supernetwork: st.Supernetwork) -> Non
 def test_an_order_that_ends_branches_keeps_less_alive(
     supernetwork: st.Supernetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    genotypes = single_crossovers(supernetwork.switches)
+    genotypes = single_stitch_genotypes(supernetwork.switches)
     ordered = shared_program(supernetwork.supergraph, genotypes)
     for step, reads in enumerate(ordered.reads):
         assert all(read < step for read in reads)
@@ -203,7 +202,7 @@ def test_an_order_that_ends_branches_keeps_less_alive(
 def test_sixteen_bits_are_near_and_not_exact(
     supernetwork: st.Supernetwork, images: Tensor
 ) -> None:
-    genotypes = [st.Genotype("b"), single_crossovers(supernetwork.switches)[-1]]
+    genotypes = [st.Genotype("b"), single_stitch_genotypes(supernetwork.switches)[-1]]
     exact, rounded = (
         _run(Engine(supernetwork, kernels, memory=1, batch_size=len(images)), genotypes, images)
         for kernels in KERNELS[1:]

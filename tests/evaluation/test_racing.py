@@ -5,9 +5,9 @@ import pytest
 import torch
 
 import optuna_stitch as st
-from optuna_stitch.errors import ConfigError
 from optuna_stitch.evaluation.racing import Race, Rival
-from optuna_stitch.stitching.genotype import single_crossovers
+from optuna_stitch.stitching.genotype import single_stitch_genotypes
+from optuna_stitch.utils.errors import ConfigError
 
 IMAGES, BATCH = 600, 20
 
@@ -57,7 +57,7 @@ def test_what_is_no_worse_is_stopped_no_more_often_than_stated(agreement: float)
 def test_real_subnetworks_that_a_full_evaluation_keeps_are_kept(
     table: tuple[torch.Tensor, list[float]],
 ) -> None:
-    """Tabulated: what every crossover answers to every image, raced in 200 orders."""
+    """Tabulated: what every single-stitch network answers to every image, raced in 200 orders."""
     outcomes, costs = table
     quality = outcomes.double().mean(dim=1)
     kept = wrongly = beaten = early = 0
@@ -81,7 +81,11 @@ def test_real_subnetworks_that_a_full_evaluation_keeps_are_kept(
 
 @pytest.fixture(scope="module")
 def table(supernetwork: st.Supernetwork, data: st.Data) -> tuple[torch.Tensor, list[float]]:
-    genotypes = [st.Genotype("a"), st.Genotype("b"), *single_crossovers(supernetwork.switches)]
+    genotypes = [
+        st.Genotype("a"),
+        st.Genotype("b"),
+        *single_stitch_genotypes(supernetwork.switches),
+    ]
     logits = st.Evaluator(supernetwork, data.val).logits(genotypes)
     outcomes = torch.stack([answer.argmax(1) == data.val.targets for answer in logits])
     return outcomes, [float(supernetwork.macs(genotype)) for genotype in genotypes]
@@ -105,7 +109,7 @@ def test_a_race_is_against_the_best_that_costs_no_more() -> None:
 
 def test_the_evaluator_marks_what_it_stopped(supernetwork: st.Supernetwork, data: st.Data) -> None:
     parents = [st.Genotype("a"), st.Genotype("b")]
-    genotypes = single_crossovers(supernetwork.switches)
+    genotypes = single_stitch_genotypes(supernetwork.switches)
     full = st.Evaluator(supernetwork, data.val)
     raced = st.Evaluator(supernetwork, data.val, racing=st.Racing(first=50), batch_size=25)
     best = max(full.evaluate(parents), key=lambda evaluation: evaluation["accuracy"])

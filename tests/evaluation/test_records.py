@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import optuna_stitch as st
-from optuna_stitch.errors import StudyError
 from optuna_stitch.evaluation.engine import Engine
-from optuna_stitch.evaluation.records import Record, Records
-from optuna_stitch.stitching.genotype import single_crossovers
+from optuna_stitch.evaluation.result_cache import CachedResult, ResultCache
+from optuna_stitch.stitching.genotype import single_stitch_genotypes
+from optuna_stitch.utils.errors import StudyError
 
 
 def _url(folder: Path) -> str:
@@ -20,20 +20,20 @@ def _url(folder: Path) -> str:
 
 
 @pytest.fixture
-def records(tmp_path: Path) -> Records:
-    return Records(_url(tmp_path), "network", "split", "fast")
+def result_cache(tmp_path: Path) -> ResultCache:
+    return ResultCache(_url(tmp_path), "network", "split", "fast")
 
 
-def _record(**figures: float) -> Record:
+def _record(**figures: float) -> CachedResult:
     outcomes = torch.rand(13, generator=torch.Generator().manual_seed(1)) < 0.5
-    return Record(figures, {"accuracy": outcomes, "top5": ~outcomes[:7]})
+    return CachedResult(figures, {"accuracy": outcomes, "top5": ~outcomes[:7]})
 
 
-def test_records_come_back_as_they_were(records: Records, tmp_path: Path) -> None:
+def test_records_come_back_as_they_were(result_cache: ResultCache, tmp_path: Path) -> None:
     genotypes = [st.Genotype("a"), st.Genotype("ensemble", frozenset([3, 12]))]
     written = _record(accuracy=1 / 3, top5=0.5)
-    records.keep(dict.fromkeys(genotypes, written))
-    for again in (records, Records(_url(tmp_path), "network", "split", "fast")):
+    result_cache.keep(dict.fromkeys(genotypes, written))
+    for again in (result_cache, ResultCache(_url(tmp_path), "network", "split", "fast")):
         found = again.find([*genotypes, st.Genotype("b")])
         assert set(found) == set(genotypes)
         for record in found.values():
@@ -47,33 +47,38 @@ def test_records_come_back_as_they_were(records: Records, tmp_path: Path) -> Non
     [("other", "split", "fast"), ("network", "other", "fast"), ("network", "split", "plain")],
 )
 def test_records_of_something_else_are_not_found(
-    records: Records, tmp_path: Path, other: tuple[str, str, Any]
+    result_cache: ResultCache, tmp_path: Path, other: tuple[str, str, Any]
 ) -> None:
-    records.keep({st.Genotype("a"): _record(accuracy=0.5)})
-    assert not Records(_url(tmp_path), *other).find([st.Genotype("a")])
+    result_cache.keep({st.Genotype("a"): _record(accuracy=0.5)})
+    assert not ResultCache(_url(tmp_path), *other).find([st.Genotype("a")])
 
 
-def test_other_metrics_stand_beside_those_that_are_there(records: Records) -> None:
+def test_other_metrics_stand_beside_those_that_are_there(result_cache: ResultCache) -> None:
     genotype = st.Genotype("a")
-    records.keep({genotype: _record(accuracy=0.5)})
-    records.keep({genotype: _record(cross_entropy=1.5), st.Genotype("b"): _record(accuracy=0.1)})
-    assert records.find([genotype])[genotype].figures == {"accuracy": 0.5, "cross_entropy": 1.5}
-    assert st.Genotype("b") in records.find([st.Genotype("b")])
+    result_cache.keep({genotype: _record(accuracy=0.5)})
+    result_cache.keep(
+        {genotype: _record(cross_entropy=1.5), st.Genotype("b"): _record(accuracy=0.1)}
+    )
+    assert result_cache.find([genotype])[genotype].figures == {
+        "accuracy": 0.5,
+        "cross_entropy": 1.5,
+    }
+    assert st.Genotype("b") in result_cache.find([st.Genotype("b")])
 
 
-def test_new_records_are_told_once(records: Records, tmp_path: Path) -> None:
-    other = Records(_url(tmp_path), "network", "split", "fast")
+def test_new_records_are_told_once(result_cache: ResultCache, tmp_path: Path) -> None:
+    other = ResultCache(_url(tmp_path), "network", "split", "fast")
     other.keep({st.Genotype("a"): _record(accuracy=0.5)})
-    assert [genotype for genotype, _ in records.new()] == [st.Genotype("a")]
-    assert not records.new()
+    assert [genotype for genotype, _ in result_cache.new()] == [st.Genotype("a")]
+    assert not result_cache.new()
     other.keep({st.Genotype("b", frozenset([2])): _record(accuracy=0.5)})
-    assert [genotype for genotype, _ in records.new()] == [st.Genotype("b", frozenset([2]))]
+    assert [genotype for genotype, _ in result_cache.new()] == [st.Genotype("b", frozenset([2]))]
 
 
 def _work(url: str, seed: int) -> None:
-    records = Records(url, "network", "split", "fast")
+    result_cache = ResultCache(url, "network", "split", "fast")
     for step in range(20):
-        records.keep(
+        result_cache.keep(
             {
                 st.Genotype("a", frozenset([(7 * seed + step + k) % 40])): _record(accuracy=0.5)
                 for k in range(5)
@@ -100,9 +105,9 @@ def test_what_is_remembered_costs_no_forward(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    genotypes = single_crossovers(supernetwork.switches)[:5]
+    genotypes = single_stitch_genotypes(supernetwork.switches)[:5]
     wanted = ["accuracy", "top5", "cross_entropy", "macs"]
-    first = st.Evaluator(supernetwork, data.val, wanted, records=_url(tmp_path))
+    first = st.Evaluator(supernetwork, data.val, wanted, result_cache=_url(tmp_path))
     found = first.evaluate(genotypes)
 
     def refuse(*_: object) -> None:
@@ -110,14 +115,14 @@ def test_what_is_remembered_costs_no_forward(
 
     monkeypatch.setattr(Engine, "run", refuse)
     # a later run, with fewer metrics in another order
-    again = st.Evaluator(supernetwork, data.val, ["macs", "accuracy"], records=_url(tmp_path))
+    again = st.Evaluator(supernetwork, data.val, ["macs", "accuracy"], result_cache=_url(tmp_path))
     remembered = again.evaluate(genotypes)
     assert [e["accuracy"] for e in remembered] == [e["accuracy"] for e in found]
     assert [e["macs"] for e in remembered] == [e["macs"] for e in found]
     for other in (
-        st.Evaluator(supernetwork, data.test, wanted, records=_url(tmp_path)),
-        st.Evaluator(supernetwork, data.val, wanted, records=_url(tmp_path), kernels="plain"),
-        st.Evaluator(supernetwork, data.val, [*wanted, "agreement"], records=_url(tmp_path)),
+        st.Evaluator(supernetwork, data.test, wanted, result_cache=_url(tmp_path)),
+        st.Evaluator(supernetwork, data.val, wanted, result_cache=_url(tmp_path), kernels="plain"),
+        st.Evaluator(supernetwork, data.val, [*wanted, "agreement"], result_cache=_url(tmp_path)),
     ):
         with pytest.raises(AssertionError, match="forward"):
             other.evaluate(genotypes)
@@ -135,7 +140,7 @@ def test_a_users_metric_is_recorded_under_its_version(
     for version, expected in ((None, 1), (None, 2), ("1", 3), ("1", 3), ("2", 4)):
         metric = st.ImageMetric("sure", sure, version=version)
         evaluator = st.Evaluator(
-            supernetwork, data.val, [metric], records=_url(tmp_path), batch_size=200
+            supernetwork, data.val, [metric], result_cache=_url(tmp_path), batch_size=200
         )
         evaluator.evaluate([st.Genotype("a")])
         assert len(calls) == expected
@@ -144,30 +149,34 @@ def test_a_users_metric_is_recorded_under_its_version(
 def test_races_are_against_what_others_found(
     supernetwork: st.Supernetwork, data: st.Data, tmp_path: Path
 ) -> None:
-    st.Evaluator(supernetwork, data.val, records=_url(tmp_path)).evaluate(
+    st.Evaluator(supernetwork, data.val, result_cache=_url(tmp_path)).evaluate(
         [st.Genotype("a"), st.Genotype("b")]
     )
     raced = st.Evaluator(
-        supernetwork, data.val, records=_url(tmp_path), racing=st.Racing(first=50), batch_size=25
+        supernetwork,
+        data.val,
+        result_cache=_url(tmp_path),
+        racing=st.Racing(first=50),
+        batch_size=25,
     )
-    crossed = single_crossovers(supernetwork.switches)
+    crossed = single_stitch_genotypes(supernetwork.switches)
     stopped = {g for g, e in zip(crossed, raced.evaluate(crossed), strict=True) if e.stopped}
     assert stopped
     # estimates are for this race only
-    full = Records(_url(tmp_path), supernetwork.content_hash(), data.val.fingerprint, "fast")
+    full = ResultCache(_url(tmp_path), supernetwork.content_hash(), data.val.fingerprint, "fast")
     assert not full.find([supernetwork.canonical(genotype) for genotype in stopped])
 
 
 def test_a_database_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="records of evaluations"):
-        Records(f"sqlite:///{tmp_path}/nothing/here.db", "network", "split", "fast")
-    records = Records(_url(tmp_path), "network", "split", "fast")
+        ResultCache(f"sqlite:///{tmp_path}/nothing/here.db", "network", "split", "fast")
+    result_cache = ResultCache(_url(tmp_path), "network", "split", "fast")
     with sqlite3.connect(tmp_path / "records.db") as connection:
         connection.execute("DROP TABLE optuna_stitch_evaluations")
     for use in (
-        lambda: records.find([st.Genotype("a")]),
-        records.new,
-        lambda: records.keep({st.Genotype("a"): _record(accuracy=0.5)}),
+        lambda: result_cache.find([st.Genotype("a")]),
+        result_cache.new,
+        lambda: result_cache.keep({st.Genotype("a"): _record(accuracy=0.5)}),
     ):
         with pytest.raises(StudyError, match="nothing finished is lost"):
             use()

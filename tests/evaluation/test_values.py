@@ -8,8 +8,7 @@ from torch import Tensor
 import optuna_stitch as st
 from optuna_stitch.evaluation import engine
 from optuna_stitch.evaluation.kernels import Kernels
-from optuna_stitch.stitching.program import Program
-from optuna_stitch.stitching.sharing import shared_program
+from optuna_stitch.stitching.program import Program, shared_program
 
 
 def _sum(logits: Tensor, _: Tensor) -> float:
@@ -74,7 +73,7 @@ def test_with_values_of_earlier_plans_answers_are_the_same_bit_for_bit(
     with_values = _evaluate(supernetwork, split, generations, kernels)
     assert sum(reused) > 0
     some = _evaluate(supernetwork, split, generations, kernels, memory=8 * 2e6 / 2**30)
-    monkeypatch.setattr("optuna_stitch.evaluation.measuring.KEPT", 0.0)
+    monkeypatch.setattr("optuna_stitch.evaluation.runner.KEPT", 0.0)
     reused.clear()
     assert with_values == some == _evaluate(supernetwork, split, generations, kernels)
     assert sum(reused) == 0
@@ -85,7 +84,7 @@ def test_values_are_computed_once_and_stay_within_their_budget(
 ) -> None:
     split = data.val.take(60)
     evaluator = st.Evaluator(supernetwork, split, memory=8e6 / 2**30 / engine.KEPT, batch_size=30)
-    values = evaluator._measuring._values
+    values = evaluator._runner._values
     into_b = [i for i, switch in enumerate(supernetwork.switches) if switch.into == "b"]
     evaluator.evaluate([st.Genotype("b", frozenset([into_b[2]]))])
     assert 0 < sum(kept.size for kept in values._kept.values()) <= 8e6
@@ -93,7 +92,7 @@ def test_values_are_computed_once_and_stay_within_their_budget(
         assert sum(batch.numel() for batch in kept.batches) * 4 <= kept.size
         held = [batch.untyped_storage().nbytes() for batch in (*kept.batches, *kept.calibration)]
         assert sum(held) == kept.size
-    # the same crossover and later the way back: up to there it is known
+    # the same single-stitch network and later the way back: up to there it is known
     back = next(
         i
         for i in reversed(range(len(supernetwork.switches)))
@@ -113,7 +112,7 @@ def test_what_is_dear_and_small_is_kept(supernetwork: st.Supernetwork, data: st.
     evaluator = st.Evaluator(
         supernetwork, data.val.take(20), memory=budget / 2**30 / engine.KEPT, batch_size=20
     )
-    values = evaluator._measuring._values
+    values = evaluator._runner._values
     evaluator.evaluate([st.Genotype("ensemble")])
     operations = supernetwork.supergraph.operations
     kept = [operations[place].elements for place, _ in values._kept]

@@ -5,8 +5,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from optuna_stitch.errors import CaptureError
-from optuna_stitch.networks.graph import capture_graph
+from optuna_stitch.models.graph import capture_graph
+from optuna_stitch.utils.errors import CaptureError
 
 NAMES = ["test_resnet", "test_vit", "test_convnext", "test_efficientnet", "test_mambaout"]
 

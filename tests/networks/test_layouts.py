@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from optuna_stitch.networks.layouts import Layout, resample
+from optuna_stitch.models.layouts import Layout, resample
 
 LAYOUTS = [
     (Layout("NCHW", 4, (3, 5)), (2, 4, 3, 5)),

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 import optuna_stitch as st
-from optuna_stitch.errors import CaptureError, CheckpointError, UnknownNetworkError
-from optuna_stitch.networks.capture import capture_export
-from optuna_stitch.networks.cost import measure
-from optuna_stitch.networks.graph import capture_graph
-from optuna_stitch.networks.points import find_points
+from optuna_stitch.models.capture import capture_export
+from optuna_stitch.models.cost import measure
+from optuna_stitch.models.graph import capture_graph
+from optuna_stitch.models.points import find_points
+from optuna_stitch.utils.errors import CaptureError, CheckpointError, UnknownNetworkError
 
 
 def _save_program(module: nn.Module, path: Path, side: int = 32) -> Path:
@@ -109,7 +109,7 @@ def test_what_is_measured_is_kept_by_content(
     first = st.load_parent("test_vit").graph()
     kept = list(tmp_path.rglob("*.json"))
     assert len(kept) == 1
-    monkeypatch.setattr("optuna_stitch.networks.graph.measure", None)  # would fail if called
+    monkeypatch.setattr("optuna_stitch.models.graph.measure", None)  # would fail if called
     again = st.load_parent("test_vit").graph()
     assert again.points == first.points
     assert again.costs == first.costs

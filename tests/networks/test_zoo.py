@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 import optuna_stitch as st
-from optuna_stitch.errors import CheckpointError, UnknownNetworkError
+from optuna_stitch.utils.errors import CheckpointError, UnknownNetworkError
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:

@@ -9,11 +9,10 @@ import pandas as pd
 import pytest
 from optuna.trial import create_trial
 
-from optuna_stitch.errors import StudyError
-from optuna_stitch.results.comparing.comparison import Comparison, compare
-from optuna_stitch.results.comparing.plots import draw_comparison
-from optuna_stitch.results.comparing.report import data_frame, sentences
-from optuna_stitch.results.comparing.searched import Searched
+from optuna_stitch.report.comparison import Comparison, Searched, compare
+from optuna_stitch.report.comparison_page import data_frame, sentences
+from optuna_stitch.report.comparison_plots import draw_comparison
+from optuna_stitch.utils.errors import StudyError
 from tests.searched import PARENTS, climb, make_run, samplers, seeds
 
 
@@ -221,7 +220,7 @@ def test_a_single_objective_is_compared_by_its_best_value() -> None:
 
 
 def _headers(comparison: Comparison) -> list[str]:
-    from optuna_stitch.results.comparing.report import rich_table
+    from optuna_stitch.report.comparison_page import rich_table
 
     return [str(column.header) for column in rich_table(comparison).columns]
 

@@ -14,15 +14,13 @@ import optuna
 import pytest
 
 import optuna_stitch as st
-from optuna_stitch.errors import StudyError
-from optuna_stitch.results.dashboard.serving import serve_dashboard
-from optuna_stitch.results.hypervolume import hypervolume_over_trials
-from optuna_stitch.results.judging.front import Front
-from optuna_stitch.results.pictures.history import draw_history
-from optuna_stitch.results.pictures.plots import draw_front
-from optuna_stitch.results.pictures.switches import draw_switches, switch_shares
-from optuna_stitch.search.artifacts import open_artifact_store
-from optuna_stitch.search.storages import open_storage
+from optuna_stitch.report.dashboard_server import serve_dashboard
+from optuna_stitch.report.front import Front
+from optuna_stitch.report.hypervolume import hypervolume_over_trials
+from optuna_stitch.report.plots import draw_front, draw_history, draw_switches, switch_shares
+from optuna_stitch.storage.artifacts import open_artifact_store
+from optuna_stitch.storage.open import open_storage
+from optuna_stitch.utils.errors import StudyError
 from tests.browser import Tab, open_browser
 from tests.published import SUMMARY, Published
 

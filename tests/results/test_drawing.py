@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import optuna_stitch as st
-from optuna_stitch.networks.graph import NetworkGraph
-from optuna_stitch.results.pictures.drawing import draw_pair
+from optuna_stitch.diagram.drawing import draw_pair
+from optuna_stitch.models.graph import NetworkGraph
 from optuna_stitch.stitching.matching import Match, PointKind, match, select_points
 from tests.drawings import (
     STRANGE,

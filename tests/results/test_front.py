@@ -12,15 +12,20 @@ from PIL import Image
 from torch.nn import functional as F
 
 import optuna_stitch as st
-from optuna_stitch.errors import DataError, StudyError
-from optuna_stitch.results.judging.baselines import Cascade, Duo, tune_combinations
-from optuna_stitch.results.judging.finding import find, headline
-from optuna_stitch.results.judging.front import Claim, Entry, Front
-from optuna_stitch.results.pictures.gallery import draw_gained, gained_by
-from optuna_stitch.results.pictures.plots import draw_front, write_image
-from optuna_stitch.results.pictures.switches import draw_switches, switch_shares, write_switches
-from optuna_stitch.results.report import Pictures, write_report
-from optuna_stitch.results.tables import rich_table, worth_showing
+from optuna_stitch.report.baselines import Cascade, Duo, tune_combinations
+from optuna_stitch.report.document import Pictures, write_report
+from optuna_stitch.report.front import Entry, Front, PairedComparison, find, headline
+from optuna_stitch.report.plots import (
+    draw_front,
+    draw_gained,
+    draw_switches,
+    gained_by,
+    switch_shares,
+    write_image,
+    write_switches,
+)
+from optuna_stitch.report.tables import rich_table, worth_showing
+from optuna_stitch.utils.errors import DataError, StudyError
 from tests.results.recompute import largest_difference
 
 
@@ -135,7 +140,7 @@ def test_baselines_come_first_and_the_front_is_what_nothing_dominates(front: st.
         assert entry.on_front != dominated
     assert front.front == [entry for entry in front.entries if entry.on_front]
     for entry in front.stitched:
-        rivals = [claim.baseline for claim in entry.claims]
+        rivals = [claim.baseline for claim in entry.comparisons]
         assert rivals[:4] == ["parent a", "parent b", "ensemble", "duo"]
         assert len(rivals) == 5
         assert rivals[4].startswith("cascade")
@@ -301,18 +306,20 @@ def test_a_test_split_without_labels(
         st.evaluate_front(study, objective, split)
 
 
-def _entry(name: str, accuracy: float, macs: float, **claims: tuple[float, float]) -> Entry:
+def _entry(name: str, accuracy: float, macs: float, **comparisons: tuple[float, float]) -> Entry:
     kinds = {"ensemble": "ensemble", "duo": "duo"}
     return Entry(
         name=name,
-        kind="stitched" if claims else kinds.get(name, "parent"),
+        kind="stitched" if comparisons else kinds.get(name, "parent"),
         test={"accuracy": accuracy, "macs": macs},
         metric="accuracy",
         intervals={"accuracy": (accuracy, accuracy)},
         trial=0,
         genotype=st.Genotype("a"),
         on_front=True,
-        claims=[Claim(key.replace("_", " "), *value) for key, value in claims.items()],
+        comparisons=[
+            PairedComparison(key.replace("_", " "), *value) for key, value in comparisons.items()
+        ],
     )
 
 

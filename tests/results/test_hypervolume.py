@@ -10,8 +10,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from optuna_stitch.errors import StudyError
-from optuna_stitch.results.hypervolume import (
+from optuna_stitch.report.hypervolume import (
     Outcomes,
     front_of,
     hypervolume,
@@ -20,6 +19,7 @@ from optuna_stitch.results.hypervolume import (
     read_outcomes,
     reference_point,
 )
+from optuna_stitch.utils.errors import StudyError
 from tests.tabulated import Tabulated
 from tests.tabulated import hypervolume as staircase
 
@@ -224,7 +224,7 @@ def test_a_study_by_itself_ends_at_its_own_hypervolume(
     finally:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         optuna.logging.disable_propagation()
-    assert not caplog.records  # nothing is said of studies that are made on the way
+    assert not caplog.result_cache  # nothing is said of studies that are made on the way
     assert found["trial"].tolist() == [0, 1, 2, 3, 4]
     assert found["share"].iloc[-1] == 1
     assert found["share"].is_monotonic_increasing

@@ -9,9 +9,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import optuna_stitch as st
-from optuna_stitch.networks.graph import NetworkGraph
-from optuna_stitch.results import inspection
-from optuna_stitch.results.inspection import (
+from optuna_stitch.models.graph import NetworkGraph
+from optuna_stitch.report import inspection
+from optuna_stitch.report.inspection import (
     Surveyed,
     describe,
     excluded_table,
@@ -22,7 +22,7 @@ from optuna_stitch.results.inspection import (
     survey_tables,
     write_survey,
 )
-from optuna_stitch.stitching.layers import Stitch
+from optuna_stitch.stitching.layer import Stitch
 from optuna_stitch.stitching.matching import match
 
 

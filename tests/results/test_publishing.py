@@ -16,11 +16,11 @@ from optuna.artifacts import FileSystemArtifactStore
 from optuna_dashboard import get_note, save_note
 
 import optuna_stitch as st
-from optuna_stitch.errors import ArtifactError
-from optuna_stitch.results.dashboard.shelf import FinishedTrial
-from optuna_stitch.results.judging.front import Entry, Front
-from optuna_stitch.search.artifacts import download_files, upload_files
-from optuna_stitch.search.deferring import DeferringStorage
+from optuna_stitch.report.dashboard import FinishedTrial
+from optuna_stitch.report.front import Entry, Front
+from optuna_stitch.storage.artifacts import download_files, upload_files
+from optuna_stitch.storage.buffered import BufferedStorage
+from optuna_stitch.utils.errors import ArtifactError
 from tests.published import SUMMARY, Published, told
 
 KINDS = ("sqlite", "journal", "memory")
@@ -59,7 +59,7 @@ def test_the_dashboard_has_all_of_it(published: Published, kind: str) -> None:
         low, high = entry.interval
         assert f"{100 * entry.quality:.2f}" in text
         assert f"{100 * low:.2f}–{100 * high:.2f}" in text
-        for claim in entry.claims:
+        for claim in entry.comparisons:
             assert f"{claim.baseline} | \u2003{100 * claim.difference:+.2f}" in text
         for name in published.front.stitches(entry)[:8]:
             assert f"`{name}`" in text
@@ -191,7 +191,7 @@ def _constrained(limit: float, directions: list[str]) -> Callable[[optuna.Trial]
 @pytest.mark.parametrize("directions", [["maximize", "minimize"], ["maximize"]])
 @pytest.mark.parametrize("limit", [0.5, -1.0, 2.0])
 def test_what_breaks_a_constraint_is_not_best(limit: float, directions: list[str]) -> None:
-    storage = DeferringStorage(optuna.storages.InMemoryStorage())
+    storage = BufferedStorage(optuna.storages.InMemoryStorage())
     sampler = optuna.samplers.RandomSampler(seed=0)
     study = optuna.create_study(storage=storage, directions=directions, sampler=sampler)
     study.optimize(_constrained(limit, directions), n_trials=20)

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 import optuna_stitch as st
-from optuna_stitch.errors import StudyError
-from optuna_stitch.results.pictures.segments import dissect
-from optuna_stitch.results.pictures.subnetwork_drawing import draw_subnetwork
-from optuna_stitch.results.pictures.subnetwork_lanes import DROP, millions
+from optuna_stitch.diagram.drawing import draw_subnetwork
+from optuna_stitch.diagram.lanes import DROP, millions
+from optuna_stitch.diagram.segments import dissect
 from optuna_stitch.stitching.genotype import OUTPUTS, Output
 from optuna_stitch.stitching.supergraph import SIDES
+from optuna_stitch.utils.errors import StudyError
 from tests.drawings import (
     STRANGE,
     SVG,

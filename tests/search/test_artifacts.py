@@ -6,8 +6,8 @@ from pathlib import Path
 import optuna
 import pytest
 
-from optuna_stitch.errors import ArtifactError
-from optuna_stitch.search.artifacts import download_files, open_artifact_store, upload_files
+from optuna_stitch.storage.artifacts import download_files, open_artifact_store, upload_files
+from optuna_stitch.utils.errors import ArtifactError
 
 
 @pytest.fixture

@@ -96,15 +96,15 @@ def test_the_best_crossovers_of_the_fit_are_among_the_first(
 ) -> None:
     supernetwork = st.stitch(a, b)
     fits = st.fit(supernetwork, data.train)
-    crossovers = st.measure_crossovers(supernetwork, fits, data.val)
+    stitch_qualities = st.measure_stitches(supernetwork, fits, data.val)
     objective = st.Objective(supernetwork, data.val.take(20))
     study = optuna.create_study(directions=objective.directions)
-    st.enqueue_starts(study, supernetwork, population=12, crossovers=crossovers)
+    st.enqueue_starts(study, supernetwork, population=12, stitch_qualities=stitch_qualities)
     waiting = study.get_trials(states=(TrialState.WAITING,))
     starts = [supernetwork.genotype(trial.params) for trial in waiting]
     assert len(set(starts)) == len(starts) == 12
     assert starts[:3] == baselines()
-    best = sorted(crossovers, key=lambda crossover: -crossover.quality)[:6]
+    best = sorted(stitch_qualities, key=lambda stitch_quality: -stitch_quality.quality)[:6]
     index = {switch.name: i for i, switch in enumerate(supernetwork.switches)}
     expected = [st.Genotype(c.into, frozenset([index[c.switch]])) for c in best]
     assert starts[3:9] == expected

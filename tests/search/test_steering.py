@@ -7,10 +7,10 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 import optuna_stitch as st
-from optuna_stitch.errors import ConfigError
 from optuna_stitch.search.samplers.by_name import make_sampler
 from optuna_stitch.search.steering import SteeredSampler
-from optuna_stitch.search.storages import open_storage
+from optuna_stitch.storage.open import open_storage
+from optuna_stitch.utils.errors import ConfigError
 
 SPACE = {f"x{i}": optuna.distributions.CategoricalDistribution(("off", "on")) for i in range(12)}
 

@@ -13,12 +13,12 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from optuna_stitch.database import is_transient, patiently
-from optuna_stitch.errors import StudyError
-from optuna_stitch.search import rdb
-from optuna_stitch.search.deferring import DeferringStorage, deferring
 from optuna_stitch.search.space import STATE_CHOICES
-from optuna_stitch.search.storages import open_storage, rdb_of
+from optuna_stitch.storage import rdb
+from optuna_stitch.storage.buffered import BufferedStorage, buffered_storage
+from optuna_stitch.storage.open import open_storage, rdb_of
+from optuna_stitch.storage.retry import is_transient, retry
+from optuna_stitch.utils.errors import StudyError
 from tests.storages import KINDS, storage_url
 from tests.writes import counted
 
@@ -62,7 +62,7 @@ def _facts(trial: FrozenTrial) -> dict[str, Any]:
 
 def test_trials_are_written_in_few_pieces_and_read_as_ordinary_ones(url: str) -> None:
     study = _study(open_storage(url))
-    storage = deferring(study)
+    storage = buffered_storage(study)
     assert storage is not None
     warm = study.ask(SPACE)  # a study's first trial has its choices compared
     storage.write([warm])
@@ -238,8 +238,8 @@ def test_of_many_that_claim_a_trial_one_gets_it(kind: str) -> None:
             return [storage.set_trial_state_values(i, TrialState.RUNNING) for i in waiting]
 
         with ThreadPoolExecutor(4) as pool:
-            claims = list(pool.map(claim, range(4)))
-    assert [sum(got) for got in zip(*claims, strict=True)] == [1] * 40
+            comparisons = list(pool.map(claim, range(4)))
+    assert [sum(got) for got in zip(*comparisons, strict=True)] == [1] * 40
 
 
 @pytest.mark.parametrize(
@@ -264,10 +264,10 @@ def test_what_is_tried_again(error: Exception, transient: bool) -> None:
         return calls
 
     if transient:
-        assert patiently(call) == 3
+        assert retry(call) == 3
     else:
         with pytest.raises(type(error)):
-            patiently(call)
+            retry(call)
         assert calls == 1
 
 
@@ -276,7 +276,7 @@ def test_patience_ends() -> None:
         raise sqlalchemy.exc.OperationalError("x", {}, Exception("gone"))
 
     with pytest.raises(sqlalchemy.exc.OperationalError):
-        patiently(call, patience=0.3)
+        retry(call, retry_timeout=0.3)
 
 
 def test_a_full_disk_is_said_at_once_and_loses_nothing(tmp_path: Path) -> None:
@@ -342,4 +342,4 @@ else:
 
         @pytest.fixture
         def storage(self) -> BaseStorage:
-            return DeferringStorage(optuna.storages.InMemoryStorage())
+            return BufferedStorage(optuna.storages.InMemoryStorage())

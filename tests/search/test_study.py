@@ -9,12 +9,12 @@ import sqlalchemy
 from optuna.trial import TrialState
 
 import optuna_stitch as st
-from optuna_stitch.errors import ConfigError, StudyError
 from optuna_stitch.search.samplers.by_name import make_sampler
 from optuna_stitch.search.space import baselines, distributions, sparse_genotypes
-from optuna_stitch.search.storages import open_storage, rdb_of
 from optuna_stitch.search.study import open_study
 from optuna_stitch.search.worker import optimize
+from optuna_stitch.storage.open import open_storage, rdb_of
+from optuna_stitch.utils.errors import ConfigError, StudyError
 
 
 @pytest.fixture

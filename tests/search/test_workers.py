@@ -12,13 +12,13 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 import optuna_stitch as st
-from optuna_stitch.errors import StudyError
-from optuna_stitch.search.crew import WORKER, Worker
+from optuna_stitch.search.heartbeat import WORKER, Heartbeat
 from optuna_stitch.search.space import distributions
-from optuna_stitch.search.storages import open_storage
 from optuna_stitch.search.study import open_study
 from optuna_stitch.search.worker import RETRY_OF, optimize
-from optuna_stitch.stitching.artifact import save_supernetwork
+from optuna_stitch.stitching.io import save_supernetwork
+from optuna_stitch.storage.open import open_storage
+from optuna_stitch.utils.errors import StudyError
 from tests.storages import KINDS, postgresql, storage_url
 from tests.working import NAME, sampler, workers
 
@@ -121,7 +121,7 @@ def test_a_storage_that_stays_away_ends_the_search_clearly(
 ) -> None:
     with postgresql(tmp_path) as server:
         url = server.get_uri()
-        storage = open_storage(url, patience=2.0)
+        storage = open_storage(url, retry_timeout=2.0)
         study = open_study(NAME, storage, objective, sampler(0), population=6)
         optimize(study, objective, n_trials=4, batch=2)
         server.stop()
@@ -137,7 +137,7 @@ def test_another_version_is_refused_while_it_works(
     objective: st.Objective, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = _open(objective, f"sqlite:///{tmp_path}/study.db")
-    with Worker(study) as other:
+    with Heartbeat(study) as other:
         monkeypatch.setattr(st, "__version__", "9.9")
         with pytest.raises(StudyError, match=r"0\.1\.0, this is 9\.9") as caught:
             optimize(study, objective, n_trials=1)
@@ -148,7 +148,7 @@ def test_another_version_is_refused_while_it_works(
 def test_trials_of_the_living_are_left_alone(objective: st.Objective, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/study.db"
     other = _open(objective, url)
-    with Worker(other, grace=60.0) as alive:
+    with Heartbeat(other, grace=60.0) as alive:
         asked = other.ask(distributions(objective.supernetwork))
         asked.set_user_attr(WORKER, alive.name)
         other._storage.write([asked])  # type: ignore[attr-defined]

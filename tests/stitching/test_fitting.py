@@ -9,14 +9,13 @@ from sklearn.linear_model import LinearRegression, Ridge
 from torch import Tensor
 
 import optuna_stitch as st
-from optuna_stitch.errors import FitError
-from optuna_stitch.networks.layouts import Layout
-from optuna_stitch.stitching.fitting import StitchFit, _Job, _report
+from optuna_stitch.models.layouts import Layout
+from optuna_stitch.stitching.fit import StitchFit, _Job, _report
 from optuna_stitch.stitching.genotype import Switch
-from optuna_stitch.stitching.layers import Stitch
+from optuna_stitch.stitching.layer import Stitch
 from optuna_stitch.stitching.moments import Moments
-from optuna_stitch.stitching.regression import Regression
-from optuna_stitch.stitching.ridge import Choices
+from optuna_stitch.stitching.regression import Choices, Regression
+from optuna_stitch.utils.errors import FitError
 
 PLAIN = Choices((1,), everywhere=False, match_variance=False)
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as some
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from optuna_stitch.errors import MatchError
-from optuna_stitch.networks.graph import NetworkGraph, capture_graph
+from optuna_stitch.models.graph import NetworkGraph, capture_graph
 from optuna_stitch.stitching.matching import heaviest_in_order, match
+from optuna_stitch.utils.errors import MatchError
 
 
 def _best_total(weights: NDArray[np.float64]) -> float:

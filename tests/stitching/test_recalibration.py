@@ -8,14 +8,14 @@ import pytest
 import torch
 
 import optuna_stitch as st
-from optuna_stitch.networks.view import View
-from optuna_stitch.stitching.normalization import BatchNorm
+from optuna_stitch.data.view import View
+from optuna_stitch.stitching.batch_norm import BatchNorm
 from optuna_stitch.stitching.recalibration import Calibration
 from tests.plans import plan
 
 
 def _into(supernetwork: st.Supernetwork, side: str) -> st.Genotype:
-    """The first crossover into a parent."""
+    """The first single-stitch network into a parent."""
     index = next(i for i, switch in enumerate(supernetwork.switches) if switch.into == side)
     return st.Genotype(side, frozenset([index]))  # type: ignore[arg-type]
 

@@ -3,8 +3,7 @@ from __future__ import annotations
 import torch
 
 import optuna_stitch as st
-from optuna_stitch.stitching.matching import match, select_points
-from optuna_stitch.stitching.similarity import LinearCKA, linear_cka
+from optuna_stitch.stitching.matching import LinearCKA, linear_cka, match, select_points
 
 
 def test_cka_by_its_properties() -> None:

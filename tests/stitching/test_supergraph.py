@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 import optuna_stitch as st
-from optuna_stitch.errors import MatchError
 from optuna_stitch.stitching.matching import Match
 from optuna_stitch.stitching.supernetwork import Supernetwork
+from optuna_stitch.utils.errors import MatchError
 
 
 @settings(max_examples=60, deadline=None)

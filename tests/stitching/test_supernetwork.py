@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import optuna_stitch as st
-from optuna_stitch.errors import ArtifactError, MatchError, StudyError
-from optuna_stitch.stitching.operations import mean_of_probabilities
+from optuna_stitch.stitching.supergraph import mean_of_probabilities
+from optuna_stitch.utils.errors import ArtifactError, MatchError, StudyError
 
 
 def test_with_all_switches_off_a_parent_is_itself(

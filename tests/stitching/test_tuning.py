@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import optuna_stitch as st
-from optuna_stitch.errors import FitError
-from optuna_stitch.stitching.trainer import Trainer
+from optuna_stitch.stitching.tune import Trainer
+from optuna_stitch.utils.errors import FitError
 
 SHORT = st.Tuning(steps=6, networks=3, batch_size=16)
 
@@ -50,7 +50,7 @@ def test_interrupted_it_goes_on_to_the_same_stitches(
 ) -> None:
     whole, halted = _fitted(a, b, data), _fitted(a, b, data)
     st.tune(whole, data.train, SHORT)
-    monkeypatch.setattr("optuna_stitch.stitching.tuning._CHECKPOINT_EVERY", 2)
+    monkeypatch.setattr("optuna_stitch.stitching.tune._CHECKPOINT_EVERY", 2)
     checkpoint = tmp_path / "tuning.pt"
 
     def stop(trainer: object) -> float:

@@ -11,8 +11,8 @@ import optuna
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
-from optuna_stitch.errors import ConfigError, first_line
 from optuna_stitch.search.samplers.linkage import LinkageSampler, LocalSearchSampler
+from optuna_stitch.utils.errors import ConfigError, first_line
 
 SAMPLERS: dict[str, type[BaseSampler]] = {
     "nsga2": optuna.samplers.NSGAIISampler,
@@ -22,7 +22,9 @@ SAMPLERS: dict[str, type[BaseSampler]] = {
     "linkage": LinkageSampler,
     "local_search": LocalSearchSampler,
 }
+
 _HUB = "hub:"
+
 _OPTUNA_4 = not hasattr(optuna.Trial, "set_constraint")
 
 Key = Callable[[Mapping[str, Any]], Hashable]

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 import optuna_stitch as st
-from optuna_stitch.results.export.card import Ancestor, Origin
-from optuna_stitch.results.judging.front import Claim, Entry, Front
+from optuna_stitch.export.card import Ancestor, Origin
+from optuna_stitch.report.front import Entry, Front, PairedComparison
 
 
 @pytest.fixture(scope="session")
@@ -25,10 +25,10 @@ def origin(data: st.Data) -> Origin:
 
     trial = entry("trial 7", "stitched", 0.96, 3e6)
     trial.trial = 7
-    trial.claims = [
-        Claim("parent a", 0.01, 0.004),
-        Claim("parent b", -0.005, 0.3),
-        Claim("ensemble", -0.02, 1.0),
+    trial.comparisons = [
+        PairedComparison("parent a", 0.01, 0.004),
+        PairedComparison("parent b", -0.005, 0.3),
+        PairedComparison("ensemble", -0.02, 1.0),
     ]
     entries = [
         entry("parent a", "parent", 0.95, 4e6),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from optuna_stitch.run import Run
+from optuna_stitch.run.run import Run
 from tests.commands import call
 from tests.results.export.test_export_elsewhere import answers, write_pictures
 

@@ -17,11 +17,10 @@ import timm.data
 import torch
 
 import optuna_stitch as st
-from optuna_stitch.networks.view import View
-from optuna_stitch.results.export.card import Ancestor, Origin, write_card
-from optuna_stitch.results.export.export import export_network
-from optuna_stitch.results.export.timm_config import timm_config
-from optuna_stitch.results.pictures.segments import dissect
+from optuna_stitch.data.view import View
+from optuna_stitch.diagram.segments import dissect
+from optuna_stitch.export.card import Ancestor, Origin, timm_config, write_card
+from optuna_stitch.export.export import export_network
 
 
 def crossing(supernetwork: st.Supernetwork) -> tuple[int, st.Genotype]:

@@ -13,8 +13,8 @@ import torch
 
 import optuna_stitch as st
 from optuna_stitch.evaluation.evaluator import Evaluator
-from optuna_stitch.results.export.card import Origin
-from optuna_stitch.results.export.export import export_network
+from optuna_stitch.export.card import Origin
+from optuna_stitch.export.export import export_network
 
 SCRIPT = Path(__file__).with_name("answers.py")
 

@@ -17,11 +17,11 @@ import torch
 from torch import nn
 
 import optuna_stitch as st
-from optuna_stitch.errors import ExportError
-from optuna_stitch.results.export import formats
-from optuna_stitch.results.export.card import Origin
-from optuna_stitch.results.export.export import export_network
-from optuna_stitch.results.export.inlining import inlined
+from optuna_stitch.export import formats
+from optuna_stitch.export.card import Origin
+from optuna_stitch.export.export import export_network
+from optuna_stitch.export.source import inlined
+from optuna_stitch.utils.errors import ExportError
 
 Export = Callable[..., Path]
 PRODUCTS = {"README.md", "config.json", "network.py", "network.safetensors", "network.svg"}

@@ -18,12 +18,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import optuna_stitch as st
-from optuna_stitch.errors import ExportError
-from optuna_stitch.results.export import onnx
-from optuna_stitch.results.export.card import Origin
-from optuna_stitch.results.export.code import write_code
-from optuna_stitch.results.export.export import export_network
-from optuna_stitch.results.export.tracing import trace
+from optuna_stitch.export import onnx
+from optuna_stitch.export.card import Origin
+from optuna_stitch.export.export import export_network
+from optuna_stitch.export.source import write_code
+from optuna_stitch.export.trace import trace
+from optuna_stitch.utils.errors import ExportError
 
 Network = Callable[..., Tensor]
 

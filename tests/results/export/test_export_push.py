@@ -14,8 +14,8 @@ import huggingface_hub
 import huggingface_hub.constants
 import pytest
 
-from optuna_stitch.errors import ExportError
-from optuna_stitch.results.export.push import push_folder
+from optuna_stitch.export.hub import push_folder
+from optuna_stitch.utils.errors import ExportError
 
 
 class Hub(ThreadingHTTPServer):

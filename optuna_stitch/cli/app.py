@@ -1,0 +1,206 @@
+"""The command line: parse, call, print."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from optuna_stitch.cli.networks import init, inspect, zoo
+from optuna_stitch.cli.options import FolderOption, StudyArgument, open_run
+from optuna_stitch.cli.results import compare, export
+from optuna_stitch.utils.errors import OptunaStitchError, RunError
+from optuna_stitch.utils.progress import console
+
+if TYPE_CHECKING:
+    from optuna_stitch.report.front import Front
+    from optuna_stitch.run.run import Run
+
+# Commands import what they need themselves: torch and timm take seconds, which neither the help
+# nor a wrong key in a study file should cost.
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Stitch two trained networks into one supernetwork and search it with Optuna.",
+)
+
+for command in (init, zoo, inspect):
+    app.command()(command)
+
+
+SmokeOption = Annotated[
+    bool,
+    typer.Option("--smoke", help="Try the study file out, with random weights and few images."),
+]
+
+
+def main() -> None:
+    """Run the command line; an expected error is one message and exit code 2."""
+    try:
+        app()
+    except OptunaStitchError as error:
+        console.print(f"[red]Error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except OSError as error:
+        place = f" ({error.filename})" if error.filename else ""
+        text = escape(f"{error.strerror or error}{place}")
+        console.print(f"[red]Error:[/red] {text}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except Exception as error:
+        from optuna_stitch.storage.retry import is_of_storage, reason
+
+        if not is_of_storage(error):  # wherever the study is read
+            raise
+        text = escape(reason(error))
+        console.print(
+            f"[red]Error:[/red] The storage failed: {text}. Nothing that is finished is lost; run "
+            "the same command again to go on.",
+            highlight=False,
+            soft_wrap=True,
+        )
+        sys.exit(2)
+
+
+@app.command()
+def run(study: StudyArgument, folder: FolderOption = None, smoke: SmokeOption = False) -> None:
+    """Build, search and report; after an interruption, go on where it was."""
+    with _resumable():
+        opened = open_run(study, folder, smoke)
+        opened.reach_storage()
+        supernetwork = opened.build(show_progress_bar=True)
+        opened.search(supernetwork, show_progress_bar=True)
+        _show(opened, opened.report(supernetwork, show_progress_bar=True))
+
+
+@app.command()
+def build(study: StudyArgument, folder: FolderOption = None) -> None:
+    """Load or train the parents, match them, fit the stitches, save the supernetwork.
+
+    Several processes share the images under
+    `torchrun --nproc-per-node 2 -m -- optuna_stitch build STUDY`.
+    """
+    from optuna_stitch.utils.distributed import barrier, processes, share
+
+    with _resumable(), processes():
+        if share()[0] > 0:
+            barrier()  # the first one makes the folder
+        opened = open_run(study, folder)
+        if share()[0] == 0:
+            barrier()
+        supernetwork = opened.build(show_progress_bar=share()[0] == 0)
+        if share()[0] == 0:
+            opened.show_stitch_quality(Console())
+            Console().print(
+                f"{supernetwork.a.name} × {supernetwork.b.name}: {len(supernetwork.matches)} "
+                f"matches, {len(supernetwork.switches)} stitches, in {opened.folder}"
+            )
+
+
+@app.command()
+def search(
+    study: StudyArgument,
+    folder: FolderOption = None,
+    trials: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            help="Trials that this worker adds; up to the study file's number, if absent.", min=1
+        ),
+    ] = None,
+    batch: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Trials judged together; the study file's number, if absent.", min=1),
+    ] = None,
+) -> None:
+    """Search for subnetworks, building first where that was not done.
+
+    Start it any number of times, here or on other machines: all that reach the study's storage
+    work on the same study. One that joins fetches the supernetwork from the artifact store.
+    """
+    with _resumable():
+        opened = open_run(study, folder)
+        opened.reach_storage()
+        supernetwork = opened.build(show_progress_bar=True)
+        found = opened.search(supernetwork, n_trials=trials, batch=batch, show_progress_bar=True)
+    Console().print(f"{len(found.trials)} trials; next: optuna-stitch report {opened.folder}")
+
+
+@app.command()
+def report(study: StudyArgument, folder: FolderOption = None) -> None:
+    """Evaluate the front on the test split and write the report."""
+    with _resumable():
+        opened = open_run(study, folder)
+        supernetwork = opened.build(show_progress_bar=True)
+        _show(opened, opened.report(supernetwork, show_progress_bar=True))
+
+
+# what comes after a report
+app.command()(export)
+
+app.command()(compare)
+
+
+@app.command()
+def dashboard(
+    study: StudyArgument,
+    folder: FolderOption = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
+) -> None:
+    """Open optuna-dashboard on a run's study."""
+    import optuna
+
+    from optuna_stitch.report.dashboard_server import serve_dashboard
+
+    opened = open_run(study, folder)
+    storage = opened.storage
+    if opened.name not in optuna.get_all_study_names(storage):
+        raise RunError(
+            f"{opened.folder} has no study yet; run `optuna-stitch search {opened.folder}` first."
+        )
+    console.print(f"The study {opened.name!r} is at http://{host}:{port}/ (stop with Ctrl-C)")
+    serve_dashboard(storage, artifact_store=opened.artifact_store, host=host, port=port)
+
+
+@app.command()
+def proxy(
+    study: StudyArgument,
+    folder: FolderOption = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 13000,
+) -> None:
+    """Serve a study's storage to workers elsewhere, by Optuna's gRPC proxy."""
+    from optuna_stitch.storage.open import serve_proxy
+
+    opened = open_run(study, folder)
+    opened.reach_storage()
+    console.print(f"Workers reach the storage as grpc://{host}:{port} (stop with Ctrl-C)")
+    serve_proxy(opened.storage, host=host, port=port)
+
+
+def _show(opened: Run, front: Front) -> None:
+    from optuna_stitch.report.front import headline
+    from optuna_stitch.report.tables import rich_table
+
+    out = Console()
+    out.print(rich_table(front))
+    out.print(headline(front), highlight=False)
+    folder = opened.folder
+    out.print(f"\nThe report is {folder}/report.md, the plot {folder}/front.html", soft_wrap=True)
+    out.print(f"Look at every trial: optuna-stitch dashboard {folder}", soft_wrap=True)
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """Turn Ctrl-C into a hint and the shell's own exit code."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print("Interrupted. Run the same command again to go on where it was.")
+        raise typer.Exit(130) from None

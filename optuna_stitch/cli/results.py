@@ -1,0 +1,148 @@
+"""The command that takes a found network out of a run."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from optuna_stitch.cli.options import FolderOption, StudyArgument, open_run
+from optuna_stitch.utils.errors import RunError
+from optuna_stitch.utils.progress import console
+
+if TYPE_CHECKING:
+    from optuna_stitch.report.comparison import Searched
+
+# The command imports what it needs itself: torch and timm take seconds, which the help should
+# not cost.
+
+
+class FormatChoice(str, Enum):
+    """What a network is exported as."""
+
+    python = "python"
+    program = "program"
+    onnx = "onnx"
+    all = "all"
+
+
+def export(
+    study: StudyArgument,
+    trial: Annotated[int, typer.Option(help="Number of the trial.", min=0)],
+    to: Annotated[Path, typer.Option(help="Folder to write into.")],
+    formats: Annotated[
+        Optional[list[FormatChoice]],  # noqa: UP045
+        typer.Option(
+            "--format",
+            help="Code and weights (the default), a program for torch.export.load, or ONNX; may "
+            "be repeated.",
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the files of an earlier export.")
+    ] = False,
+    push: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Repository on the Hugging Face Hub to upload to.", metavar="USER/NAME"),
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Make a new repository public.")
+    ] = False,
+    folder: FolderOption = None,
+) -> None:
+    """Export one trial's network, to be loaded without this package, with its model card."""
+    opened = open_run(study, folder)
+    from optuna_stitch.run.export import export_trial
+
+    written = export_trial(
+        opened,
+        trial,
+        to,
+        formats=[choice.value for choice in formats or [FormatChoice.python]],
+        force=force,
+        push=push,
+        private=not public,
+        command=shlex.join(["optuna-stitch", *sys.argv[1:]]),
+        show_progress_bar=True,
+    )
+    out = Console()
+    for path in sorted(written.iterdir()):
+        out.print(f"{path}", highlight=False, markup=False, soft_wrap=True)
+    out.print(
+        f"Trial {trial} is in {escape(str(written))}; README.md says how to load it.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if push is not None:
+        out.print(f"It is on the hub as {push}.", highlight=False, markup=False, soft_wrap=True)
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.", metavar="RUN")],
+    to: Annotated[Path, typer.Option(help="Folder to write page, plot and table into.")] = Path(
+        "comparison"
+    ),
+    force: Annotated[
+        bool, typer.Option("--force", help="Write over files that are no earlier comparison.")
+    ] = False,
+) -> None:
+    """Compare searches: fronts, hypervolumes, and their spread over seeds.
+
+    Runs whose study files say the same but for seeds are a group. All figures are on validation
+    images, for tuning a search; claims about networks are the report's.
+    """
+    folders = _distinct(runs)
+    with console.status("Loading torch and timm"):
+        import optuna
+
+        from optuna_stitch.report import comparison as comparing
+        from optuna_stitch.report.comparison_page import (
+            FILES,
+            rich_table,
+            sentences,
+            write_comparison,
+        )
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with console.status("Reading studies"):
+        compared = comparing.compare([_open(folder) for folder in folders])
+    with console.status("Drawing"):
+        write_comparison(compared, to, force=force)
+    out = Console()
+    out.print(rich_table(compared))
+    for said in sentences(compared):
+        out.print(said, highlight=False, markup=False)
+    out.print(f"\nThe page is {to / FILES[0]}", soft_wrap=True, markup=False)
+
+
+def _distinct(folders: list[Path]) -> list[Path]:
+    """The folders; one that is there twice would count twice."""
+    real = [os.path.realpath(folder) for folder in folders]
+    for place, folder in enumerate(folders):
+        if real[place] in real[:place]:
+            raise RunError(f"The run {folder} is there twice. Name each run once.")
+    return folders
+
+
+def _open(folder: Path) -> Searched:
+    import optuna
+
+    from optuna_stitch.report.comparison import Searched
+    from optuna_stitch.run.run import Run
+
+    run = Run.open(folder)
+    try:
+        study = optuna.load_study(study_name=run.name, storage=run.storage)
+    except KeyError as error:
+        raise RunError(
+            f"{folder} has no study yet; run `optuna-stitch search {folder}` first, or leave it "
+            "out."
+        ) from error
+    return Searched(folder.as_posix(), run.study_file, study)

@@ -1,0 +1,199 @@
+"""One part of a data set: images decoded once, then handed out in batches."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from optuna_stitch.data.view import View
+from optuna_stitch.utils.errors import DataError
+
+# Pixels are kept in memory up to this many bytes a view, beyond it in a temporary file.
+_IN_MEMORY = 1 << 30
+
+
+class ImageDataset(Protocol):
+    """What a data set must offer: a length, and (PIL image, label) by index.
+
+    For segmentation the label is a PIL image of classes, 255 where nothing is asked.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int | Image.Image]: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some images, as every parent sees them.
+
+    Args:
+        images: One tensor ``(N, C, H, W)`` per view.
+        targets: Labels ``(N,)``, or ``(N, H, W)`` for segmentation, int64.
+    """
+
+    images: tuple[Tensor, ...]
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+@dataclass
+class Split:
+    """Part of a data set, in a fixed order.
+
+    Images are decoded and transformed on first use, and kept as 8-bit pixels, from which a
+    network's input is made again bit for bit.
+
+    Args:
+        name: ``train``, ``val`` or ``test``.
+        dataset: Where the images come from.
+        indices: Which of them belong to this split.
+        source: What identifies the data set, for `fingerprint`.
+    """
+
+    name: str
+    dataset: ImageDataset
+    indices: Sequence[int]
+    source: str
+    _pixels: dict[View, NDArray[np.uint8]] = field(default_factory=dict, repr=False)
+    _masks: dict[View, NDArray[np.uint8]] = field(default_factory=dict, repr=False)
+    _targets: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of which images these are."""
+        text = json.dumps([self.source, list(map(int, self.indices))])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def take(self, images: int | None) -> Split:
+        """The first so many images of this split (all, if None or more than there are)."""
+        if images is None or images >= len(self):
+            return self
+        return Split(self.name, self.dataset, self.indices[:images], self.source)
+
+    @property
+    def targets(self) -> Tensor:
+        """Labels ``(len(self),)`` in the split's order, where there is one an image."""
+        if len(self._targets) != len(self):
+            labels = [self.read(position)[1] for position in range(len(self))]
+            self._targets = torch.tensor([int(label) for label in labels])  # type: ignore[arg-type]
+        return self._targets
+
+    def batches(
+        self,
+        views: Sequence[View],
+        batch_size: int = 100,
+        *,
+        share: tuple[int, int] = (0, 1),
+        within: Sequence[int] | None = None,
+    ) -> Iterator[Batch]:
+        """Go through the split once, in order.
+
+        Args:
+            views: How the images are wanted; each is decoded once and transformed per view.
+            batch_size: Number of images in a batch.
+            share: (k, n) for every n-th batch only, from the k-th.
+            within: Positions to go through, instead of all.
+
+        Yields:
+            Batches with one tensor per view.
+        """
+        within = range(len(self)) if within is None else within
+        for start in range(share[0] * batch_size, len(within), share[1] * batch_size):
+            yield self.pick(within[start : start + batch_size], views)
+
+    def pick(self, positions: Sequence[int], views: Sequence[View]) -> Batch:
+        """Some of the images.
+
+        Args:
+            positions: Which, in the split's order.
+            views: How they are wanted.
+
+        Raises:
+            DataError: If an image does not decode.
+        """
+        self._decode(views)
+        chosen: slice | NDArray[np.int64] = np.asarray(positions)
+        if isinstance(positions, range) and positions.step == 1:  # needs no copy
+            chosen = slice(positions.start, positions.stop)
+        images = tuple(
+            view.normalize(torch.from_numpy(self._pixels[view][chosen])) for view in views
+        )
+        masks = self._masks.get(views[0])
+        if masks is None:
+            return Batch(images, self._targets[chosen])
+        return Batch(images, torch.from_numpy(masks[chosen].astype(np.int64)))
+
+    def read(self, position: int) -> tuple[Image.Image, int | Image.Image]:
+        """One image as it is stored, and its label.
+
+        Raises:
+            DataError: If it does not decode.
+        """
+        index = self.indices[position]
+        try:
+            return self.dataset[index]
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"Image {index} of the {self.name} split ({self.source}) cannot be read: {error}. "
+                "Repair it, or leave such images out with `unreadable: skip`."
+            ) from error
+
+    def _decode(self, views: Sequence[View]) -> None:
+        """Make the pixels of views that have none yet."""
+        missing = [view for view in dict.fromkeys(views) if view not in self._pixels]
+        if not missing:
+            return
+        transforms = [view.transform() for view in missing]
+        pixels = [_array((len(self), *view.input_size)) for view in missing]
+        masks: list[NDArray[np.uint8]] = []
+        labels: list[int] = []
+        for position in range(len(self)):
+            image, target = self.read(position)
+            for place, (view, transform) in enumerate(zip(missing, transforms, strict=True)):
+                seen = transform(image.convert(view.mode))
+                pixels[place][position] = view.pixels(seen).numpy()
+                if isinstance(target, Image.Image):
+                    if position == 0:
+                        masks.append(_array((len(self), *view.input_size[1:])))
+                    masks[place][position] = view.transform_mask(target).numpy()
+            if not isinstance(target, Image.Image):
+                labels.append(int(target))
+        self._pixels.update(zip(missing, pixels, strict=True))
+        if masks:
+            self._masks.update(zip(missing, masks, strict=True))
+        else:
+            self._targets = torch.tensor(labels)
+
+
+def _array(shape: tuple[int, ...]) -> NDArray[Any]:
+    """An empty array of bytes: in memory, or in a file that vanishes with the process."""
+    if np.prod(shape) <= _IN_MEMORY:
+        return np.empty(shape, np.uint8)
+    try:
+        with tempfile.TemporaryFile() as file:
+            # a mapped file without blocks of its own would kill the process on a full disk
+            os.posix_fallocate(file.fileno(), 0, int(np.prod(shape)))
+            return np.memmap(file, np.uint8, "r+", shape=shape)
+    except OSError as error:
+        raise DataError(
+            f"There is no room for {np.prod(shape) / 2**30:.1f} GiB of decoded images in "
+            f"{tempfile.gettempdir()}: {error}. Take fewer `images`, or name a folder with more "
+            "room in $TMPDIR."
+        ) from error

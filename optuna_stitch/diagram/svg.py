@@ -1,0 +1,187 @@
+"""The marks that drawings are made of, as SVG that suits light and dark backgrounds."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from pathlib import Path
+
+# Sizes of the fonts, in pixels, and the widths of their characters, rounded up.
+TITLE_SIZE, LABEL_SIZE, TEXT_SIZE = 18, 11, 12
+
+LABEL_CHARACTER = 0.62 * LABEL_SIZE  # monospaced
+
+_TEXT_CHARACTER = 0.58
+
+_SCOPE = ".optuna-stitch"  # pages that hold a drawing may have styles of their own
+
+# Colours on a light and on a dark background; stitches and the ensemble as in the plots of a
+# front, and each parent its own.
+_COLOURS = {
+    "background": ("#ffffff", "#0d1117"),
+    "text": ("#1f2328", "#e6edf3"),
+    "faint": ("#59636e", "#9198a1"),
+    "unused": ("#c9ced4", "#444c56"),
+    "spine": ("#8c959f", "#6e7681"),
+    "a": ("#1f77b4", "#58a6dd"),
+    "b": ("#12867a", "#3fbfae"),
+    "stitch": ("#d62728", "#ff7b72"),
+    "ensemble": ("#9467bd", "#b392e0"),
+}
+
+_SHAPES = f"""
+& text {{ font: {TEXT_SIZE}px system-ui, sans-serif; }}
+& .title {{ font-size: {TITLE_SIZE}px; font-weight: 600; }}
+& .parent, & .figures {{ font-weight: 600; }}
+& .label {{ font: {LABEL_SIZE}px ui-monospace, Menlo, Consolas, monospace; }}
+& .block .name {{ font-weight: 700; }}
+& .macs {{ font-size: 10px; paint-order: stroke; stroke-width: 3px; }}
+& path, & line {{ fill: none; }}
+& .stitch {{ stroke-width: 1.4; stroke-opacity: 0.8; }}
+& .resampled {{ stroke-dasharray: 5 3; }}
+& .spine {{ stroke-width: 2; }}
+& .path {{ stroke-width: 4; }}
+& .crossing path {{ stroke-width: 2.2; stroke-opacity: 1; }}
+& .idle {{ stroke-width: 1; stroke-opacity: 0.7; }}
+& .leader {{ stroke-width: 0.6; stroke-dasharray: 1 3; }}
+& .answer {{ stroke-width: 2; }}
+"""
+
+
+class Drawing:
+    """A picture, as an SVG document; notebooks show it.
+
+    Args:
+        root: The document's root.
+    """
+
+    def __init__(self, root: ET.Element) -> None:
+        self.root = root
+
+    def __str__(self) -> str:
+        return ET.tostring(self.root, encoding="unicode")
+
+    def write(self, path: str | Path) -> None:
+        """Write it as an SVG file."""
+        ET.ElementTree(self.root).write(path, encoding="utf-8", xml_declaration=True)
+
+    def _repr_svg_(self) -> str:
+        return str(self)
+
+
+def document(width: float, height: float, title: str) -> ET.Element:
+    """An empty SVG document with a background.
+
+    Args:
+        width: In pixels.
+        height: In pixels.
+        title: What a screen reader says.
+    """
+    root = ET.Element(
+        "svg",
+        {"class": _SCOPE.removeprefix(".")},
+        xmlns="http://www.w3.org/2000/svg",
+        viewBox=f"0 0 {number(width)} {number(height)}",
+        width=number(width),
+        height=number(height),
+        role="img",
+    )
+    tooltip(root, title)
+    style = f"{_SHAPES}{_colours(0)}\n@media (prefers-color-scheme: dark) {{\n{_colours(1)}\n}}\n"
+    ET.SubElement(root, "style").text = style.replace("&", _SCOPE)
+    ET.SubElement(root, "rect", {"class": "background", "width": "100%", "height": "100%"})
+    return root
+
+
+def line(
+    parent: ET.Element, kind: str, start: tuple[float, float], end: tuple[float, float]
+) -> ET.Element:
+    """A straight line of a kind that the style knows."""
+    (x1, y1), (x2, y2) = start, end
+    ends = {"x1": number(x1), "y1": number(y1), "x2": number(x2), "y2": number(y2)}
+    return ET.SubElement(parent, "line", {"class": kind, **ends})
+
+
+def path(parent: ET.Element, kind: str, *parts: str | float) -> ET.Element:
+    """A path of a kind that the style knows, of commands and coordinates."""
+    steps = [part if isinstance(part, str) else number(part) for part in parts]
+    return ET.SubElement(parent, "path", {"class": kind, "d": " ".join(steps)})
+
+
+def bar(
+    parent: ET.Element, kind: str, start: tuple[float, float], width: float, thickness: float
+) -> ET.Element:
+    """A horizontal bar from the middle of one end; a negative width goes to the left."""
+    place = {
+        "x": number(min(start[0], start[0] + width)),
+        "y": number(start[1] - thickness / 2),
+        "width": number(abs(width)),
+        "height": number(thickness),
+    }
+    return ET.SubElement(parent, "rect", {"class": f"bar {kind}", **place})
+
+
+def polygon(parent: ET.Element, kind: str, corners: Sequence[tuple[float, float]]) -> ET.Element:
+    """A filled polygon of a kind that the style knows."""
+    points = " ".join(f"{number(x)},{number(y)}" for x, y in corners)
+    return ET.SubElement(parent, "polygon", {"class": f"dot {kind}", "points": points})
+
+
+def dot(parent: ET.Element, kind: str, middle: tuple[float, float]) -> ET.Element:
+    """A dot of a kind that the style knows."""
+    place = {"cx": number(middle[0]), "cy": number(middle[1]), "r": "4"}
+    return ET.SubElement(parent, "circle", {"class": f"dot {kind}", **place})
+
+
+def text(
+    parent: ET.Element, kind: str, place: tuple[float, float], content: str, anchor: str
+) -> ET.Element:
+    """A line of text.
+
+    Args:
+        parent: What it is put into.
+        kind: Its class.
+        place: x and y, of its base line.
+        content: What it says.
+        anchor: Which part of it is at x: ``start``, ``middle`` or ``end``.
+    """
+    where = {"x": number(place[0]), "y": number(place[1]), "text-anchor": anchor}
+    element = ET.SubElement(parent, "text", {"class": kind, **where})
+    element.text = content or None
+    return element
+
+
+def tooltip(element: ET.Element, content: str) -> None:
+    """What is shown while the pointer rests on an element."""
+    ET.SubElement(element, "title").text = content
+
+
+def text_width(content: str, size: int = TEXT_SIZE) -> float:
+    """An upper estimate of how wide a text is in the proportional font."""
+    return _TEXT_CHARACTER * size * len(content)
+
+
+def number(value: float) -> str:
+    """A length with the digits that matter on a screen."""
+    return f"{value:.2f}".rstrip("0").rstrip(".")
+
+
+def _colours(scheme: int) -> str:
+    colour = {name: pair[scheme] for name, pair in _COLOURS.items()}
+    kinds = [
+        f"& .bar.{kind}, & .dot.{kind} {{ fill: {colour[kind]}; }}\n"
+        f"& line.{kind}, & path.{kind}, & .answer.{kind} {{ stroke: {colour[kind]}; }}"
+        for kind in ("a", "b", "stitch", "ensemble")
+    ]
+    return "\n".join(
+        [
+            f"& .background, & .answer {{ fill: {colour['background']}; }}",
+            f"& text, & .bar.end {{ fill: {colour['text']}; }}",
+            f"& .note, & .detail, & .label.unused {{ fill: {colour['faint']}; }}",
+            f"& .bar.unused {{ fill: {colour['unused']}; }}",
+            f"& .spine, & .leader {{ stroke: {colour['spine']}; }}",
+            f"& .idle {{ stroke: {colour['unused']}; }}",
+            *kinds,
+            f"& .macs {{ fill: {colour['stitch']}; stroke: {colour['background']}; }}",
+        ]
+    )

@@ -1,0 +1,229 @@
+"""Trace a subnetwork down to torch's operators, each knowing which parent it comes from."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from optuna_stitch.data.view import View
+from optuna_stitch.models.capture import TRACED_BATCH
+from optuna_stitch.stitching.genotype import Genotype
+from optuna_stitch.stitching.supergraph import Operation, node_operation
+from optuna_stitch.stitching.supernetwork import Supernetwork
+from optuna_stitch.utils.errors import ExportError, first_line
+
+# Where `Supernetwork.extract` puts BatchNorms with other statistics than in their parent.
+_RECALIBRATED = "recalibrated."
+
+
+@dataclass(frozen=True)
+class Home:
+    """Which part of a supernetwork an operator belongs to.
+
+    Args:
+        owner: ``a``, ``b``, ``stitch`` or ``ensemble``.
+        block: Path of the parent's module that it is a step of; empty where it is in none.
+        number: Index of the switch, where it is a stitch's.
+    """
+
+    owner: str
+    block: str = ""
+    number: int = 0
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A subnetwork as a program of torch's operators.
+
+    Args:
+        module: The subnetwork, as `Supernetwork.extract` returns it.
+        program: The same, with a free batch size.
+        views: How each input sees images, by the input's name.
+        homes: Where operators belong, by the path of the module around them.
+    """
+
+    module: nn.Module
+    program: torch.export.ExportedProgram
+    views: Mapping[str, View]
+    homes: Mapping[str, Home]
+
+    def home(self, node: fx.Node) -> Home | None:
+        """Where an operator of the program belongs; None for what only handles sizes."""
+        around = (node.meta.get("nn_module_stack") or {}).values()
+        return next((self.homes[path] for path, _ in around if path in self.homes), None)
+
+
+def trace(supernetwork: Supernetwork, genotype: Genotype) -> Traced:
+    """Extract a subnetwork and trace it with ``torch.export``.
+
+    Args:
+        supernetwork: What it is part of.
+        genotype: Which subnetwork.
+
+    Returns:
+        The subnetwork, its program and where everything in it comes from. The program finishes
+        what one value needs before it turns to the next, so that one parent's operators lie
+        together.
+
+    Raises:
+        ExportError: If torch cannot trace it.
+    """
+    extracted: Any = supernetwork.extract(genotype)
+    steps = supernetwork.supergraph.resolve(genotype).steps
+    nodes = [node for node in extracted.graph.nodes if not _is_extra(node)]
+    operations = [supernetwork.supergraph.operations[place] for place, _ in steps]
+    operation_of = dict(zip(nodes, operations, strict=True))
+    inputs = [node for node in nodes if node.op == "placeholder"]
+    names = ["images"] if len(inputs) == 1 else [node.name for node in inputs]
+    places = [operation_of[node].number for node in inputs]
+    views = {name: supernetwork.views[n] for name, n in zip(names, places, strict=True)}
+
+    rewired, homes = _rewire(extracted, operation_of, dict(zip(inputs, names, strict=True)))
+    images = tuple(torch.zeros(TRACED_BATCH, *view.input_size) for view in views.values())
+    batch = torch.export.Dim("batch", min=1)
+    try:
+        with torch.no_grad(), quiet():
+            program = torch.export.export(
+                rewired, images, dynamic_shapes=({0: batch},) * len(images), strict=False
+            )
+    except Exception as error:  # tracing runs the parents' own code
+        raise ExportError(
+            f"The network cannot be traced by torch.export ({first_line(error)}). Export another "
+            "trial, or use `supernetwork.extract` from Python."
+        ) from error
+    return Traced(extracted, program, views, homes)
+
+
+def _is_extra(node: fx.Node) -> bool:
+    """Whether a node of an extracted graph stands for no operation of the supernetwork."""
+    other = node.op == "get_attr" and str(node.target).startswith(_RECALIBRATED)
+    return other or node.op == "output"
+
+
+def _rewire(
+    extracted: fx.GraphModule, operation_of: Mapping[fx.Node, Operation], names: dict[fx.Node, str]
+) -> tuple[fx.GraphModule, dict[str, Home]]:
+    """The same module in another order, its parts under the names they have in their parents.
+
+    Functions become modules too: the path of a module is what torch.export remembers.
+
+    Args:
+        extracted: The subnetwork.
+        operation_of: What its nodes stand for.
+        names: What to call the inputs.
+
+    Returns:
+        The module, and where its parts belong, by their path.
+    """
+    graph = fx.Graph()
+    parts: dict[str, Any] = {}
+    homes: dict[str, Home] = {}
+    made: dict[fx.Node, fx.Node] = {}
+    paths = _settled(extracted.graph, operation_of)
+    for node in _ordered(extracted.graph):
+        values = tuple(made[read] for read in node.all_input_nodes)
+        if node.op == "placeholder":
+            made[node] = graph.placeholder(names[node])
+        elif node.op == "output":
+            graph.output(*values)
+        elif node.op == "get_attr":
+            path = paths[node]
+            parts[path] = _attribute(extracted, str(node.target))
+            made[node] = graph.get_attr(path)
+        else:
+            path = paths.get(node, f"steps.{len(homes)}")
+            run = node_operation(extracted, node)
+            parts[path] = run if node.op == "call_module" else _Function(run)
+            homes[path] = _home(operation_of[node])
+            made[node] = graph.call_module(path, values)
+    return fx.GraphModule(parts, graph, class_name="Subnetwork").eval(), homes
+
+
+def _ordered(graph: fx.Graph) -> list[fx.Node]:
+    """Inputs first, then what the output needs, each value right before it is first needed."""
+    ordered = dict.fromkeys(node for node in graph.nodes if node.op == "placeholder")
+    waiting = [graph.output_node()]
+    while waiting:
+        missing = [read for read in waiting[-1].all_input_nodes if read not in ordered]
+        if missing:
+            waiting.append(missing[0])
+        else:
+            ordered[waiting.pop()] = None
+    return list(ordered)
+
+
+def _settled(graph: fx.Graph, operation_of: Mapping[fx.Node, Operation]) -> dict[fx.Node, str]:
+    """Paths of modules and tensors; what is recalibrated takes its parent's, where it is free."""
+    named = [node for node in graph.nodes if node.op in ("call_module", "get_attr")]
+    paths = {node: str(node.target) for node in named}
+    for node in named:
+        if not paths[node].startswith(_RECALIBRATED):
+            continue
+        # a function reads its statistics, a module has them
+        operation = operation_of[node if node.op == "call_module" else next(iter(node.users))]
+        statistic = "" if node.op == "call_module" else f".{paths[node].rpartition('.')[2]}"
+        wanted = f"{operation.owner}.{_module_of(operation)}{statistic}"
+        if not any(_overlap(path, wanted) for path in paths.values()):
+            paths[node] = wanted
+    return paths
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether two paths are the same, or one is inside the other."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
+
+
+def _home(operation: Operation) -> Home:
+    block = _module_of(operation)
+    if operation.node is not None and operation.node.op == "call_module":
+        block = block.rpartition(".")[0] or block
+    return Home(operation.owner, block, operation.number)
+
+
+def _module_of(operation: Operation) -> str:
+    """Path of the module that a parent's node is, or is computed in."""
+    module = operation.node.meta.get("module", "") if operation.node is not None else ""
+    return str(module).partition("@")[0]  # torch.fx numbers the calls of one module: "act@1"
+
+
+def _attribute(owner: Any, path: str) -> Any:
+    for part in path.split("."):
+        owner = getattr(owner, part)
+    return owner
+
+
+class _Function(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, run: Callable[..., Any]) -> None:
+        super().__init__()
+        self._run = run
+
+    def forward(self, *inputs: Any) -> Any:
+        return self._run(*inputs)
+
+
+_LOGGERS = ("torch.export", "torch.onnx", "onnxscript", "onnx_ir", "torch.fx")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Show neither warnings nor log messages; errors are raised as ever."""
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

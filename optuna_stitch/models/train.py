@@ -1,0 +1,109 @@
+"""Train a parent where no trained weights can be had: a short, ordinary recipe."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch.nn import functional as F
+
+from optuna_stitch.data.splits import Split
+from optuna_stitch.models.checkpoint import load_weights
+from optuna_stitch.models.parent import Parent
+from optuna_stitch.models.zoo import create_module
+from optuna_stitch.utils.files import cache_folder, content_key, write_whole
+from optuna_stitch.utils.progress import track
+
+# Part of every cache key: raise it when the same recipe starts to mean other weights.
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train a parent: AdamW with one cycle of the learning rate, and cross-entropy.
+
+    Args:
+        epochs: Passes over the train split.
+        learning_rate: Peak of the cycle.
+        weight_decay: AdamW's.
+        batch_size: Images per step.
+        label_smoothing: Share of each label given to the other classes.
+        seed: Decides the initial weights and the order of the images.
+    """
+
+    epochs: int
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    batch_size: int = 50
+    label_smoothing: float = 0.0
+    seed: int = 0
+
+
+def train_parent(
+    parent: Parent,
+    split: Split,
+    recipe: Recipe,
+    *,
+    cache: str | Path | None = None,
+    show_progress_bar: bool = False,
+) -> bool:
+    """Train a parent in place, or load what the same training gave before.
+
+    Args:
+        parent: A network of timm's; its initial weights are drawn anew from the recipe's seed.
+        split: Images to train on.
+        recipe: How.
+        cache: Folder of trained weights, keyed by all that made them. `cache_folder()`, if None.
+        show_progress_bar: Whether to show a progress bar.
+
+    Returns:
+        True if it was trained now, False if the weights came from the cache.
+
+    Raises:
+        CheckpointError: If the cached weights are broken.
+    """
+    folder = Path(cache) if cache is not None else cache_folder()
+    made_of = parent.model_args, asdict(parent.view), asdict(recipe), split.fingerprint
+    key = content_key(_VERSION, parent.name, *made_of)
+    path = folder / "parents" / f"{parent.name.replace('/', '-')}-{key}.safetensors"
+    if path.is_file():
+        load_weights(parent.module, path, parent.name)
+        return False
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        fresh = create_module(parent.name, parent.model_args)
+        parent.module.load_state_dict(fresh.state_dict())
+        _train(parent, split, recipe, show_progress_bar)
+    weights = {key: value.contiguous() for key, value in parent.module.state_dict().items()}
+    write_whole(path, lambda unfinished: save_file(weights, unfinished))
+    return True
+
+
+def _train(parent: Parent, split: Split, recipe: Recipe, show_progress_bar: bool) -> None:
+    module = parent.module.train().requires_grad_(True)
+    everything = next(split.batches([parent.view], batch_size=len(split)))
+    images, targets = everything.images[0], everything.targets
+    steps = -(-len(split) // recipe.batch_size)
+    optimizer = torch.optim.AdamW(
+        module.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, recipe.learning_rate, total_steps=recipe.epochs * steps
+    )
+    rounds = track(
+        range(recipe.epochs), f"Train {parent.name}", show_progress_bar=show_progress_bar
+    )
+    for _ in rounds:
+        for chosen in torch.split(torch.randperm(len(split)), recipe.batch_size):
+            if len(chosen) == 1:
+                continue  # BatchNorm cannot normalize a single vector
+            loss = F.cross_entropy(
+                module(images[chosen]), targets[chosen], label_smoothing=recipe.label_smoothing
+            )
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+    module.eval().requires_grad_(False)

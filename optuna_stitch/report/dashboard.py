@@ -1,0 +1,421 @@
+"""Put what a report found into its study, where optuna-dashboard shows it."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.artifacts.exceptions import ArtifactNotFound
+from optuna.storages import BaseStorage
+from optuna_dashboard.artifact import get_artifact_path
+
+from optuna_stitch.evaluation.metrics import SHARES, axis_of, words_of
+from optuna_stitch.report.front import STITCHED, Entry, Front, PairedComparison
+from optuna_stitch.utils.errors import ArtifactError, first_line
+
+if TYPE_CHECKING:
+    from optuna.artifacts._protocol import ArtifactStore
+import csv
+from base64 import b64decode
+from collections.abc import Mapping
+
+import numpy as np
+import plotly.graph_objects as go
+from optuna_dashboard import get_note, save_note, save_plotly_graph_object
+
+from optuna_stitch.diagram.drawing import draw_subnetwork
+from optuna_stitch.search.study import name_metrics
+from optuna_stitch.stitching.supernetwork import Supernetwork
+from optuna_stitch.utils.files import content_key
+
+# Stitches that a note names; the drawing has them all.
+_STITCHES = 8
+
+# The dashboard leaves no room between columns.
+_ROOM = "\u2003"
+
+
+def study_note(front: Front, summary: str, link: Callable[[int], str]) -> str:
+    """What was found, a table of the front and the baselines, and how to read it.
+
+    Args:
+        front: What was found.
+        summary: In one sentence.
+        link: The address of a trial's page, by its number.
+    """
+    figures = list(dict.fromkeys([front.metric, *front.objectives, front.cost]))
+    rows = []
+    for entry in front.entries:
+        if entry.on_front or entry.kind != STITCHED:
+            name = f"**{_escaped(entry.name)}**" if entry.on_front else _escaped(entry.name)
+            # an arrow beside the name: on dark pages the dashboard's links are hard to read
+            arrow = f" [↗]({link(entry.trial)})" if entry.trial is not None else ""
+            rows.append([name + arrow, *(_with_interval(entry, figure) for figure in figures)])
+    parts = [
+        # short, since the dashboard has a button beside the first line
+        "**What was found**",
+        _escaped(summary),
+        _table([f"{front.images:,} test images", *map(_heading, figures)], rows),
+        "Bold: on the front, where no other network here is at least as good in every objective "
+        "and better in one. In brackets: 95% intervals. The test images were seen neither by the "
+        "fit of the stitches nor by the search; the values of trials, in the dashboard's own "
+        "plots, are from the validation images.",
+        "An arrow opens the trial. Stitched networks on the front have a note there: paired "
+        "comparisons with the baselines, the command that exports the network, and a drawing.",
+    ]
+    return "\n\n".join(parts)
+
+
+def trial_note(entry: Entry, front: Front, *, drawing: str, command: str) -> str:
+    """What one network of the front is, and how good.
+
+    Args:
+        entry: The network.
+        front: What it is on.
+        drawing: The address of its drawing.
+        command: Shell command that exports it.
+    """
+    stitches = front.stitches(entry)
+    named = [f"`{name}`" for name in stitches[:_STITCHES]]
+    if len(stitches) > _STITCHES:
+        named.append(f"and {len(stitches) - _STITCHES} more, see below")
+    output = entry.genotype.output if entry.genotype else ""
+    test = {**entry.test, "parameters": float(entry.parameters)}
+    figures = [
+        [_heading(name), _value(name, value), _interval(entry, name), _validation(entry, name)]
+        for name, value in test.items()
+    ]
+    comparisons = [
+        [
+            _escaped(claim.baseline),
+            f"{100 * claim.difference:+.2f}",
+            _p_value(claim),
+        ]
+        for claim in entry.comparisons
+    ]
+    parts = [
+        f"**On the front, with output {output}**",
+        f"Stitches that are on: {', '.join(named)}.",
+        _table([f"{front.images:,} test images", "", "95% interval", "validation"], figures),
+        "Paired comparisons on the same images, corrected for all of the report; ★ differences "
+        "that are told from chance at the 5% level:",
+        _table([f"{words_of(front.metric)} against", "points", "p"], comparisons),
+        f"```sh\n{command}\n```",
+        f"![What {_escaped(entry.name)} computes of both parents]({drawing})",
+    ]
+    return "\n\n".join(parts)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first column is text and whose others are numbers."""
+    align = [":---", *["---:"] * (len(head) - 1)]
+    roomy = [[first, *(_ROOM + cell for cell in rest)] for first, *rest in [head, *rows]]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [roomy[0], align, *roomy[1:]])
+
+
+def _heading(name: str) -> str:
+    """A figure's name, with the unit that `_value` leaves out."""
+    return f"{words_of(name)} (%)" if name in SHARES else words_of(axis_of(name).symbol)
+
+
+def _value(name: str, value: float) -> str:
+    if name in SHARES:
+        return f"{100 * value:.2f}"
+    value /= axis_of(name).unit
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+def _interval(entry: Entry, name: str) -> str:
+    return "–".join(_value(name, bound) for bound in entry.intervals.get(name, ()))
+
+
+def _p_value(claim: PairedComparison) -> str:
+    shown = f"{claim.p_value:.2g}" if claim.p_value >= 1e-4 else "< 0.0001"
+    return f"{shown}{' ★' if claim.significant else ''}"
+
+
+def _with_interval(entry: Entry, name: str) -> str:
+    interval = _interval(entry, name)
+    return _value(name, entry.test[name]) + (f" ({interval})" if interval else "")
+
+
+def _validation(entry: Entry, name: str) -> str:
+    return _value(name, entry.values[name]) if name in entry.values else ""
+
+
+def _escaped(name: str) -> str:
+    """A text without what Markdown takes for more than letters."""
+    return "".join(f"\\{letter}" if letter in r"\|*_[]`<" else letter for letter in name)
+
+
+# Where the dashboard looks for artifacts of trials that are finished: those take none themselves.
+_RECORD = "dashboard:artifacts:{trial_id}:{artifact_id}"
+
+_RECORDS = re.compile(r"dashboard:artifacts:(?P<trial_id>\d+):(?P<artifact_id>.+)")
+
+_TYPES = {"svg": "image/svg+xml", "csv": "text/csv"}
+
+
+@dataclass(frozen=True)
+class FinishedTrial:
+    """A finished trial, as optuna-dashboard's functions take one.
+
+    `optuna.Trial` would ask the sampler.
+
+    Args:
+        study: Which it is of.
+        _trial_id: Its id in the storage.
+    """
+
+    study: optuna.Study
+    _trial_id: int
+
+    @staticmethod
+    def numbered(study: optuna.Study, number: int) -> FinishedTrial:
+        """The trial of a number."""
+        find = study._storage.get_trial_id_from_study_id_trial_number
+        return FinishedTrial(study, find(study._study_id, number))
+
+    @property
+    def storage(self) -> BaseStorage:
+        """Where it is kept."""
+        return self.study._storage
+
+    @property
+    def number(self) -> int:
+        """Its number in the study."""
+        return self.storage.get_trial_number_from_id(self._trial_id)
+
+
+class Shelf:
+    """Our files of finished trials: each in the artifact store, with a record in the study.
+
+    Files are named ``trial-<number>`` with an ending. One that is written again keeps its id.
+
+    Args:
+        study: Whose trials these are.
+        store: Where the files are.
+    """
+
+    def __init__(self, study: optuna.Study, store: ArtifactStore) -> None:
+        self.study = study
+        self.store = store
+        self._ids: dict[FinishedTrial, dict[str, str]] = {}
+        for key, value in study._storage.get_study_system_attrs(study._study_id).items():
+            found = _RECORDS.fullmatch(key)
+            record = json.loads(value) if found else None  # null, where it was removed
+            if not found or not record:
+                continue
+            trial = FinishedTrial(study, int(found["trial_id"]))
+            for ending in _TYPES:
+                if record["filename"] == _filename(trial, ending):
+                    self._ids.setdefault(trial, {})[ending] = found["artifact_id"]
+
+    def trials(self) -> list[FinishedTrial]:
+        """The trials that have files."""
+        return list(self._ids)
+
+    def put(self, trial: FinishedTrial, ending: str, text: str) -> str:
+        """Write a file of a trial.
+
+        Args:
+            trial: The trial.
+            ending: Of the file's name, ``svg`` or ``csv``.
+            text: What is in it.
+
+        Returns:
+            The address at which the dashboard has it.
+
+        Raises:
+            ArtifactError: If the store fails.
+        """
+        ids = self._ids.setdefault(trial, {})
+        if ending not in ids:
+            ids[ending] = str(uuid.uuid4())
+            meta = {"filename": _filename(trial, ending), "mimetype": _TYPES[ending]}
+            # the record first: what has none would never be removed
+            self._record(
+                trial, ids[ending], {"artifact_id": ids[ending], **meta, "encoding": None}
+            )
+        with _reached("written to"):
+            self.store.write(ids[ending], io.BytesIO(text.encode()))
+        path: str = get_artifact_path(trial, ids[ending])
+        return path
+
+    def clear(self, trial: FinishedTrial) -> None:
+        """Remove the files of a trial.
+
+        Raises:
+            ArtifactError: If the store fails.
+        """
+        for artifact_id in self._ids.pop(trial).values():
+            with _reached("removed from"), suppress(ArtifactNotFound):
+                self.store.remove(artifact_id)
+            self._record(trial, artifact_id, None)
+
+    def _record(self, trial: FinishedTrial, artifact_id: str, meta: dict[str, Any] | None) -> None:
+        key = _RECORD.format(trial_id=trial._trial_id, artifact_id=artifact_id)
+        trial.storage.set_study_system_attr(self.study._study_id, key, json.dumps(meta))
+
+
+def _filename(trial: FinishedTrial, ending: str) -> str:
+    return f"trial-{trial.number}.{ending}"
+
+
+@contextmanager
+def _reached(what: str) -> Iterator[None]:
+    """Turn what an artifact store raises into an error of ours."""
+    try:
+        yield
+    except Exception as error:  # every store has exceptions of its own
+        raise ArtifactError(
+            f"The drawings of the front cannot be {what} the artifact store: "
+            f"{first_line(error)}. Check that it can be reached and has room."
+        ) from error
+
+
+# The last line of a note of ours, which is not shown: a definition that nothing refers to.
+_SIGNATURE = "\n\n[//]: # (by optuna-stitch, {}; a note that is edited stays as it is)\n"
+
+# Suits light and dark pages alike, and cards that are narrow; the dashboard has no template.
+_GREY = {"gridcolor": "rgba(128, 128, 128, 0.25)", "zerolinecolor": "rgba(128, 128, 128, 0.5)"}
+
+_LOOK = {
+    "paper_bgcolor": "rgba(0, 0, 0, 0)",
+    "plot_bgcolor": "rgba(0, 0, 0, 0)",
+    "font": {"color": "#808a94"},
+    "margin": {"l": 60, "r": 20, "t": 50, "b": 40},
+    "xaxis": {**_GREY, "automargin": True},
+    "yaxis": {**_GREY, "automargin": True},
+}
+
+_LEGEND = {"orientation": "h", "yanchor": "top", "y": -0.2, "x": 0}
+
+
+def publish(
+    study: optuna.Study,
+    front: Front,
+    supernetwork: Supernetwork,
+    store: ArtifactStore,
+    *,
+    figures: Mapping[str, go.Figure],
+    summary: str,
+    command: str,
+) -> list[str]:
+    """Write notes, figures and drawings into a study, in place of those written before.
+
+    The study gets a note and figures; every stitched network on the front a note, its drawing and
+    its figures as a table. Trials that were on the front before lose theirs. What people write
+    stays: a note that is not ours, or that was edited since, is left as it is, and so are the
+    files of its trial if that is no longer on the front. A note that is emptied is ours again.
+
+    Samplers that read a study's attributes at every trial read all of this too.
+
+    Args:
+        study: What was reported on.
+        front: The report.
+        supernetwork: What the study searched.
+        store: Where files are put; `serve_dashboard` needs the same.
+        figures: By their id, of letters, digits, ``-``, ``_`` and ``.``, by which they are sorted.
+            Their templates, sizes and digits beyond the fifth are left out.
+        summary: What was found, in one sentence.
+        command: The shell command that exports a trial, with ``{trial}`` for its number.
+
+    Returns:
+        Whose notes were left as people wrote them: ``study``, ``trial 12``.
+
+    Raises:
+        ArtifactError: If the store fails.
+        StudyError: If a genotype is not one of this supernetwork.
+    """
+    if study.metric_names != front.objectives:
+        name_metrics(study, front.objectives)
+    for name, figure in figures.items():
+        save_plotly_graph_object(study, _slim(figure), graph_object_id=name)
+    left = []
+    if not _write_note(study, study_note(front, summary, _page_of(study))):
+        left.append("study")
+    shelf = Shelf(study, store)
+    shown = set()
+    for entry in front.front:
+        if entry.kind != STITCHED or entry.trial is None or entry.genotype is None:
+            continue
+        trial = FinishedTrial.numbered(study, entry.trial)
+        title = f"{entry.name} of {study.study_name}"
+        drawing = draw_subnetwork(supernetwork, entry.genotype, title=title)
+        address = shelf.put(trial, "svg", str(drawing))
+        shelf.put(trial, "csv", _csv(entry))
+        export = command.replace("{trial}", str(entry.trial))
+        note = trial_note(entry, front, drawing=address, command=export)
+        if not _write_note(trial, note):
+            left.append(entry.name)
+        shown.add(entry.trial)
+    for trial in shelf.trials():
+        if trial.number not in shown:
+            if _write_note(trial, ""):
+                shelf.clear(trial)
+            else:
+                left.append(f"trial {trial.number}")
+    return left
+
+
+def _write_note(place: optuna.Study | FinishedTrial, text: str) -> bool:
+    """Write a note, or clear it, unless a person wrote what is there; whether it is ours."""
+    old = get_note(place)
+    if old and old != _signed(old.rpartition(_SIGNATURE.partition("{")[0])[0]):
+        return False
+    new = _signed(text) if text else ""
+    if new != old:
+        save_note(place, new)
+    return True
+
+
+def _signed(text: str) -> str:
+    return text + _SIGNATURE.format(content_key(text))
+
+
+def _page_of(study: optuna.Study) -> Callable[[int], str]:
+    return lambda number: f"/dashboard/studies/{study._study_id}/trials?numbers={number}"
+
+
+def _csv(entry: Entry) -> str:
+    """Every figure of a network with its interval, named as in the table of the report."""
+    rows: list[tuple[str, float, Any, Any]] = []
+    for name, value in entry.test.items():
+        rows.append((f"test_{name}", value, *entry.intervals.get(name, ("", ""))))
+    rows += [(f"val_{name}", value, "", "") for name, value in entry.values.items()]
+    if "parameters" not in entry.test:
+        rows.append(("parameters", entry.parameters, "", ""))
+    text = io.StringIO()
+    csv.writer(text).writerows([("figure", "value", "low", "high"), *rows])
+    return text.getvalue()
+
+
+def _slim(figure: go.Figure) -> go.Figure:
+    """A figure without what makes it large, as it suits the dashboard's pages."""
+    spec = _rounded(figure.to_plotly_json())
+    kept = {k: v for k, v in spec["layout"].items() if k not in ("template", "width", "height")}
+    layout = {**kept, "template": {"layout": _LOOK}, "legend": _LEGEND}
+    return go.Figure(spec["data"], layout)
+
+
+def _rounded(value: Any) -> Any:
+    """The same with five digits, and arrays as lists, which any version of plotly.js reads."""
+    if isinstance(value, dict) and "bdata" in value:  # how plotly 6 spells an array
+        array = np.frombuffer(b64decode(value["bdata"]), value["dtype"])
+        shape = [int(length) for length in str(value.get("shape", len(array))).split(",")]
+        return _rounded(array.reshape(shape))
+    if isinstance(value, dict):
+        return {key: _rounded(held) for key, held in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [_rounded(held) for held in value]
+    if isinstance(value, (float, np.floating)):
+        return float(f"{value:.5g}")
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,185 @@
+"""The report: what was found, in one sentence, one picture and one table, and where it is from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from optuna_stitch.evaluation.metrics import axis_of, words_of
+from optuna_stitch.report.front import Entry, Front, find
+from optuna_stitch.report.plots import gained_by
+from optuna_stitch.report.tables import WORTH_SHOWING, markdown_table, worth_showing
+
+# How intervals are made and differences tested.
+_METHODS = {
+    "accuracy": ("Wilson", "McNemar"),
+    "mean_iou": ("bootstrap over images", "paired bootstrap"),
+}
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Where a report's pictures are, relative to it.
+
+    Args:
+        front: The front.
+        history: Hypervolume over the trials; None where no trial is within its constraints.
+        switches: How often each stitch is on; None where no stitched network is on the front.
+        gained: Images that a network gets right and both parents get wrong, where there are some.
+        networks: Drawings of front networks, by trial.
+    """
+
+    front: str
+    history: str | None
+    switches: str | None
+    gained: str | None
+    networks: Mapping[int, str]
+
+
+def write_report(
+    front: Front,
+    pictures: Pictures,
+    *,
+    title: str,
+    facts: Sequence[tuple[str, str]],
+    commands: Sequence[str],
+    export: str,
+) -> str:
+    """The report as Markdown.
+
+    Args:
+        front: What was found.
+        pictures: What was drawn of it.
+        title: Of the report.
+        facts: What the figures come from, as (what, which).
+        commands: What reproduces or continues this, in a shell.
+        export: The command that exports a network, with ``{trial}`` for its number.
+    """
+    return "\n".join(
+        [
+            f"# {title}",
+            "",
+            find(front).sentence,
+            "",
+            f"![{_capital(words_of(front.metric))} against cost]({pictures.front})",
+            "",
+            *markdown_table(front),
+            "",
+            *_how_to_read(front),
+            *_networks(front, pictures, export),
+            *_images(front, pictures),
+            *_search(pictures),
+            *_alternatives(front),
+            "## Where this comes from",
+            "",
+            "| | |",
+            "|---|---|",
+            *(f"| {what} | {which} |" for what, which in facts),
+            "",
+            "```sh",
+            *commands,
+            "```",
+            "",
+        ]
+    )
+
+
+def _how_to_read(front: Front) -> list[str]:
+    interval, test = _METHODS[front.metric]
+    words = words_of(front.metric)
+    lines = [
+        "*Parent a* and *parent b* are the two trained networks that the title names. A *cascade* "
+        "asks the cheaper one first and, for the share of validation images that its name says, "
+        "goes on to the other. A *stitched* network begins in one parent and crosses into the "
+        "other, once or more, by small linear layers (stitches); nothing of the parents was "
+        "trained again.",
+        "",
+        f"{_capital(words)} is measured on {front.images} test images that neither the fit of the "
+        f"stitches nor the search has seen, with its 95% interval ({interval}). *front* means "
+        "that no other row is at least as good in every objective and better in one, on the test "
+        "images; networks were chosen, and baselines tuned, by validation images. *on* counts the "
+        f"stitches that are switched on and matter. *vs* columns are differences in {words}, in "
+        "points, against each baseline, of the cascades against the dearest one that costs no "
+        f"more; a star marks those that a paired test on the same images ({test}, corrected by "
+        "Holm for all comparisons of this report) tells from chance at the 5% level.",
+        "",
+    ]
+    hidden = len(front.entries) - len(worth_showing(front))
+    if hidden:
+        lines += [
+            f"{hidden} more networks of the validation front are cheap but more than "
+            f"{100 * WORTH_SHOWING:.0f} points less accurate than the weaker parent; they are in "
+            "`front.csv`.",
+            "",
+        ]
+    return lines
+
+
+def _networks(front: Front, pictures: Pictures, export: str) -> list[str]:
+    drawn = [entry for entry in front.stitched if entry.trial in pictures.networks]
+    if not drawn:
+        return []
+    lines = ["## The stitched networks of the front", ""]
+    for entry in drawn:
+        assert entry.trial is not None
+        stitches = front.stitches(entry)
+        listed = ", ".join(f"`{name}`" for name in stitches)
+        lines += [
+            f"### {_capital(entry.name)}",
+            "",
+            f"{_capital(words_of(front.metric))} {_with_interval(entry)} at "
+            f"{entry.test[front.cost] / axis_of(front.cost).unit:.4g} "
+            f"{axis_of(front.cost).symbol}. Stitches on: {listed}.",
+            "",
+            f"![{entry.name}: its path through both parents]({pictures.networks[entry.trial]})",
+            "",
+            "```sh",
+            export.format(trial=entry.trial),
+            "```",
+            "",
+        ]
+    return lines
+
+
+def _images(front: Front, pictures: Pictures) -> list[str]:
+    entry = find(front).entry
+    said = gained_by(front, entry) if entry is not None else None
+    if entry is None or said is None:
+        return []
+    lines = [
+        "## Which images change",
+        "",
+        f"Of {front.images} test images {entry.name} gets {len(said.gained)} right that both "
+        f"parents get wrong, and {len(said.lost)} wrong that both get right.",
+        "",
+    ]
+    if pictures.gained:
+        lines += [f"![Images that only {entry.name} gets right]({pictures.gained})", ""]
+    return lines
+
+
+def _search(pictures: Pictures) -> list[str]:
+    drawn = [
+        (pictures.history, "Hypervolume of the validation front over the trials"),
+        (pictures.switches, "How often each stitch is on along the front"),
+    ]
+    lines = [line for path, words in drawn if path for line in (f"![{words}]({path})", "")]
+    if pictures.history is None:
+        lines = ["No trial is complete and within the study's constraints.", "", *lines]
+    return ["## The search", "", *lines]
+
+
+def _alternatives(front: Front) -> list[str]:
+    lines = [f"| {entry.name} | {entry.recipe} |" for entry in front.baselines if entry.recipe]
+    if not lines:
+        return []
+    return ["## How the baselines answer", "", "| | |", "|---|---|", *lines, ""]
+
+
+def _with_interval(entry: Entry) -> str:
+    low, high = entry.interval
+    return f"{100 * entry.quality:.2f}% ({100 * low:.2f} to {100 * high:.2f})"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,147 @@
+"""From a study file to a saved supernetwork: parents, matches, stitches, and which are kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from optuna_stitch.data.load import Data
+from optuna_stitch.evaluation.stitch_quality import StitchQuality, best_stitches, measure_stitches
+from optuna_stitch.models.parent import Parent, load_parent
+from optuna_stitch.models.train import Recipe, train_parent
+from optuna_stitch.report.tables import draw_stitch_quality
+from optuna_stitch.run.schema import ParentConfig, StudyFile
+from optuna_stitch.stitching.fit import StitchFit, fit
+from optuna_stitch.stitching.io import save_supernetwork
+from optuna_stitch.stitching.supernetwork import Supernetwork, stitch
+from optuna_stitch.stitching.tune import Tuning, tune
+from optuna_stitch.utils.distributed import barrier, share
+from optuna_stitch.utils.errors import DataError, MatchError
+from optuna_stitch.utils.files import write_text
+
+
+def build(
+    study_file: StudyFile, data: Data, folder: Path, *, show_progress_bar: bool = False
+) -> Supernetwork:
+    """Load or train the parents, match them, fit, tune and judge the stitches, and save all.
+
+    In several processes started by ``torchrun``, they share the images; the first one writes.
+
+    Args:
+        study_file: What to do.
+        data: Its images.
+        folder: Where to write the supernetwork and what is known of its stitches.
+        show_progress_bar: Whether to show progress bars.
+
+    Returns:
+        The supernetwork with the stitches that are kept.
+
+    Raises:
+        DataError: If the parents tell other classes apart than the data set has.
+        MatchError: If no stitch is kept.
+    """
+    parents = study_file.parents
+    a = make_parent(parents.a, data, show_progress_bar=show_progress_bar)
+    b = make_parent(parents.b, data, show_progress_bar=show_progress_bar)
+    stitching = study_file.stitching
+    similar_on = stitching.similarity_images
+    supernetwork = stitch(
+        a,
+        b,
+        points=stitching.points,
+        resize=stitching.resize,
+        similar_on=data.train.take(similar_on) if similar_on else None,
+    )
+    if supernetwork.classes != data.classes:
+        raise DataError(
+            f"{a.name} and {b.name} tell {supernetwork.classes} classes apart, the data set "
+            f"{study_file.data.dataset!r} has {data.classes}. Give parents trained on it, or a "
+            "`class_map`."
+        )
+    options: dict[str, Any] = study_file.fit.model_dump()
+    fits = fit(supernetwork, data.train, **options, show_progress_bar=show_progress_bar)
+    if study_file.tune is not None:
+        tuned = tune(
+            supernetwork,
+            data.train,
+            Tuning(**study_file.tune.model_dump()),
+            checkpoint=folder / "tuning.pt",
+            show_progress_bar=show_progress_bar,
+        )
+        if share()[0] == 0:
+            _write_table(folder / "tuning.csv", pd.DataFrame(tuned))
+    if share()[0] == 0:
+        supernetwork = _keep(study_file, supernetwork, fits, data, folder, show_progress_bar)
+        save_supernetwork(supernetwork, folder)
+    barrier()
+    return supernetwork
+
+
+def read_stitch_quality(folder: Path) -> list[StitchQuality]:
+    """The quality report that `build` left in a folder."""
+    rows: list[dict[str, Any]] = pd.read_csv(folder / "fit.csv").to_dict("records")  # type: ignore[assignment]
+    return [StitchQuality(**row) for row in rows]
+
+
+def make_parent(config: ParentConfig, data: Data, *, show_progress_bar: bool = False) -> Parent:
+    """Load a network as a study file says, or train it.
+
+    Args:
+        config: What it says.
+        data: The images to train on.
+        show_progress_bar: Whether to show a progress bar.
+    """
+    arguments = dict(config.model_args)
+    if config.train is not None:
+        arguments.setdefault("num_classes", data.classes)
+    parent = load_parent(
+        config.network,
+        pretrained=config.pretrained,
+        checkpoint=config.checkpoint,
+        model_args=arguments,
+        input_size=config.input_size,
+        mean=config.mean,
+        std=config.std,
+        interpolation=config.interpolation,
+        crop_pct=config.crop_pct,
+        output=config.output,
+    )
+    if config.train is not None:
+        recipe = Recipe(**config.train.model_dump())
+        train_parent(parent, data.train, recipe, show_progress_bar=show_progress_bar)
+    return parent
+
+
+def _keep(
+    study_file: StudyFile,
+    supernetwork: Supernetwork,
+    fits: list[StitchFit],
+    data: Data,
+    folder: Path,
+    show_progress_bar: bool,
+) -> Supernetwork:
+    """Write the quality report, and keep the stitches that the study file wants."""
+    judged = data.val.take(study_file.keep.images)
+    stitch_qualities = measure_stitches(
+        supernetwork, fits, judged, show_progress_bar=show_progress_bar
+    )
+    kept = best_stitches(stitch_qualities, **study_file.keep.model_dump(exclude={"images"}))
+    stitch_qualities = [
+        replace(entry, kept=place in kept) for place, entry in enumerate(stitch_qualities)
+    ]
+    _write_table(folder / "fit.csv", pd.DataFrame(stitch_qualities))
+    title = f"{supernetwork.a.name} × {supernetwork.b.name}"
+    draw_stitch_quality(stitch_qualities, title, folder / "fit.png")
+    if not kept:
+        raise MatchError(
+            f"`keep` drops all {len(stitch_qualities)} stitches of {title}; {folder / 'fit.csv'} "
+            "says how good each is. Ask for less, in another folder (`--run`)."
+        )
+    return supernetwork if len(kept) == len(stitch_qualities) else supernetwork.keep(kept)
+
+
+def _write_table(path: Path, table: pd.DataFrame) -> None:
+    write_text(path, table.to_csv(index=False))

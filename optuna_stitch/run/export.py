@@ -1,0 +1,168 @@
+"""From a run and the number of a trial to a folder that anybody can load."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from optuna_stitch.export.card import Ancestor, Origin
+from optuna_stitch.export.export import FILES, check_folder, export_network
+from optuna_stitch.export.formats import chosen
+from optuna_stitch.export.hub import check_push, push_folder
+from optuna_stitch.models.parent import Parent
+from optuna_stitch.run.report import versions
+from optuna_stitch.run.schema import ParentConfig, TuneConfig
+from optuna_stitch.search.study import content_of
+from optuna_stitch.utils.errors import ExportError, RunError
+
+if TYPE_CHECKING:
+    from optuna_stitch.run.run import Run
+
+# Trials that an error names.
+_NAMED = 12
+
+
+def export_trial(
+    run: Run,
+    number: int,
+    to: str | Path,
+    *,
+    formats: Sequence[str] = ("python",),
+    force: bool = False,
+    push: str | None = None,
+    private: bool = True,
+    command: str = "",
+    show_progress_bar: bool = False,
+) -> Path:
+    """Export the network of one trial of a run, with its figures on the test split.
+
+    Args:
+        run: The run.
+        number: Number of the trial.
+        to: Folder to write into; see `export_network`.
+        formats: ``python``, ``program``, ``onnx``, ``all``.
+        force: Whether to replace files of an earlier export.
+        push: Repository on the Hugging Face Hub to upload the folder to, ``user/name``.
+        private: Whether a new repository is private.
+        command: What the user called, for the model card.
+        show_progress_bar: Whether to show a progress bar.
+
+    Returns:
+        The folder.
+
+    Raises:
+        RunError: If the run has no study yet.
+        ExportError: If there is no such trial or it is not complete, or as `export_network` and
+            `push_folder` say.
+    """
+    to = Path(to)
+    # what can be refused is refused before anything is computed
+    chosen(formats)
+    check_folder(to, force=force)
+    if push is not None:
+        check_push(push)
+    trial = _complete_trial(run, number)
+    supernetwork = run.build(show_progress_bar=show_progress_bar)
+    _, front = run.judge(supernetwork, only=[number], show_progress_bar=show_progress_bar)
+    parents = run.study_file.parents
+    origin = Origin(
+        trial=number,
+        study=run.name,
+        front=front,
+        ancestors={
+            "a": _ancestor(supernetwork.a, parents.a, run.study_file.tune),
+            "b": _ancestor(supernetwork.b, parents.b, run.study_file.tune),
+        },
+        data=_data(run),
+        command=command,
+        facts=[("supernetwork", supernetwork.content_hash()), ("versions", versions())],
+        class_names=run.data.class_names,
+    )
+    genotype = supernetwork.genotype(trial.params)
+    export_network(
+        supernetwork,
+        genotype,
+        to,
+        split=run.data.test,
+        origin=origin,
+        formats=formats,
+        force=force,
+    )
+    if push is not None:
+        push_folder(to, FILES, push, private=private)
+    return to
+
+
+def _complete_trial(run: Run, number: int) -> FrozenTrial:
+    """A trial of a run's study that has a network to export."""
+    if content_of(run.name, run.storage) is None:
+        raise RunError(
+            f"{run.folder} has no study yet; run `optuna-stitch search {run.folder}` first."
+        )
+    study = optuna.load_study(study_name=run.name, storage=run.storage)
+    trials = study.get_trials(deepcopy=False)
+    found = next((trial for trial in trials if trial.number == number), None)
+    if found is None:
+        numbers = f"has {len(trials)}, 0 to {len(trials) - 1}" if trials else "has none yet"
+        raise ExportError(
+            f"There is no trial {number}: the study {run.name!r} {numbers}. {_best(study)}"
+        )
+    if found.state != TrialState.COMPLETE:
+        raise ExportError(
+            f"Trial {number} of the study {run.name!r} is not complete: its state is "
+            f"{found.state.name}. {_best(study)}"
+        )
+    return found
+
+
+def _best(study: optuna.Study) -> str:
+    numbers = [str(trial.number) for trial in study.best_trials]
+    more = f" and {len(numbers) - _NAMED} more" if len(numbers) > _NAMED else ""
+    return f"On the front are {', '.join(numbers[:_NAMED]) or 'none'}{more}."
+
+
+def _ancestor(parent: Parent, config: ParentConfig, tune: TuneConfig | None) -> Ancestor:
+    """What is known of a parent's weights; only pretrained ones come with a licence."""
+    name = Path(parent.name).name if parent.source == "program" else parent.name
+    licence = None
+    if config.train is not None:
+        weights = f"trained in this run, {config.train.epochs} epochs on its train split"
+    elif config.checkpoint is not None:
+        weights = f"the user's own checkpoint, {config.checkpoint.name}"
+    elif config.random_weights:
+        weights = "random: the run only tried something out"
+    elif parent.source == "program":
+        weights = "the user's own, in an exported program"
+    elif parent.source == "torchvision":
+        weights = "pretrained, from torchvision"
+    else:
+        stated: dict[str, Any] = getattr(parent.module, "pretrained_cfg", None) or {}
+        licence = stated.get("license")
+        where = stated.get("hf_hub_id")
+        link = f": [{where}](https://huggingface.co/{where})" if where else ""
+        weights = f"pretrained, from timm{link}"
+    thawed = tune is not None and tune.thaw
+    return Ancestor(name, f"{weights}{'; tuned further in this run' if thawed else ''}", licence)
+
+
+def _data(run: Run) -> list[tuple[str, str]]:
+    """Which images there are of each split, by names that say nothing of this machine."""
+    config, data = run.study_file.data, run.data
+    purposes = {
+        "train": (config.train, data.train, "the stitches were fitted on"),
+        "val": (config.val, data.val, "the search judged networks on"),
+        "test": (config.test, data.test, "the figures are measured on"),
+    }
+    lines = []
+    for name, (own, split, purpose) in purposes.items():
+        root = own.root or config.root
+        source = own.dataset or config.dataset or "images"
+        folder = f" in the folder {root.name}" if root is not None else ""
+        part = f", its part {own.split}" if own.split else ""
+        lines.append((name, f"{len(split):,} images that {purpose}: {source}{folder}{part}"))
+    named = f": {', '.join(data.class_names)}" if data.class_names else ""
+    return [*lines, ("classes", f"{data.classes}{named}")]

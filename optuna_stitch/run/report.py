@@ -1,0 +1,200 @@
+"""From an evaluated front to files that people look at: report, tables, pictures."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+import optuna
+import pandas as pd
+import plotly.graph_objects as go
+import timm
+import torch
+
+from optuna_stitch.data.load import Data
+from optuna_stitch.diagram.drawing import draw_subnetwork
+from optuna_stitch.report.document import Pictures, write_report
+from optuna_stitch.report.front import STITCHED, Entry, Front, find
+from optuna_stitch.report.hypervolume import hypervolume_over_trials
+from optuna_stitch.report.plots import (
+    draw_front,
+    draw_gained,
+    draw_history,
+    draw_switches,
+    gained_by,
+    switch_shares,
+    write_history,
+    write_image,
+    write_switches,
+)
+from optuna_stitch.run.schema import StudyFile
+from optuna_stitch.stitching.supernetwork import Supernetwork
+from optuna_stitch.storage.open import hide_password
+from optuna_stitch.utils.errors import StudyError
+from optuna_stitch.utils.files import write_text
+
+# Where a run keeps the drawings of the front's networks.
+_NETWORKS = "networks"
+
+
+def write_results(
+    front: Front,
+    study: optuna.Study,
+    supernetwork: Supernetwork,
+    data: Data,
+    folder: Path,
+    *,
+    title: str,
+    facts: Sequence[tuple[str, str]],
+) -> dict[str, go.Figure]:
+    """Write all that is to be seen of a front into a run's folder.
+
+    Args:
+        front: What was found.
+        study: The study that it is the front of.
+        supernetwork: Whose networks these are.
+        data: The images.
+        folder: The run's.
+        title: Of the report.
+        facts: What the figures come from, as (what, which).
+
+    Returns:
+        The interactive figures, by name.
+    """
+    write_text(folder / "front.csv", front.table().to_csv(index=False))
+    predictions = front.predictions()
+    if predictions is not None:
+        write_text(folder / "predictions.csv", predictions.to_csv())
+    history, shares = _history(study), switch_shares(front, supernetwork)
+    figures = {"front": draw_front(front, title), "switches": draw_switches(shares)}
+    if history is not None:
+        figures["history"] = draw_history(history)
+        write_history(history, folder / "history.png")
+    page = "\n".join(
+        figure.to_html(full_html=False, include_plotlyjs=place == 0)
+        for place, figure in enumerate(figures.values())
+    )
+    write_text(folder / "front.html", _PAGE.format(title=title, page=page))
+    for suffix in ("png", "svg"):
+        write_image(front, title, folder / f"front.{suffix}")
+    write_switches(shares, folder / "switches.png")
+    stitched = [entry for entry in front.front if entry.kind == STITCHED]
+    pictures = Pictures(
+        front="front.png",
+        history=None if history is None else "history.png",
+        switches="switches.png" if stitched else None,
+        gained=_draw_gained(front, data, folder),
+        networks=_draw_networks(stitched, supernetwork, folder),
+    )
+    text = write_report(
+        front,
+        pictures,
+        title=title,
+        facts=facts,
+        commands=[
+            f"optuna-stitch dashboard {folder}     # look at every trial",
+            f"optuna-stitch search {folder} --trials 500   # go on searching",
+            f"optuna-stitch report {folder}        # make this report again",
+        ],
+        export=export_command(folder),
+    )
+    write_text(folder / "report.md", text)
+    return figures
+
+
+def facts(
+    study_file: StudyFile,
+    data: Data,
+    supernetwork: Supernetwork,
+    study: optuna.Study,
+    storage_url: str,
+) -> list[tuple[str, str]]:
+    """What the figures of a report come from, as (what, which).
+
+    Args:
+        study_file: What was done.
+        data: The images.
+        supernetwork: Whose networks were searched.
+        study: The search.
+        storage_url: Where it is kept.
+    """
+    parents = ((supernetwork.a, "a"), (supernetwork.b, "b"))
+    return [
+        *(
+            (f"parent {side}", f"{parent.name}, input {parent.view.input_size}")
+            for parent, side in parents
+        ),
+        ("data", study_file.data.dataset or str(study_file.data.root or "folders of images")),
+        ("images", f"{len(data.train)} train, {len(data.val)} val, {len(data.test)} test"),
+        ("stitches", f"{len(supernetwork.switches)}, two at each match"),
+        ("ensemble", "mean of the parents' class probabilities"),
+        ("supernetwork", supernetwork.content_hash()),
+        ("study", f"{study.study_name} in {hide_password(storage_url)}"),
+        ("trials", str(len(study.get_trials(deepcopy=False)))),
+        ("sampler", study_file.study.sampler.name),
+        ("versions", versions()),
+    ]
+
+
+def export_command(folder: Path) -> str:
+    """The command that exports a trial of a run, with ``{trial}`` for its number."""
+    return f"optuna-stitch export {folder} --trial {{trial}} --to trial-{{trial}}"
+
+
+def versions() -> str:
+    """The versions of all that figures depend on."""
+    from optuna_stitch import __version__
+
+    return (
+        f"optuna_stitch {__version__}, optuna {optuna.__version__}, torch {torch.__version__}, "
+        f"timm {timm.__version__}, Python {platform.python_version()}"
+    )
+
+
+def _history(study: optuna.Study) -> pd.DataFrame | None:
+    """The hypervolume over the trials; None where none of them is within the constraints."""
+    try:
+        return hypervolume_over_trials(study)
+    except StudyError:
+        return None
+
+
+def _draw_networks(
+    entries: Sequence[Entry], supernetwork: Supernetwork, folder: Path
+) -> dict[int, str]:
+    """Draw every network, and remove drawings of an earlier report."""
+    (folder / _NETWORKS).mkdir(exist_ok=True)
+    drawn: dict[int, str] = {}
+    for entry in entries:
+        assert entry.trial is not None
+        assert entry.genotype is not None
+        drawn[entry.trial] = f"{_NETWORKS}/trial-{entry.trial}.svg"
+        drawing = draw_subnetwork(supernetwork, entry.genotype, title=entry.name)
+        drawing.write(folder / drawn[entry.trial])
+    for path in (folder / _NETWORKS).glob("trial-*.svg"):
+        if f"{_NETWORKS}/{path.name}" not in drawn.values():
+            path.unlink()
+    return drawn
+
+
+def _draw_gained(front: Front, data: Data, folder: Path) -> str | None:
+    """Draw the images that the network of the headline gains; none where it gains none."""
+    path = folder / "gained.png"
+    entry = find(front).entry
+    said = gained_by(front, entry) if entry is not None else None
+    if entry is None or said is None or not said.gained:
+        path.unlink(missing_ok=True)
+        return None
+    draw_gained(front, entry, said.gained, data.test, path, class_names=data.class_names)
+    return path.name
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head><meta charset="utf-8"><title>{title}</title></head>
+<body>
+{page}
+</body>
+</html>
+"""

@@ -1,0 +1,262 @@
+"""What a study file may say: every key with its default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from optuna_stitch.utils.files import PROGRAM
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class RecipeConfig(_Section):
+    """How to train a parent; see `Recipe`."""
+
+    epochs: int = Field(gt=0)
+    learning_rate: float = Field(2e-3, gt=0)
+    weight_decay: float = Field(0.05, ge=0)
+    batch_size: int = Field(50, gt=1)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    seed: int = 0
+
+
+class ParentConfig(_Section):
+    """A parent: a name or the path of an exported program, and one source of its weights."""
+
+    network: str
+    pretrained: bool = False
+    checkpoint: Path | None = None
+    train: RecipeConfig | None = None
+    random_weights: bool = False
+    output: str | None = None
+    model_args: dict[str, Any] = {}
+    input_size: int | tuple[int, int, int] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    interpolation: str | None = None
+    crop_pct: float | None = Field(None, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ParentConfig:
+        sources = [
+            self.pretrained,
+            self.checkpoint is not None,
+            self.train is not None,
+            self.random_weights,
+            self.network.endswith(PROGRAM),  # comes with its weights
+        ]
+        if sum(sources) != 1:
+            raise ValueError(
+                "give exactly one of `pretrained: true`, `checkpoint: FILE` and `train: {...}` "
+                "(or `random_weights: true`, to try something out); an exported program has its "
+                "own weights"
+            )
+        return self
+
+
+class ParentsConfig(_Section):
+    """The two networks to stitch."""
+
+    a: ParentConfig
+    b: ParentConfig
+
+
+class SplitConfig(_Section):
+    """What differs for one split from the data set's own settings."""
+
+    dataset: str | None = None
+    root: Path | None = None
+    class_map: Path | None = None
+    split: str | None = None
+    images: int | None = Field(None, gt=0)
+
+
+class DataConfig(_Section):
+    """Images; see `load_data`."""
+
+    dataset: str = "sklearn/digits"
+    root: Path | None = None
+    class_map: Path | None = None
+    train: SplitConfig = SplitConfig()
+    val: SplitConfig = SplitConfig()
+    test: SplitConfig = SplitConfig()
+    unreadable: Literal["stop", "skip"] = "stop"
+    seed: int = 0
+
+
+class StitchingConfig(_Section):
+    """Which points are matched; see `stitch`."""
+
+    points: Literal["auto", "all", "dominators", "blocks"] = "auto"
+    resize: bool = True
+    similarity_images: int | None = Field(None, gt=1)
+
+
+class FitConfig(_Section):
+    """How stitches are fitted; see `fit`."""
+
+    images: int | None = Field(None, gt=0)
+    positions: int | None = Field(None, gt=0)
+    kernel: Literal[1, 3] = 3
+    rank_loss: float | None = Field(0.01, ge=0)
+    budget: float | None = Field(0.1, gt=0)
+    match_variance: bool = True
+    by_position: bool = True
+    recalibrate: int = Field(64, ge=0)
+    memory: float = Field(2.0, gt=0)
+    seed: int = 0
+
+
+class TuneConfig(_Section):
+    """How fitted stitches are tuned by gradients; see `Tuning`. Absent: not at all."""
+
+    steps: int = Field(500, gt=0)
+    batch_size: int = Field(32, gt=1)
+    networks: int = Field(6, gt=0)
+    accumulate: int = Field(1, gt=0)
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(1e-5, ge=0)
+    task: float = Field(0.5, ge=0)
+    several: float = Field(0.3, ge=0, le=1)
+    thaw: bool = False
+    bfloat16: bool = False
+    seed: int = 0
+
+
+class KeepConfig(_Section):
+    """Which stitches the search may use; see `best_stitches`. All of them, if nothing is said."""
+
+    best: int | None = Field(None, gt=0)
+    min_r2: float | None = Field(None, le=1)
+    max_accuracy_drop: float | None = None
+    images: int = Field(300, gt=0)
+
+
+class RacingConfig(_Section):
+    """When trials stop early; see `Racing`."""
+
+    error_rate: float = Field(0.01, gt=0, lt=1)
+    first: int = Field(100, gt=0)
+    growth: float = Field(2.0, gt=1)
+
+
+class LatencyConfig(_Section):
+    """What `latency_ms` means; see `measure_latency`."""
+
+    batch_size: int = Field(1, gt=0)
+    threads: int | None = Field(None, gt=0)
+
+
+class EvaluationConfig(_Section):
+    """How subnetworks are judged in the search; see `Evaluator`."""
+
+    batch_size: int | None = Field(None, gt=0)
+    kernels: Literal["plain", "fast", "bfloat16"] = "fast"
+    memory: float = Field(4.0, gt=0)
+    racing: RacingConfig | None = None
+    remember: bool = True
+    latency: LatencyConfig = LatencyConfig()
+
+
+class SamplerConfig(BaseModel):
+    """A sampler by name, or the dotted path of its class; other keys go to its constructor."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = "linkage"
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the constructor is given."""
+        return dict(self.model_extra or {})
+
+
+class StartConfig(_Section):
+    """The first trials; see `enqueue_starts`. ``front_of`` is the folder of another run."""
+
+    population: int = Field(50, ge=3)
+    probability: float = Field(0.05, gt=0, lt=1)
+    front_of: Path | None = None
+
+
+class SteeringConfig(_Section):
+    """A floor on the first objective; see `SteeredSampler`.
+
+    It ends at a share of the weaker parent's, after a share of the study's trials.
+    """
+
+    share: float = Field(0.9, gt=0)
+    over: float = Field(0.5, gt=0, le=1)
+
+
+class StudyConfig(_Section):
+    """The Optuna study."""
+
+    name: str | None = None
+    storage: str = "sqlite:///{run}/study.db"
+    artifacts: str = "{run}/artifacts"
+    objectives: list[str] = Field(["accuracy", "macs"], min_length=1)
+    constraints: dict[str, float] = {}
+    space: Literal["flat", "reachable"] = "flat"
+    sampler: SamplerConfig = SamplerConfig()
+    trials: int = Field(300, gt=0)
+    batch: int = Field(10, gt=0)
+    grace: float = Field(60.0, gt=0)
+    start: StartConfig = StartConfig()
+    steering: SteeringConfig | None = None
+    seed: int = 0
+
+
+class ReportConfig(_Section):
+    """What the report compares with, besides the parents: networks as those are given."""
+
+    baselines: list[ParentConfig] = []
+
+
+class StudyFile(_Section):
+    """All of a study file."""
+
+    parents: ParentsConfig
+    data: DataConfig = DataConfig()
+    stitching: StitchingConfig = StitchingConfig()
+    fit: FitConfig = FitConfig()
+    tune: TuneConfig | None = None
+    keep: KeepConfig = KeepConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    study: StudyConfig = StudyConfig()
+    report: ReportConfig = ReportConfig()
+
+
+def smoke(study_file: StudyFile) -> StudyFile:
+    """The same study, tiny: random weights, random images and few trials.
+
+    It shows whether a study file works from end to end where neither weights nor data are at hand.
+    """
+    tiny = study_file.model_copy(deep=True)
+    segments = "mean_iou" in tiny.study.objectives or "pixel_accuracy" in tiny.study.objectives
+    for parent in (tiny.parents.a, tiny.parents.b):
+        if not parent.network.endswith(PROGRAM):
+            parent.pretrained, parent.checkpoint, parent.train = False, None, None
+            parent.random_weights = True
+            if segments:  # every pixel costs, and convolutions take any size
+                parent.input_size = 128
+    classes = tiny.parents.a.model_args.get("num_classes", 21 if segments else 1000)
+    part = SplitConfig(images=12)
+    tiny.data = DataConfig(
+        dataset=f"noise/{classes}{'/pixels' if segments else ''}", train=part, val=part, test=part
+    )
+    tiny.stitching.similarity_images = tiny.stitching.similarity_images and 4
+    tiny.fit.images, tiny.fit.positions, tiny.fit.recalibrate = 12, 8, 4
+    if tiny.tune is not None:
+        tiny.tune.steps, tiny.tune.batch_size = 2, 4
+        if segments:
+            tiny.tune = None
+    tiny.report = ReportConfig()
+    tiny.keep = KeepConfig()  # random stitches would all be dropped
+    tiny.study.trials, tiny.study.batch, tiny.study.start.population = 6, 3, 6
+    return tiny

@@ -1,0 +1,180 @@
+"""Read a study file, and say what is wrong with it, line by line."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from optuna_stitch.run.schema import StudyFile
+from optuna_stitch.utils.errors import ConfigError, RunError
+from optuna_stitch.utils.files import PROGRAM
+
+# What may change while a run goes on; anything else makes it another run.
+_CHANGEABLE = {
+    "study.trials",
+    "study.batch",
+    "study.grace",
+    "evaluation.batch_size",
+    "evaluation.memory",
+    "evaluation.remember",
+}
+
+# Sections of it that may change.
+_CHANGEABLE_SECTIONS = ("study.sampler", "study.steering", "report")
+
+
+def check_same_study(new: StudyFile, old: StudyFile, path: Path, folder: Path) -> None:
+    """Raise if a run's folder belongs to a study file that says something else."""
+    before, after = flatten(old), flatten(new)
+    differing = sorted(
+        key
+        for key in {*before, *after} - _CHANGEABLE
+        if before.get(key) != after.get(key) and not key.startswith(_CHANGEABLE_SECTIONS)
+    )
+    if differing:
+        shown = ", ".join(
+            f"{key} ({before.get(key)!r} there, {after.get(key)!r} here)" for key in differing[:3]
+        )
+        raise RunError(
+            f"The folder {folder} belongs to another study file than {path}: they differ in "
+            f"{shown}{' and more' if len(differing) > 3 else ''}. Choose another folder with "
+            "`--run`, or remove this one."
+        )
+
+
+def load_study_file(path: str | Path) -> StudyFile:
+    """Read and validate a study file.
+
+    Paths in it are taken relative to the folder that it lies in.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ConfigError: If it is missing, no YAML, or has a wrong key or value; names the key, the
+            line and what is allowed.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text()
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        content = yaml.safe_load(text)
+    except FileNotFoundError as error:
+        raise ConfigError(f"There is no study file at {path}.") from error
+    except OSError as error:
+        raise ConfigError(f"The study file {path} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold keys and values; allowed are {_allowed(StudyFile)}.")
+    try:
+        study_file = StudyFile.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(path, tree, e) for e in error.errors())) from error
+    return _with_absolute_paths(study_file, path.parent.resolve())
+
+
+def dump_study_file(study_file: StudyFile) -> str:
+    """A study file as YAML, with every default filled in."""
+    return yaml.safe_dump(study_file.model_dump(mode="json"), sort_keys=False)
+
+
+def flatten(study_file: StudyFile) -> dict[str, Any]:
+    """Every key of a study file with its value, as in ``study.sampler.name``.
+
+    A section that is absent is one key whose value is None; one that is empty has no keys.
+    """
+    return _flat(study_file.model_dump(mode="json"))
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix.removesuffix("."): tree}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.")
+    return flat
+
+
+def _with_absolute_paths(study_file: StudyFile, folder: Path) -> StudyFile:
+    data = study_file.data
+    for section in (data, data.train, data.val, data.test):
+        for name in ("root", "class_map"):
+            if getattr(section, name) is not None:
+                setattr(section, name, folder / getattr(section, name))
+    if study_file.study.start.front_of is not None:
+        study_file.study.start.front_of = folder / study_file.study.start.front_of
+    for parent in (study_file.parents.a, study_file.parents.b, *study_file.report.baselines):
+        if parent.checkpoint is not None:
+            parent.checkpoint = folder / parent.checkpoint
+        if parent.network.endswith(PROGRAM):
+            parent.network = str(folder / parent.network)
+    return study_file
+
+
+def _explain(path: Path, tree: yaml.Node | None, error: Any) -> str:
+    """One line for one of pydantic's errors: the place, the key, what is allowed."""
+    keys = [key for key in error["loc"] if not _is_type_tag(key)]
+    dotted = ".".join(map(str, keys))
+    place = f"{path}:{_line(tree, keys)}"
+    if error["type"] == "extra_forbidden":
+        section = _section(StudyFile, keys[:-1])
+        names = list(section.model_fields) if section else []
+        near = difflib.get_close_matches(str(keys[-1]), names, n=1)
+        hint = f" Did you mean `{near[0]}`?" if near else ""
+        return f"{place}: unknown key `{dotted}`; allowed here: {', '.join(names)}.{hint}"
+    if error["type"] == "missing":
+        return f"{place}: the key `{dotted}` is missing."
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{place}: `{dotted}`: {message} (it is {error['input']!r})."
+
+
+def _is_type_tag(key: Any) -> bool:
+    """Whether pydantic put this into a location to tell the members of a union apart."""
+    return isinstance(key, str) and (key in ("int", "str", "float") or key.startswith("tuple["))
+
+
+def _line(tree: yaml.Node | None, keys: list[Any]) -> int:
+    """The line of the key, or of the nearest section around it that exists."""
+    line = 1
+    node = tree
+    for key in keys:
+        if isinstance(node, yaml.MappingNode):
+            for name, value in node.value:
+                if name.value == str(key):
+                    line, node = name.start_mark.line + 1, value
+                    break
+            else:
+                break
+        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int):
+            node = node.value[key]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line
+
+
+def _section(model: type[BaseModel], keys: list[Any]) -> type[BaseModel] | None:
+    """The model that describes the section at these keys."""
+    for key in keys:
+        annotation = model.model_fields[key].annotation
+        options = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
+        models = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
+        if not models:
+            return None
+        model = models[0]
+    return model
+
+
+def _is_union(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
+
+
+def _allowed(model: type[BaseModel]) -> str:
+    return ", ".join(model.model_fields)

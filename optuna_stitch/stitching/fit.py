@@ -1,0 +1,297 @@
+"""Fit every stitch in closed form, in one pass over unlabelled images.
+
+A stitch has to reproduce the target's own feature from the raw source feature. With the parents
+frozen that is linear least squares, whose optimum needs only sums over positions: the pass streams
+them for all stitches in both directions at once, then each is solved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from optuna_stitch.data.splits import Split
+from optuna_stitch.models.layouts import Layout
+from optuna_stitch.stitching.genotype import Side, Switch
+from optuna_stitch.stitching.layer import Stitch
+from optuna_stitch.stitching.moments import EVERY, Moments, Pair, Reading
+from optuna_stitch.stitching.recalibration import Calibration
+from optuna_stitch.stitching.regression import Choices, Regression, Solution
+from optuna_stitch.stitching.supernetwork import Supernetwork
+from optuna_stitch.utils.distributed import all_reduce, share
+from optuna_stitch.utils.errors import FitError
+from optuna_stitch.utils.progress import console, progress_bar
+
+GIB = 1 << 30
+
+# Neighbourhoods are read only where they have at most this many columns: the normal equations
+# grow with its square, their solution with its cube.
+_WIDEST = 1200
+
+# Beyond these, more positions of the same images hardly change a fit.
+_SAMPLES, _FEWEST_POSITIONS = 24_000, 16
+
+# All features that a pass reads are held at once, for so many images as keep within this.
+_FEATURE_BYTES = GIB // 2
+
+# A bias for every position holds at most this many numbers.
+_LARGEST_BIAS = 1 << 18
+
+
+@dataclass(frozen=True)
+class StitchFit:
+    """How well one stitch was fitted.
+
+    Args:
+        switch: Name of its switch.
+        r2: Share of the target's variance explained on held-out images, before the variance was
+            matched.
+        ridge: The ridge strength chosen, relative to the mean variance of the source's columns.
+        kernel: Side of its kernel.
+        rank: Its rank.
+        macs: Multiply-accumulates per image.
+    """
+
+    switch: str
+    r2: float
+    ridge: float
+    kernel: int
+    rank: int
+    macs: int
+
+
+def fit(
+    supernetwork: Supernetwork,
+    split: Split,
+    *,
+    images: int | None = None,
+    positions: int | None = None,
+    kernel: int = 3,
+    rank_loss: float | None = 0.01,
+    budget: float | None = 0.1,
+    match_variance: bool = True,
+    by_position: bool = True,
+    recalibrate: int = 64,
+    memory: float = 2.0,
+    batch_size: int | None = None,
+    seed: int = 0,
+    show_progress_bar: bool = False,
+) -> list[StitchFit]:
+    """Fit all stitches of a supernetwork in place.
+
+    Ridge regression with a strength chosen per stitch on held-out images. Ridge shrinks the
+    variance of what it predicts; ``match_variance`` restores it: every output channel's deviation
+    from its mean is scaled to the target's own variance.
+
+    In several processes started by ``torchrun``, each reads its share of the images, and all end
+    with the same stitches.
+
+    Args:
+        supernetwork: Whose stitches to fit.
+        split: Unlabelled images; the train split, so that the search's images stay unseen.
+        images: How many of them (all, if None).
+        positions: How many grid positions of an image to use at most, drawn at random. If None,
+            as many as make 24,000 samples over all images, and at least 16.
+        kernel: Side of the largest kernel, 1 or 3. A stitch takes the smaller one where that
+            loses no more than ``rank_loss`` of the explained variance, or where the larger one
+            would read too many channels (more than 133).
+        rank_loss: Share of the explained variance that a lower rank may cost on held-out images;
+            None for full rank.
+        budget: Multiply-accumulates of a stitch at most, as a share of the cheaper parent's; its
+            rank is lowered until it keeps within. None for no limit.
+        match_variance: Whether to restore the variance that ridge takes.
+        by_position: Whether stitches may have a bias for every position of the grid, where that
+            predicts held-out images better.
+        recalibrate: How many of the images are kept with the supernetwork to estimate BatchNorm
+            statistics anew downstream of stitches, for each subnetwork; 0 to keep the parents'
+            own statistics.
+        memory: GiB that the sums may take; beyond it, stitches are fitted in groups, with a pass
+            over the images for each.
+        batch_size: Images per batch; if None, as the supernetwork says.
+        seed: Draws the positions.
+        show_progress_bar: Whether to show a progress bar.
+
+    Returns:
+        One entry per stitch, in the switches' order.
+
+    Raises:
+        FitError: If there are too few images, features are not finite, or the memory does not
+            hold the sums of a single stitch.
+    """
+    taken = split.take(images)
+    if len(taken) < 2 * EVERY:
+        raise FitError(
+            f"{len(taken)} images are too few to fit stitches; give at least {2 * EVERY}."
+        )
+    if kernel not in (1, 3):
+        raise FitError(f"A stitch's kernel is 1 or 3, not {kernel}.")
+    if positions is None:
+        positions = max(_FEWEST_POSITIONS, _SAMPLES // len(taken))
+    cheaper = min(graph.macs for graph in supernetwork.graphs.values())
+    allowed = None if budget is None else int(budget * cheaper)
+    choices = Choices((1,), rank_loss, None, by_position, match_variance)
+    jobs = [
+        _Job.of(switch, stitch, kernel, allowed, choices)
+        for switch, stitch in zip(supernetwork.switches, supernetwork.laid, strict=True)
+    ]
+    groups = _groups(jobs, memory)
+    if len(groups) > 1:
+        console.print(
+            f"The sums of {len(jobs)} stitches take more than {memory:g} GiB: fitting them in "
+            f"{len(groups)} passes over the images.",
+            soft_wrap=True,
+        )
+    batch_size = batch_size or supernetwork.batch_size
+    fitted: list[Stitch] = []
+    fits: list[StitchFit] = []
+    with torch.no_grad(), progress_bar(show_progress_bar=show_progress_bar) as progress:
+        for number, group in enumerate(groups, start=1):
+            note = f"pass {number} of {len(groups)}" if len(groups) > 1 else ""
+            pairs = [pair for job in group for pair, _ in job.maps]
+            moments = Moments(dict.fromkeys(pairs), positions, seed)
+            task = progress.add_task("Read features", total=len(taken), note=note)
+            for count in _read(supernetwork, taken, moments, group, batch_size):
+                progress.advance(task, count)
+            task = progress.add_task("Fit stitches", total=len(group), note=note)
+            for job in group:
+                solutions = [Regression(moments, pair).solve(own) for pair, own in job.maps]
+                made = job.make(solutions)
+                fitted.append(made)
+                fits.append(_report(job, made, solutions[0]))
+                progress.advance(task)
+        supernetwork.lay(fitted)
+    supernetwork.calibration = (
+        Calibration.of(taken.take(recalibrate), supernetwork.views, batch_size)
+        if recalibrate
+        else None
+    )
+    return fits
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One stitch to be fitted: the linear maps it consists of, and what each may choose."""
+
+    switch: Switch
+    source: Layout
+    target: Layout
+    maps: list[tuple[Pair, Choices]]
+
+    @staticmethod
+    def of(
+        switch: Switch, stitch: Stitch, kernel: int, allowed: int | None, choices: Choices
+    ) -> _Job:
+        other: Side = "a" if switch.into == "b" else "b"
+        source, target, size = stitch.source, stitch.target, stitch.grid
+        cells = size[0] * size[1]
+        if cells == 1 or source.channels * kernel**2 > _WIDEST:
+            kernel = 1
+        own = replace(
+            choices,
+            kernels=tuple(dict.fromkeys((1, kernel))),
+            largest=None if allowed is None else max(1, allowed // cells),
+            everywhere=choices.everywhere and cells * target.channels <= _LARGEST_BIAS,
+        )
+        grid = Pair(
+            Reading(other, switch.source, source, "grid", size, kernel),
+            Reading(switch.into, switch.target, target, "grid", size),
+        )
+        plain = Choices((1,), None, None, False, choices.match_variance)
+        prefix = [
+            Pair(
+                Reading(other, switch.source, source, part, (1, 1)),
+                Reading(switch.into, switch.target, target, place, (1, 1)),
+            )
+            for place, part in enumerate(stitch.prefix_parts)
+        ]
+        return _Job(switch, source, target, [(grid, own), *((pair, plain) for pair in prefix)])
+
+    @property
+    def bytes(self) -> tuple[int, int]:
+        """Memory that its sums take, and that solving it takes for a while."""
+        sums, solving = zip(*(Moments.bytes_of(pair) for pair, _ in self.maps), strict=True)
+        return sum(sums), max(solving)
+
+    def make(self, solutions: Sequence[Solution]) -> Stitch:
+        """The stitch that the solutions of its maps make up."""
+        grid, *prefix = solutions
+        stitch = Stitch(
+            self.source,
+            self.target,
+            kernel=grid.kernel,
+            rank=grid.rank,
+            everywhere=grid.bias[0].numel() > 1,
+        )
+        stitch.weight.copy_(grid.weight.reshape(stitch.weight.shape))
+        stitch.bias.copy_(grid.bias)
+        if stitch.expand is not None and grid.expand is not None:
+            stitch.expand.copy_(grid.expand)
+        for place, solution in enumerate(prefix):
+            stitch.prefix_weight[place].copy_(solution.weight)
+            stitch.prefix_bias[place].copy_(solution.bias.flatten())
+        return stitch
+
+
+def _report(job: _Job, stitch: Stitch, solution: Solution) -> StitchFit:
+    rank = solution.rank or min(solution.weight.shape)
+    return StitchFit(
+        job.switch.name, solution.r2, solution.ridge, solution.kernel, rank, stitch.macs
+    )
+
+
+def _groups(jobs: Sequence[_Job], memory: float) -> list[list[_Job]]:
+    """Cut the stitches into runs whose sums keep within the memory."""
+    groups: list[list[_Job]] = [[]]
+    allowed = int(memory * GIB)
+    left = allowed - max((job.bytes[1] for job in jobs), default=0)
+    free = left
+    for job in jobs:
+        sums, solving = job.bytes
+        if sums > left:
+            raise FitError(
+                f"The stitch {job.switch.name!r} needs {(sums + solving) / GIB:.3f} GiB to be "
+                f"fitted, more than the {memory:g} GiB allowed; raise `memory`."
+            )
+        if sums > free:
+            groups.append([])
+            free = left
+        groups[-1].append(job)
+        free -= sums
+    return groups
+
+
+def _read(
+    supernetwork: Supernetwork,
+    split: Split,
+    moments: Moments,
+    group: Sequence[_Job],
+    batch_size: int,
+) -> Iterator[int]:
+    """Add this process's share of the images to the moments; yields how many were read."""
+    wanted = list(dict.fromkeys((reading.side, reading.node) for reading in moments.sums))
+    features = supernetwork.features(wanted)
+    layouts = {(reading.side, reading.node): reading.layout for reading in moments.sums}
+    image = sum(4 * layout.channels * layout.positions for layout in layouts.values())
+    batch_size = max(1, min(batch_size, _FEATURE_BYTES // image))
+    rank, world = share()
+    start = rank * batch_size
+    for batch in split.batches(supernetwork.views, batch_size, share=(rank, world)):
+        values: list[Tensor] = features.run(batch.images)
+        held_out = torch.arange(start, start + len(batch)) % EVERY == EVERY - 1
+        broken = moments.add(dict(zip(wanted, values, strict=True)), held_out)
+        if broken is not None:
+            name = next(
+                job.switch.name
+                for job in group
+                if broken in {r.base for pair, _ in job.maps for r in (pair.source, pair.target)}
+            )
+            raise FitError(
+                f"The features of stitch {name!r} hold NaN or infinite values (in parent "
+                f"{broken.side}, at {broken.node}); check its weights and the images."
+            )
+        start += world * batch_size
+        yield len(batch)
+    all_reduce(moments.tensors)

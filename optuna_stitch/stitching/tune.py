@@ -1,0 +1,354 @@
+"""Tune fitted stitches by gradients, on random subnetworks; optional, after the closed form.
+
+Every step runs a few subnetworks on one batch as a single program: what the parents compute is
+shared and needs no gradient. The subnetworks learn to answer as the parents' ensemble does, and,
+as far as asked, as the labels say.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from optuna_stitch.data.splits import Split
+from optuna_stitch.stitching.genotype import Genotype, Output, single_stitch_genotypes
+from optuna_stitch.stitching.program import Program, shared_program
+from optuna_stitch.stitching.recalibration import match_batch, statistics_of
+from optuna_stitch.stitching.supernetwork import Supernetwork
+from optuna_stitch.utils.distributed import all_reduce, share
+from optuna_stitch.utils.errors import FitError, first_line
+from optuna_stitch.utils.files import write_whole
+from optuna_stitch.utils.progress import progress_bar
+
+# One image in this many is held out, to put stitches back that got worse.
+HELD_OUT = 5
+
+# Thawed parents know already what they are to do.
+_THAWED_RATE = 0.1
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How stitches are tuned.
+
+    Args:
+        steps: Number of optimizer steps.
+        batch_size: Images per step, over all processes.
+        networks: Subnetworks per step.
+        accumulate: Batches whose gradients are added up before a step.
+        learning_rate: Of AdamW, at its start; it falls to zero along a cosine.
+        weight_decay: Of AdamW.
+        task: Weight of the labels' cross-entropy beside the distillation.
+        several: Probability that a subnetwork has further stitches on beside the one it is drawn
+            for, one more on average.
+        thaw: Whether the parents' weights learn too, at a tenth of the rate.
+        bfloat16: Whether to compute in mixed precision.
+        seed: Draws images and subnetworks.
+    """
+
+    steps: int = 500
+    batch_size: int = 32
+    networks: int = 6
+    accumulate: int = 1
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-5
+    task: float = 0.5
+    several: float = 0.3
+    thaw: bool = False
+    bfloat16: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What tuning did to one stitch.
+
+    Args:
+        switch: Name of its switch.
+        before: Divergence of its single-stitch network from the ensemble on held-out images,
+            in nats.
+        after: The same after tuning.
+        kept: Whether the tuned stitch was kept; one that got worse was put back, unless the
+            parents were thawed.
+    """
+
+    switch: str
+    before: float
+    after: float
+    kept: bool
+
+
+class Trainer:
+    """The state of a tuning: weights, optimizer and step."""
+
+    def __init__(self, supernetwork: Supernetwork, split: Split, tuning: Tuning) -> None:
+        self.step = 0
+        self._net = supernetwork
+        self._split = split
+        self._tuning = tuning
+        described = repr((supernetwork.content_hash(), split.fingerprint, asdict(tuning)))
+        self._key = hashlib.sha256(described.encode()).hexdigest()[:16]
+        self._fitted = {k: v.clone() for k, v in supernetwork.stitches.state_dict().items()}
+        self._teacher = self._answers([Genotype("ensemble")], range(len(split)))[0]
+        groups: list[dict[str, Any]] = [{"params": list(supernetwork.stitches.parameters())}]
+        if tuning.thaw:
+            rate = _THAWED_RATE * tuning.learning_rate
+            weights = [w for parent in parents_of(supernetwork) for w in parent.parameters()]
+            groups.append({"params": weights, "lr": rate})
+        self._thawed = parents_of(supernetwork) if tuning.thaw else []
+        self._optimizer = torch.optim.AdamW(
+            groups, lr=tuning.learning_rate, weight_decay=tuning.weight_decay
+        )
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(
+            self._optimizer, lambda step: 0.5 + 0.5 * math.cos(math.pi * step / tuning.steps)
+        )
+        positions = torch.arange(len(split))
+        self._train = positions[positions % HELD_OUT != HELD_OUT - 1]
+        self._held_out = positions[positions % HELD_OUT == HELD_OUT - 1].tolist()
+
+    def parameters(self) -> list[nn.Parameter]:
+        """All that learns."""
+        return [p for group in self._optimizer.param_groups for p in group["params"]]
+
+    def learn(self) -> float:
+        """One step; returns its loss."""
+        tuning = self._tuning
+        generator = torch.Generator().manual_seed(1_000_003 * tuning.seed + self.step)
+        genotypes = [self._draw(generator) for _ in range(tuning.networks)]
+        if tuning.thaw:
+            genotypes += [Genotype("a"), Genotype("b")]
+        self._optimizer.zero_grad()
+        total = 0.0
+        rank, world = share()
+        for _ in range(tuning.accumulate):
+            drawn = torch.randint(len(self._train), (tuning.batch_size,), generator=generator)
+            positions = self._train[drawn][rank::world].tolist()
+            loss = self._loss(genotypes, positions) * len(positions)
+            loss = loss / (tuning.batch_size * tuning.accumulate)
+            if not loss.isfinite():
+                raise FitError(
+                    f"The loss is not finite in step {self.step} of tuning; lower the learning "
+                    "rate."
+                )
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        all_reduce(gradients)
+        self._optimizer.step()
+        self._schedule.step()
+        self.step += 1
+        return total
+
+    def _draw(self, generator: torch.Generator) -> Genotype:
+        """A single-stitch network, each as likely; at times with further stitches on."""
+        switches = self._net.switches
+        first = int(torch.randint(len(switches), (1,), generator=generator))
+        on = {first}
+        chance, *others = torch.rand(len(switches) + 1, generator=generator).tolist()
+        if chance < self._tuning.several:
+            on |= {index for index, draw in enumerate(others) if draw * len(switches) < 1}
+        output: Output = switches[first].into
+        return Genotype(output, frozenset(on))
+
+    def _loss(self, genotypes: Sequence[Genotype], positions: Sequence[int]) -> Tensor:
+        batch = self._split.pick(positions, self._net.views)
+        wanted = self._teacher[torch.tensor(positions)].softmax(1)
+        program = shared_program(self._net.supergraph, genotypes)
+        casting = torch.autocast("cpu", torch.bfloat16, enabled=self._tuning.bfloat16)
+        with casting:
+            answers = _run_matched(program, batch.images, self._net)
+        losses = [
+            F.cross_entropy(logits.float(), wanted)
+            + self._tuning.task * F.cross_entropy(logits.float(), batch.targets)
+            for logits in answers
+        ]
+        return torch.stack(losses).mean()
+
+    def divergences(self, *, fitted: bool = False) -> list[float]:
+        """Divergence of every single-stitch network from the ensemble on the held-out images.
+
+        Args:
+            fitted: Whether to ask it of the stitches as they were fitted.
+        """
+        tuned = {k: v.clone() for k, v in self._net.stitches.state_dict().items()}
+        if fitted:
+            self._net.stitches.load_state_dict(self._fitted)
+        answers = self._answers(single_stitch_genotypes(self._net.switches), self._held_out)
+        self._net.stitches.load_state_dict(tuned)
+        wanted = self._teacher[torch.tensor(self._held_out)].log_softmax(1)
+        return [
+            float(F.kl_div(a.log_softmax(1), wanted, log_target=True, reduction="batchmean"))
+            for a in answers
+        ]
+
+    def _answers(self, genotypes: Sequence[Genotype], positions: Sequence[int]) -> list[Tensor]:
+        kept: list[list[Tensor]] = [[] for _ in genotypes]
+        size = self._net.batch_size
+        program = shared_program(self._net.supergraph, genotypes)
+        with torch.no_grad():
+            self._net.recalibrate(program)
+            for start in range(0, len(positions), size):
+                batch = self._split.pick(positions[start : start + size], self._net.views)
+                for column, logits in zip(kept, program.run(batch.images), strict=True):
+                    column.append(logits)
+        return [torch.cat(column) for column in kept]
+
+    def finish(self, before: Sequence[float]) -> list[Tuned]:
+        """Put back what got worse, and say what happened."""
+        if self._net.calibration is not None:
+            self._net.calibration = self._net.calibration.again()  # thawed parents changed
+        after = self.divergences()
+        found: list[Tuned] = []
+        for index, switch in enumerate(self._net.switches):
+            # thawed parents are not what the fitted stitch was fitted to
+            kept = after[index] < before[index] or self._tuning.thaw
+            found.append(Tuned(switch.name, before[index], after[index], kept))
+            if not kept:
+                prefix = f"{index}."
+                state = self._fitted.items()
+                own = {k.removeprefix(prefix): v for k, v in state if k.startswith(prefix)}
+                self._net.laid[index].load_state_dict(own)
+        return found
+
+    def save(self, path: Path) -> None:
+        """Write the state; only the first process does.
+
+        Raises:
+            FitError: If it cannot be written, for want of room perhaps.
+        """
+        if share()[0] > 0:
+            return
+        state = {
+            "key": self._key,
+            "step": self.step,
+            "stitches": self._net.stitches.state_dict(),
+            "parents": [parent.state_dict() for parent in self._thawed],
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+        }
+        try:
+            write_whole(path, lambda unfinished: torch.save(state, unfinished))
+        except (OSError, RuntimeError) as error:  # torch's own writer raises the latter
+            raise FitError(
+                f"The checkpoint {path} cannot be written after step {self.step} of tuning "
+                f"({first_line(error)}); make room, then go on from the one before."
+            ) from error
+
+    def load(self, path: Path) -> None:
+        """Go on from a state that was written.
+
+        Raises:
+            FitError: If it cannot be read, or belongs to another tuning.
+        """
+        try:
+            state = torch.load(path, weights_only=True)
+            if state["key"] == self._key:
+                self.step = state["step"]
+                self._net.stitches.load_state_dict(state["stitches"])
+                for parent, own in zip(self._thawed, state["parents"], strict=True):
+                    parent.load_state_dict(own)
+                self._optimizer.load_state_dict(state["optimizer"])
+                self._schedule.load_state_dict(state["schedule"])
+        except Exception as error:  # a broken file can fail in any of the steps above
+            raise FitError(
+                f"The checkpoint {path} cannot be read ({first_line(error)}); remove it to tune "
+                "from the start."
+            ) from error
+        if state["key"] != self._key:
+            raise FitError(
+                f"The checkpoint {path} belongs to another tuning: to other stitches, images or "
+                "settings. Remove it, or choose another file."
+            )
+
+
+def _run_matched(
+    program: Program, images: tuple[Tensor, ...], supernetwork: Supernetwork
+) -> list[Tensor]:
+    """Run a program with BatchNorms downstream of stitches matched on the batch itself."""
+    if supernetwork.calibration is None:
+        return program.run(images)
+    own = statistics_of(supernetwork.supergraph, images)
+    return program.observe(images, match_batch(program, own))
+
+
+def parents_of(supernetwork: Supernetwork) -> tuple[nn.Module, nn.Module]:
+    """The modules of both parents."""
+    return supernetwork.a.module, supernetwork.b.module
+
+
+_CHECKPOINT_EVERY = 50
+
+
+def tune(
+    supernetwork: Supernetwork,
+    split: Split,
+    tuning: Tuning | None = None,
+    *,
+    checkpoint: Path | None = None,
+    show_progress_bar: bool = False,
+) -> list[Tuned]:
+    """Tune the stitches of a fitted supernetwork in place.
+
+    In several processes started by ``torchrun``, each computes its share of every batch.
+
+    Args:
+        supernetwork: The fitted supernetwork.
+        split: Images to learn from; the train split.
+        tuning: How.
+        checkpoint: A file to keep the progress in; if it exists and belongs to the same tuning,
+            tuning goes on from there.
+        show_progress_bar: Whether to show a progress bar.
+
+    Returns:
+        One entry per stitch, in the switches' order.
+
+    Raises:
+        FitError: If the parents label pixels, there are too few images, the checkpoint belongs to
+            another tuning, or the loss is not finite.
+    """
+    tuning = tuning or Tuning()
+    if supernetwork.segments:
+        raise FitError("Tuning is for networks that label images; these label every pixel.")
+    if len(split) < 2 * HELD_OUT:
+        raise FitError(f"{len(split)} images are too few to tune on; give {2 * HELD_OUT}.")
+    trainer = Trainer(supernetwork, split, tuning)
+    if checkpoint is not None and checkpoint.is_file():
+        trainer.load(checkpoint)
+    before = trainer.divergences(fitted=True)
+    with (
+        progress_bar(show_progress_bar=show_progress_bar) as progress,
+        _learning(supernetwork, trainer.parameters()),
+    ):
+        task = progress.add_task("Tune", total=tuning.steps, completed=trainer.step, note="")
+        while trainer.step < tuning.steps:
+            loss = trainer.learn()
+            progress.update(task, advance=1, note=f"loss {loss:.3f}")
+            last = trainer.step == tuning.steps
+            if checkpoint is not None and (last or trainer.step % _CHECKPOINT_EVERY == 0):
+                trainer.save(checkpoint)
+    return trainer.finish(before)
+
+
+@contextlib.contextmanager
+def _learning(supernetwork: Supernetwork, learn: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Let some parameters have gradients, and no others, for a while."""
+    parts = [*parents_of(supernetwork), supernetwork.stitches]
+    before = [(weight, weight.requires_grad) for part in parts for weight in part.parameters()]
+    learns = {id(weight) for weight in learn}
+    for weight, _ in before:
+        weight.requires_grad_(id(weight) in learns)
+    try:
+        yield
+    finally:
+        for weight, had in before:
+            weight.requires_grad_(had)
+            weight.grad = None

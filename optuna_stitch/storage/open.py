@@ -1,0 +1,181 @@
+"""Storages by their URL."""
+
+from __future__ import annotations
+
+import random
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.storages import BaseStorage
+from optuna.storages.journal import JournalFileBackend, JournalStorage
+
+from optuna_stitch.storage.buffered import BufferedStorage
+from optuna_stitch.storage.rdb import OneStatementStorage
+from optuna_stitch.storage.retry import RETRY_TIMEOUT, reason, retry
+from optuna_stitch.utils.errors import StudyError
+
+_JOURNAL = "journal:///"
+
+_GRPC = "grpc://"
+
+# A server that does not answer at the start is mostly a wrong URL, or one that starts too.
+_AT_START = 10.0
+
+# How often opening is tried where the tables come into being at the same time.
+_TRIES = 5
+
+# What to install where a driver is missing.
+_EXTRAS = {"psycopg": "postgresql", "pymysql": "mysql", "MySQLdb": "mysql", "grpc": "grpc"}
+
+
+def open_storage(url: str, *, retry_timeout: float = RETRY_TIMEOUT) -> BufferedStorage:
+    """Open a storage, and make its tables where it has none.
+
+    Args:
+        url: ``sqlite:///study.db``, ``postgresql://user@host/database`` or any other database URL
+            of SQLAlchemy's; ``journal:///study.journal`` for a journal file (four slashes for an
+            absolute path); ``grpc://host:port`` for Optuna's gRPC proxy.
+        retry_timeout: Seconds for which a storage that went away is tried again.
+
+    Returns:
+        A storage for ``optuna.create_study(storage=...)``, which writes trials in one piece.
+
+    Raises:
+        StudyError: If it cannot be reached.
+    """
+    try:
+        backend = retry(lambda: _open(url), retry_timeout=min(_AT_START, retry_timeout))
+    except ImportError as error:
+        cause = error if error.name else error.__cause__  # Optuna wraps what a driver lacks
+        missing = (getattr(cause, "name", None) or "of its driver").partition(".")[0]
+        extra = _EXTRAS.get(missing)
+        way_out = f"pip install 'optuna-stitch[{extra}]'" if extra else f"install {missing}"
+        raise StudyError(
+            f"The storage {hide_password(url)} needs the package {missing}: {way_out}."
+        ) from error
+    except Exception as error:  # every database driver has exceptions of its own
+        raise StudyError(
+            f"The storage {hide_password(url)} cannot be opened: {reason(error)}. Check the "
+            "URL, that the database runs, and that its folder exists."
+        ) from error
+    return BufferedStorage(backend, retry_timeout=retry_timeout)
+
+
+def serve_proxy(storage: BufferedStorage, *, host: str = "127.0.0.1", port: int = 13000) -> None:
+    """Serve Optuna's gRPC proxy of a storage until interrupted.
+
+    Args:
+        storage: What is behind it.
+        host: Address to listen on; only this machine can reach the default.
+        port: Port to listen on.
+    """
+    with _experimental():
+        optuna.storages.run_grpc_proxy_server(storage.backend, host=host, port=port)
+
+
+def result_cache_engine(storage: BufferedStorage, folder: Path) -> sqlalchemy.Engine:
+    """The database for figures that are remembered: the study's own, or one in a folder."""
+    found = rdb_of(storage)
+    return found.engine if found else open_engine(f"sqlite:///{folder.as_posix()}/records.db")
+
+
+def rdb_of(storage: BaseStorage) -> optuna.storages.RDBStorage | None:
+    """The relational storage behind one of `open_storage`, if there is one."""
+    if isinstance(storage, BufferedStorage):
+        storage = storage.backend
+    # Optuna puts a cache around it
+    found = getattr(storage, "_backend", storage)
+    return found if isinstance(found, optuna.storages.RDBStorage) else None
+
+
+@contextmanager
+def _experimental() -> Iterator[None]:
+    """Use what Optuna calls experimental; that it may change is for us to follow."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
+
+
+def _open(url: str) -> BaseStorage:
+    if url.startswith(_JOURNAL):
+        path = url.removeprefix(_JOURNAL)
+        return JournalStorage(JournalFileBackend(path))
+    if url.startswith(_GRPC):
+        host, _, port = url.removeprefix(_GRPC).partition(":")
+        with _experimental():
+            proxy = optuna.storages.GrpcStorageProxy(host=host, port=int(port or 13000))
+        proxy.wait_server_ready(timeout=_AT_START)
+        return proxy
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            storage = OneStatementStorage(with_driver(url), engine_arguments(url))
+            break
+        except sqlalchemy.exc.DatabaseError:
+            if not tries_left:
+                raise
+            # another worker may be making the tables just now
+            time.sleep(random.uniform(0.1, 0.5))
+    prepare(storage.engine)
+    return optuna.storages.get_storage(storage)
+
+
+# SQLite makes a writer wait this long, in seconds, for another before it gives up.
+_BUSY_TIMEOUT = 300
+
+
+def engine_arguments(url: str) -> dict[str, Any]:
+    """What an engine is made with besides its URL."""
+    return {"connect_args": {"timeout": _BUSY_TIMEOUT}} if _is_sqlite(url) else {}
+
+
+def with_driver(url: str) -> str:
+    """A URL with a driver that we offer to install, where it names none.
+
+    Which one SQLAlchemy takes by itself depends on its version.
+    """
+    drivers = {"postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql"}
+    kind, separator, rest = url.partition("://")
+    return f"{drivers.get(kind, kind)}{separator}{rest}"
+
+
+def prepare(engine: sqlalchemy.Engine) -> None:
+    """Let readers and a writer of an SQLite file work side by side, with no sync a commit.
+
+    Other databases do so by themselves.
+    """
+    if engine.dialect.name != "sqlite":
+        return
+
+    def use_write_ahead_log(connection: Any, _: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=NORMAL")
+        cursor.close()
+
+    sqlalchemy.event.listen(engine, "connect", use_write_ahead_log)
+    engine.dispose()
+
+
+def open_engine(url: str) -> sqlalchemy.Engine:
+    """An engine for a database of ours."""
+    engine = sqlalchemy.create_engine(with_driver(url), **engine_arguments(url))
+    prepare(engine)
+    return engine
+
+
+def hide_password(url: str) -> str:
+    """A database's URL as it may be shown."""
+    try:
+        return sqlalchemy.make_url(url).render_as_string(hide_password=True)
+    except sqlalchemy.exc.ArgumentError:
+        return repr(url)
+
+
+def _is_sqlite(url: str) -> bool:
+    return sqlalchemy.make_url(url).get_backend_name() == "sqlite"

@@ -1,0 +1,85 @@
+"""Databases by their URL, opened so that several processes can work in one."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import optuna
+import sqlalchemy
+
+from optuna_stitch.utils.errors import first_line
+from optuna_stitch.utils.progress import console
+
+# How long, in seconds, a database that went away is waited for.
+RETRY_TIMEOUT = 120.0
+
+_LONGEST_PAUSE = 5.0
+
+T = TypeVar("T")
+
+
+def retry(call: Callable[[], T], *, retry_timeout: float = RETRY_TIMEOUT) -> T:
+    """Call a database, and again while it cannot be reached, with growing pauses.
+
+    Args:
+        call: What to do; it may be done twice where only the answer was lost.
+        retry_timeout: Seconds to go on.
+
+    Raises:
+        Exception: The call's own, if trying again does not help or the time is over.
+    """
+    begin = time.monotonic()
+    pause, told = 0.1, False
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            waited = time.monotonic() - begin
+            if not is_transient(error) or waited + pause > retry_timeout:
+                raise
+            if not told and pause >= 1:  # what is back in a moment is not worth a word
+                told = True
+                left = retry_timeout - waited
+                console.print(
+                    f"The storage does not answer; trying again for {left:.0f} s.", style="yellow"
+                )
+            time.sleep(pause * random.uniform(0.7, 1.0))
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether a database's error may be gone a moment later: a server that is away, a lock."""
+    if isinstance(error, optuna.exceptions.StorageInternalError):
+        # the driver's own error says more
+        return error.__cause__ is None or is_transient(error.__cause__)
+    if isinstance(error, sqlalchemy.exc.DBAPIError):
+        text = str(error).lower()
+        if "sqlite3" in type(error.orig).__module__:
+            return "locked" in text or "busy" in text
+        if "password" in text or "does not exist" in text or "access denied" in text:
+            return False
+        return error.connection_invalidated or isinstance(
+            error, (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError)
+        )
+    return _of_grpc(error) and "UNAVAILABLE" in str(error)
+
+
+def is_of_storage(error: BaseException) -> bool:
+    """Whether an error comes from a storage, rather than from what is done with it."""
+    kinds = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError)
+    return isinstance(error, kinds) or _of_grpc(error)
+
+
+def _of_grpc(error: BaseException) -> bool:
+    # grpc is an extra, so that its exceptions are known by name
+    return any(kind.__name__ == "RpcError" for kind in type(error).__mro__)
+
+
+def reason(error: BaseException) -> str:
+    """What a database's driver says, which Optuna wraps in an exception that says less."""
+    if isinstance(error, optuna.exceptions.StorageInternalError) and error.__cause__ is not None:
+        error = error.__cause__
+    return first_line(error)
