@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     )
     from optuna_stitch.models.parent import Parent, load_parent
     from optuna_stitch.models.train import Recipe, train_parent
+    from optuna_stitch.report.evaluate import evaluate_front
     from optuna_stitch.report.front import Front
-    from optuna_stitch.report.test_evaluation import evaluate_front
     from optuna_stitch.search.objective import Objective
     from optuna_stitch.search.samplers.linkage import LinkageSampler, LocalSearchSampler
     from optuna_stitch.search.space import enqueue_starts

@@ -13,9 +13,9 @@ from rich.console import Console
 from optuna_stitch.data.load import Data, load_data
 from optuna_stitch.evaluation.metrics import resolve_metrics
 from optuna_stitch.report.dashboard import publish
+from optuna_stitch.report.evaluate import evaluate_front
 from optuna_stitch.report.front import Front, find
 from optuna_stitch.report.tables import stitch_quality_table, summary
-from optuna_stitch.report.test_evaluation import evaluate_front
 from optuna_stitch.run.build import build, make_parent, read_stitch_quality
 from optuna_stitch.run.report import export_command, facts, write_results
 from optuna_stitch.run.schema import StudyFile, smoke

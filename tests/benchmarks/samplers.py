@@ -32,7 +32,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna_stitch.search.samplers.linkage import LinkageSampler, LocalSearchSampler
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.tabulated import DIRECTIONS, OUTPUTS, STATES, Tabulated, shares
+from tests.helpers.tabulated import DIRECTIONS, OUTPUTS, STATES, Tabulated, shares
 
 Make = Callable[[int, "Tabulated | None"], optuna.samplers.BaseSampler]
 

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parent))
 from pairs import DATA, MISSING, load_pair
 
-from tests.tabulated import Point, hypervolume
+from tests.helpers.tabulated import Point, hypervolume
 
 SAMPLERS = {"nsga2": {"population_size": 50}, "linkage": {}, "local_search": {}}
 

@@ -32,8 +32,8 @@ from optuna_stitch.storage.open import open_storage, prepare, with_driver
 from optuna_stitch.utils.progress import console
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.storages import storage_url
-from tests.writes import counted
+from tests.helpers.storages import storage_url
+from tests.helpers.writes import counted
 
 TRIALS = 1000
 WIDEST = 200

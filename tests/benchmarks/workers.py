@@ -36,9 +36,9 @@ from optuna_stitch.storage.open import open_storage
 from optuna_stitch.utils.progress import console
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.storages import KINDS, storage_url
-from tests.tabulated import Point, hypervolume
-from tests.working import NAME, workers
+from tests.helpers.storages import KINDS, storage_url
+from tests.helpers.tabulated import Point, hypervolume
+from tests.helpers.working import NAME, workers
 
 COUNTS = (1, 2, 4)
 IMAGES, BATCH = 200, 10

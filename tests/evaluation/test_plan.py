@@ -13,7 +13,7 @@ from optuna_stitch.evaluation.kernels import KERNELS
 from optuna_stitch.stitching import program as sharing
 from optuna_stitch.stitching.genotype import single_stitch_genotypes
 from optuna_stitch.stitching.program import shared_program
-from tests.plans import plan
+from tests.helpers.plans import plan
 
 
 def _genotypes(supernetwork: st.Supernetwork) -> some.SearchStrategy[list[st.Genotype]]:

@@ -19,8 +19,8 @@ from optuna_stitch.search.worker import RETRY_OF, optimize
 from optuna_stitch.stitching.io import save_supernetwork
 from optuna_stitch.storage.open import open_storage
 from optuna_stitch.utils.errors import StudyError
-from tests.storages import KINDS, postgresql, storage_url
-from tests.working import NAME, sampler, workers
+from tests.helpers.storages import KINDS, postgresql, storage_url
+from tests.helpers.working import NAME, sampler, workers
 
 EACH, COUNT = 100, 4
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)

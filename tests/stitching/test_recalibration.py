@@ -11,7 +11,7 @@ import optuna_stitch as st
 from optuna_stitch.data.view import View
 from optuna_stitch.stitching.batch_norm import BatchNorm
 from optuna_stitch.stitching.recalibration import Calibration
-from tests.plans import plan
+from tests.helpers.plans import plan
 
 
 def _into(supernetwork: st.Supernetwork, side: str) -> st.Genotype:

@@ -12,7 +12,7 @@ import pytest
 
 from optuna_stitch.search.samplers.linkage import LinkageSampler, LocalSearchSampler
 from optuna_stitch.search.samplers.linkage.tree import linkage_tree, mutual_information
-from tests.search.samplers.landscapes import (
+from tests.helpers.landscapes import (
     NearestNeighbourNK,
     Separable,
     Traps,

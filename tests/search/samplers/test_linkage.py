@@ -21,7 +21,7 @@ from optuna_stitch.search.samplers.by_name import make_sampler
 from optuna_stitch.search.samplers.linkage import LinkageSampler, LocalSearchSampler
 from optuna_stitch.search.samplers.linkage.ranking import best_places, first_front
 from optuna_stitch.search.samplers.linkage.space import Space
-from tests.search.samplers.landscapes import bits_of, distributions, params_of
+from tests.helpers.landscapes import bits_of, distributions, params_of
 
 SAMPLERS = [LinkageSampler, LocalSearchSampler]
 WIDTH = 12

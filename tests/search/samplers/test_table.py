@@ -9,7 +9,7 @@ import optuna
 import pytest
 
 from optuna_stitch.search.samplers.linkage import LinkageSampler, LocalSearchSampler
-from tests.tabulated import OUTPUTS, Tabulated, shares
+from tests.helpers.tabulated import OUTPUTS, Tabulated, shares
 
 SEEDS = range(100, 105)
 

@@ -1,0 +1,61 @@
+"""Worker processes of one study, for tests and benchmarks."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+
+import optuna_stitch as st
+from optuna_stitch.search.study import open_study
+from optuna_stitch.search.worker import optimize
+from optuna_stitch.stitching.io import load_supernetwork
+from optuna_stitch.storage.open import open_storage, result_cache_engine
+
+NAME = "shared"
+
+
+def sampler(seed: int) -> optuna.samplers.BaseSampler:
+    return st.LinkageSampler(seed=seed)
+
+
+def work(folder: Path, url: str, seed: int, images: int, options: dict[str, Any]) -> None:
+    """What each process does: load the supernetwork, join the study, search."""
+    torch.set_num_threads(1)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    supernetwork = load_supernetwork(folder)
+    data = st.load_data("sklearn/digits", train={"images": 300}, val={"images": 200})
+    storage = open_storage(url)
+    result_cache = result_cache_engine(storage, folder) if options.pop("remember", False) else None
+    objective = st.Objective(supernetwork, data.val.take(images), result_cache=result_cache)
+    study = open_study(NAME, storage, objective, sampler(seed), population=20)
+    optimize(study, objective, **options)
+    os._exit(0)  # libraries that were forked need not be taken down
+
+
+@contextmanager
+def workers(
+    count: int, folder: Path, url: str, *, images: int = 30, first_seed: int = 0, **options: Any
+) -> Iterator[list[BaseProcess]]:
+    """Start workers; at the end of the block those that still run are killed."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.helpers.working"])  # torch and timm are imported once
+    started = [
+        context.Process(target=work, args=(folder, url, seed, images, options), daemon=True)
+        for seed in range(first_seed, first_seed + count)
+    ]
+    for process in started:
+        process.start()
+    try:
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.join()

@@ -1,0 +1,370 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pandas as pd
+import pytest
+import torch
+from optuna.trial import TrialState
+from PIL import Image
+from torch.nn import functional as F
+
+import optuna_stitch as st
+from optuna_stitch.report.baselines import Cascade, Duo, tune_combinations
+from optuna_stitch.report.document import Pictures, write_report
+from optuna_stitch.report.front import Entry, Front, PairedComparison, find, headline
+from optuna_stitch.report.plots import (
+    draw_front,
+    draw_gained,
+    draw_switches,
+    gained_by,
+    switch_shares,
+    write_image,
+    write_switches,
+)
+from optuna_stitch.report.tables import rich_table, worth_showing
+from optuna_stitch.utils.errors import DataError, StudyError
+from tests.report.recompute import largest_difference
+
+
+@pytest.fixture(scope="module")
+def objective(supernetwork: st.Supernetwork, data: st.Data) -> st.Objective:
+    return st.Objective(supernetwork, data.val)
+
+
+@pytest.fixture(scope="module")
+def study(objective: st.Objective) -> optuna.Study:
+    made = optuna.create_study(directions=objective.directions)
+    st.enqueue_starts(made, objective.supernetwork, population=25, probability=0.03)
+    made.optimize(objective, n_trials=25)
+    return made
+
+
+@pytest.fixture(scope="module")
+def front(study: optuna.Study, objective: st.Objective, data: st.Data) -> st.Front:
+    return st.evaluate_front(study, objective, data.test)
+
+
+def test_figures_agree_with_raw_predictions(
+    front: st.Front, supernetwork: st.Supernetwork, data: st.Data, tmp_path: Path
+) -> None:
+    """Subnetworks run one by one as plain modules, then every figure from what they answer."""
+    images = next(data.test.batches(supernetwork.views, len(data.test))).images
+    predictions = front.predictions()
+    assert predictions is not None
+    assert (predictions["label"] == data.test.targets.numpy()).all()
+    assert predictions.index.tolist() == list(data.test.indices)
+    for entry in front.entries:
+        if entry.genotype is not None:
+            guesses = supernetwork.extract(entry.genotype)(*images).argmax(1)
+            assert (predictions[entry.name] == guesses.numpy()).all(), entry.name
+    predictions.to_csv(tmp_path / "predictions.csv")
+    front.table().to_csv(tmp_path / "front.csv", index=False)
+    assert largest_difference(tmp_path) < 1e-12
+    (tmp_path / "predictions.csv").write_text(
+        (tmp_path / "predictions.csv").read_text().replace(",1,", ",2,", 5)
+    )
+    assert largest_difference(tmp_path) > 1e-4  # the script can tell
+
+
+def test_baselines_are_tuned_on_validation_images(
+    front: st.Front, supernetwork: st.Supernetwork, data: st.Data
+) -> None:
+    """The duo and the cascades again, from the parents' logits."""
+    a, b = (
+        torch.cat(
+            [
+                supernetwork.extract(st.Genotype(side))(*batch.images)
+                for batch in data.test.batches(supernetwork.views, 50)
+            ]
+        )
+        for side in ("a", "b")
+    )
+    duo, *cascades = tune_combinations(supernetwork, data.val, "b")
+    assert [c.name for c in (duo, *cascades)] == [
+        entry.name for entry in front.baselines if entry.kind in ("duo", "cascade")
+    ]
+    by_name = {entry.name: entry for entry in front.entries}
+    assert isinstance(duo, Duo)
+    logits = duo.weights[0] * a + duo.weights[1] * b
+    assert torch.equal(logits.argmax(1), by_name["duo"].guesses)
+    assert by_name["duo"].test["macs"] == by_name["ensemble"].test["macs"]
+    cheap, both = by_name["parent b"].test["macs"], by_name["ensemble"].test["macs"]
+    assert cascades
+    for cascade in cascades:
+        assert isinstance(cascade, Cascade)
+        entry = by_name[cascade.name]
+        unsure = b.softmax(1).amax(1) < cascade.threshold
+        second = {"parent a": a, "the duo": logits}.get(cascade.then)
+        if second is None:
+            second = (a.softmax(1) + b.softmax(1)).log()
+        guesses = torch.where(unsure, second.argmax(1), b.argmax(1))
+        assert torch.equal(guesses, entry.guesses)
+        share = float(unsure.double().mean())
+        assert entry.test["macs"] == pytest.approx(cheap + share * (both - cheap))
+        low, high = entry.intervals["macs"]
+        assert low < entry.test["macs"] < high
+        assert f"{cascade.threshold:.3f}" in entry.recipe
+
+
+def test_the_duo_is_the_best_weighing_on_validation_images(
+    supernetwork: st.Supernetwork, data: st.Data
+) -> None:
+    duo = tune_combinations(supernetwork, data.val, "a")[0]
+    assert isinstance(duo, Duo)
+    batch = next(data.val.batches(supernetwork.views, len(data.val)))
+    a, b = (supernetwork.extract(st.Genotype(side))(*batch.images) for side in ("a", "b"))
+
+    def loss(of_a: float, of_b: float) -> float:
+        return float(F.cross_entropy(of_a * a + of_b * b, batch.targets))
+
+    best = loss(*duo.weights)
+    for step in (-0.05, 0.05):
+        assert best <= loss(duo.weights[0] + step, duo.weights[1]) + 1e-6
+        assert best <= loss(duo.weights[0], duo.weights[1] + step) + 1e-6
+
+
+def test_baselines_come_first_and_the_front_is_what_nothing_dominates(front: st.Front) -> None:
+    kinds = [entry.kind for entry in front.entries]
+    assert kinds[:4] == ["parent", "parent", "ensemble", "duo"]
+    assert kinds == sorted(kinds, key=lambda kind: kind == "stitched")
+    assert "cascade" in kinds
+    assert front.stitched
+    points = [(-entry.test["accuracy"], entry.test["macs"]) for entry in front.entries]
+    for entry, point in zip(front.entries, points, strict=True):
+        dominated = any(
+            other[0] <= point[0] and other[1] <= point[1] and other != point for other in points
+        )
+        assert entry.on_front != dominated
+    assert front.front == [entry for entry in front.entries if entry.on_front]
+    for entry in front.stitched:
+        rivals = [claim.baseline for claim in entry.comparisons]
+        assert rivals[:4] == ["parent a", "parent b", "ensemble", "duo"]
+        assert len(rivals) == 5
+        assert rivals[4].startswith("cascade")
+
+
+def test_other_networks_and_other_objectives(
+    study: optuna.Study, supernetwork: st.Supernetwork, a: st.Parent, data: st.Data
+) -> None:
+    """A baseline that is a parent again has its figures; every figure has its interval."""
+    names = ["cross_entropy", "calibration_error", "agreement", "latency_ms"]
+    objective = st.Objective(supernetwork, data.val, ["accuracy", "macs", *names])
+    wider = optuna.create_study(directions=objective.directions)
+    for trial in study.trials[:4]:
+        wider.enqueue_trial(trial.params)
+    wider.optimize(objective, n_trials=4)
+    front = st.evaluate_front(wider, objective, data.test, others=[a, a])
+    by_name = {entry.name: entry for entry in front.entries}
+    assert [entry.name for entry in front.entries if entry.kind == "other"] == [
+        "test_resnet",
+        "test_resnet #2",
+    ]
+    again, parent = by_name["test_resnet"], by_name["parent a"]
+    for name in ("accuracy", "macs", "cross_entropy", "calibration_error", "agreement"):
+        assert again.test[name] == pytest.approx(parent.test[name])
+    assert again.test["latency_ms"] > 0
+    evaluator = st.Evaluator(supernetwork, data.test, names[:3], kernels="plain")
+    for entry in front.entries:
+        assert set(entry.intervals) >= {"accuracy", *names[:3]}
+        for name, (low, high) in entry.intervals.items():
+            assert low <= high, name
+            if name in ("accuracy", "agreement", "cross_entropy"):
+                assert low <= entry.test[name] <= high, name
+        if entry.genotype is not None:
+            figures = evaluator.evaluate([entry.genotype])[0].figures
+            assert {name: entry.test[name] for name in figures} == pytest.approx(figures)
+    logits = torch.cat(
+        [
+            supernetwork.extract(st.Genotype("a"))(*batch.images)
+            for batch in data.test.batches(supernetwork.views, 50)
+        ]
+    )
+    losses = F.cross_entropy(logits, data.test.targets, reduction="none").numpy()
+    half = 1.96 * losses.std() / len(losses) ** 0.5
+    low, high = parent.intervals["cross_entropy"]
+    assert high - low == pytest.approx(2 * half, rel=0.15)
+
+
+def test_another_network_must_know_the_same_classes(
+    study: optuna.Study, objective: st.Objective, data: st.Data
+) -> None:
+    other = st.load_parent("test_resnet", num_classes=7, input_size=32)
+    with pytest.raises(DataError, match="test_resnet tells 7 classes apart, the parents 10"):
+        st.evaluate_front(study, objective, data.test, others=[other])
+
+
+def test_some_trials_only(
+    study: optuna.Study, objective: st.Objective, data: st.Data, front: st.Front
+) -> None:
+    asked = next(t.number for t in study.trials if "on" in t.params.values())
+    some = st.evaluate_front(study, objective, data.test, only=[asked])
+    assert [entry.trial for entry in some.stitched] == [asked]
+    assert some.entry(asked).quality > 0
+    with pytest.raises(StudyError, match="Trial 999 is not in this report; on the front are"):
+        some.entry(999)
+    with pytest.raises(StudyError, match="no complete trial 999"):
+        st.evaluate_front(study, objective, data.test, only=[999])
+
+
+def test_files(
+    front: st.Front, supernetwork: st.Supernetwork, data: st.Data, tmp_path: Path
+) -> None:
+    front.table().to_csv(tmp_path / "front.csv", index=False)
+    read = pd.read_csv(tmp_path / "front.csv")
+    assert list(read["name"]) == [entry.name for entry in front.entries]
+    assert {"test_accuracy", "test_accuracy_low", "test_macs", "val_accuracy"} <= set(read)
+    write_image(front, "Title", tmp_path / "front.png")
+    assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
+    write_image(front, "Title", tmp_path / "front.svg")
+    drawn = (tmp_path / "front.svg").read_text()
+    assert ">Title</text>" in drawn
+    assert ">ensemble</text>" in drawn
+    figure = draw_front(front, "Title")
+    names = {trace.name for trace in figure.data}
+    assert {"all trials (validation)", "parents", "cascades", "duo: weighted ensemble"} <= names
+    traces = [trace for trace in figure.data if str(trace.name).startswith("stitched")]
+    entries = sorted(front.stitched, key=lambda entry: not entry.on_front)
+    hovers = [hover for trace in traces for hover in trace.customdata]
+    for entry, shown in zip(entries, hovers, strict=True):
+        assert all(name.replace(">", "&gt;") in shown for name in front.stitches(entry)[:8])
+    shares = switch_shares(front, supernetwork)
+    on = [e.genotype.on for e in front.front if e.kind == "stitched" and e.genotype]
+    assert shares["share"].tolist() == [
+        pytest.approx(sum(i in each for each in on) / max(len(on), 1)) for i in range(len(shares))
+    ]
+    write_switches(shares, tmp_path / "switches.png")
+    assert len(draw_switches(shares).data) == 2
+    pictures = Pictures("front.png", "history.png", None, None, {})
+    report = write_report(
+        front,
+        pictures,
+        title="Title",
+        facts=[("data", "digits")],
+        commands=["true"],
+        export="export {trial}",
+    )
+    assert report.startswith(f"# Title\n\n{headline(front)}\n\n![")
+    assert rich_table(front).row_count == len(worth_showing(front))
+    shown = front._repr_html_()
+    assert "<svg" in shown
+    assert "parent a" in shown
+
+
+def test_images_that_change(front: st.Front, data: st.Data, tmp_path: Path) -> None:
+    entry = max(front.stitched, key=lambda e: e.quality)
+    said = gained_by(front, entry)
+    predictions = front.predictions()
+    assert said is not None
+    assert predictions is not None
+    right = {name: predictions[name] == predictions["label"] for name in predictions}
+    both = right["parent a"] & right["parent b"]
+    neither = ~right["parent a"] & ~right["parent b"]
+    own = right[entry.name]
+    assert said.gained == np.flatnonzero(own & neither).tolist()
+    assert said.lost == np.flatnonzero(~own & both).tolist()
+    places = [*said.gained, *said.lost, 0, 1][:14]
+    path = tmp_path / "some.png"
+    draw_gained(front, entry, places, data.test, path, class_names=data.class_names)
+    assert path.stat().st_size > 1000
+
+
+def test_without_complete_trials(objective: st.Objective, data: st.Data) -> None:
+    empty = optuna.create_study(directions=objective.directions)
+    with pytest.raises(StudyError, match="no complete trial to report \\(it has none at all\\)"):
+        st.evaluate_front(empty, objective, data.test)
+    empty.ask()
+    empty.tell(empty.ask(), state=TrialState.FAIL)
+    with pytest.raises(StudyError, match="it has 1 running, 1 fail"):
+        st.evaluate_front(empty, objective, data.test)
+
+
+def test_with_one_trial_only(objective: st.Objective, data: st.Data) -> None:
+    single = optuna.create_study(directions=objective.directions)
+    single.optimize(objective, n_trials=1)
+    front = st.evaluate_front(single, objective, data.test)
+    assert [e.name for e in front.entries[:4]] == ["parent a", "parent b", "ensemble", "duo"]
+    assert len(front.stitched) <= 1
+    assert headline(front)
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_test_split_without_labels(
+    study: optuna.Study, objective: st.Objective, data: st.Data, label: int
+) -> None:
+    class Unlabelled:
+        def __len__(self) -> int:
+            return len(data.test)
+
+        def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+            return data.test.read(index)[0], label
+
+    split = st.Split("test", Unlabelled(), range(len(data.test)), "a folder")
+    with pytest.raises(DataError, match=r"The test split \(a folder\) has no labels"):
+        st.evaluate_front(study, objective, split)
+
+
+def _entry(name: str, accuracy: float, macs: float, **comparisons: tuple[float, float]) -> Entry:
+    kinds = {"ensemble": "ensemble", "duo": "duo"}
+    return Entry(
+        name=name,
+        kind="stitched" if comparisons else kinds.get(name, "parent"),
+        test={"accuracy": accuracy, "macs": macs},
+        metric="accuracy",
+        intervals={"accuracy": (accuracy, accuracy)},
+        trial=0,
+        genotype=st.Genotype("a"),
+        on_front=True,
+        comparisons=[
+            PairedComparison(key.replace("_", " "), *value) for key, value in comparisons.items()
+        ],
+    )
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "macs", "p_value", "expected"),
+    [
+        (0.97, 80.0, 0.001, "has a higher accuracy than parent a"),
+        (0.97, 80.0, 0.001, "and needs 20% fewer multiply-accumulates"),
+        (0.97, 99.0, 0.001, "and costs no more"),
+        (0.951, 80.0, 0.8, "needs 20% fewer multiply-accumulates than parent a; its accuracy"),
+        (0.951, 80.0, 0.8, "cannot tell from chance (p = 0.8)"),
+        (0.89, 30.0, 0.8, "needs 40% fewer multiply-accumulates than parent b; its"),
+        (0.87, 30.0, 0.8, "than parent b, the cheapest alternative, and its accuracy is 3.0 "),
+        (0.87, 30.0, 0.8, "3.0 points lower (87.0% against 90.0%)"),
+        (0.93, 30.0, 0.8, "3.0 points higher (93.0% against 90.0%)"),
+        (0.93, 80.0, 0.8, "A stitched network lies on the front, but none is cheaper"),
+        (0.09, 10.0, 0.0, "A stitched network lies on the front, but none is cheaper"),
+    ],
+)
+def test_the_headline_says_what_the_tests_bear_out(
+    accuracy: float, macs: float, p_value: float, expected: str
+) -> None:
+    found = _entry("trial 7", accuracy, macs, parent_a=(accuracy - 0.95, p_value))
+    entries = [_entry("parent a", 0.95, 100.0), _entry("parent b", 0.90, 50.0), found]
+    front = Front(entries, ["accuracy", "macs"], pd.DataFrame(), 500)
+    assert expected in headline(front)
+    assert find(front).entry is found
+
+
+def test_a_dominated_network_makes_no_headline() -> None:
+    """However significant: a duo that is as good at no more cost is what one would take."""
+    found = _entry("trial 7", 0.97, 100.0, parent_a=(0.02, 0.001))
+    found.on_front = False
+    base = [_entry("parent a", 0.95, 100.0), _entry("duo", 0.98, 100.0)]
+    base[0].on_front = False
+    text = headline(Front([*base, found], ["accuracy", "macs"], pd.DataFrame(), 500))
+    assert text == (
+        "No stitched network is worth its cost: the duo is at least as good and cost no more."
+    )
+
+
+def test_the_headline_when_nothing_was_found() -> None:
+    entries = [_entry("parent a", 0.95, 100.0), _entry("parent b", 0.90, 50.0)]
+    text = headline(Front(entries, ["accuracy", "macs"], pd.DataFrame(), 500))
+    assert text == (
+        "No stitched network is worth its cost: parent a and parent b are at least as good and "
+        "cost no more."
+    )

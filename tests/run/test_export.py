@@ -1,0 +1,230 @@
+"""From a run's folder and the number of a trial to an exported network."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+import typer
+from optuna.trial import TrialState
+from typer.testing import CliRunner
+
+import optuna_stitch as st
+from optuna_stitch.cli.results import export
+from optuna_stitch.run import export as exporting
+from optuna_stitch.run.export import export_trial
+from optuna_stitch.run.run import Run
+from optuna_stitch.run.schema import ParentConfig, RecipeConfig, TuneConfig
+from optuna_stitch.utils.errors import ExportError, RunError
+
+TINY = """\
+parents:
+  a: {network: test_resnet, input_size: 32, train: {epochs: 2}}
+  b:
+    network: test_efficientnet
+    input_size: 32
+    mean: [0.5, 0.5, 0.5]
+    std: [0.5, 0.5, 0.5]
+    interpolation: bilinear
+    train: {epochs: 2}
+data: {train: {images: 200}, val: {images: 100}}
+stitching: {points: blocks}
+study:
+  trials: 14
+  sampler: {name: nsga2, population_size: 8}
+  start: {population: 8}
+"""
+
+
+@pytest.fixture(scope="module")
+def run(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "tiny.yaml").write_text(TINY)
+    started = Run.start(folder / "tiny.yaml", folder / "tiny")
+    study = started.search(started.build())
+    params = study.trials[0].params
+    for state in (TrialState.PRUNED, TrialState.FAIL):
+        study.add_trial(
+            optuna.create_trial(
+                state=state, params=params, distributions=study.trials[0].distributions
+            )
+        )
+    study.ask()
+    return started
+
+
+def stitched(run: Run) -> int:
+    """Number of a trial with a stitch that matters."""
+    supernetwork = run.build()
+    study = optuna.load_study(study_name=run.name, storage=run.storage)
+    return next(
+        trial.number
+        for trial in study.get_trials(states=(TrialState.COMPLETE,))
+        if supernetwork.canonical(supernetwork.genotype(trial.params)).on
+    )
+
+
+def test_a_trial_leaves_the_run_with_its_figures(run: Run, tmp_path: Path) -> None:
+    number = stitched(run)
+    before = {path.name: path.stat().st_mtime_ns for path in run.folder.iterdir()}
+    command = f"optuna-stitch export runs/tiny --trial {number} --to to"
+    assert export_trial(run, number, tmp_path / "to", command=command) == tmp_path / "to"
+    network = runpy.run_path(str(tmp_path / "to" / "network.py"))["load_network"]()
+    hits = 0
+    with torch.no_grad():
+        for batch in run.data.test.batches(run.build().views, 50):
+            hits += int((network(*batch.images).argmax(1) == batch.targets).sum())
+    _, front = run.judge(run.build(), only=[number])
+    entry = front.entry(number)
+    assert hits / len(run.data.test) == entry.test["accuracy"]
+
+    card = (tmp_path / "to" / "README.md").read_text()
+    assert f"# Trial {number} of tiny\n" in card
+    assert f"| **trial {number}** | {100 * entry.quality:.2f}% |" in card
+    for claim in entry.comparisons:
+        assert f"| {claim.baseline} |" in card
+    assert "| a | test_resnet | trained in this run, 2 epochs on its train split |" in card
+    assert "| train | 200 images that the stitches were fitted on: sklearn/digits |" in card
+    assert f"| test | {len(run.data.test):,} images" in card
+    assert "| classes | 10: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 |" in card
+    assert command in card
+    assert f"torch {torch.__version__}" in card
+    config = json.loads((tmp_path / "to" / "config.json").read_text())
+    assert config["pretrained_cfg"]["label_names"] == list("0123456789")
+    assert {path.name: path.stat().st_mtime_ns for path in run.folder.iterdir()} == before
+
+
+def test_a_parent_can_be_a_trial(run: Run, tmp_path: Path) -> None:
+    export_trial(run, 0, tmp_path / "to")
+    card = (tmp_path / "to" / "README.md").read_text()
+    assert "Trial 0 of the study tiny: test_resnet (parent a) alone" in card
+    assert "| **parent a** |" in card
+
+
+def best_of(run: Run) -> str:
+    study = optuna.load_study(study_name=run.name, storage=run.storage)
+    return ", ".join(str(trial.number) for trial in study.best_trials)
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        (99, "There is no trial 99: the study 'tiny' has 17, 0 to 16."),
+        (-1, "There is no trial -1: the study 'tiny' has 17, 0 to 16."),
+        (14, "Trial 14 of the study 'tiny' is not complete: its state is PRUNED."),
+        (15, "Trial 15 of the study 'tiny' is not complete: its state is FAIL."),
+        (16, "Trial 16 of the study 'tiny' is not complete: its state is RUNNING."),
+    ],
+)
+def test_trials_without_a_network(run: Run, number: int, expected: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError) as raised:
+        export_trial(run, number, tmp_path / "to")
+    assert str(raised.value) == f"{expected} On the front are {best_of(run)}."
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_without_a_study(tmp_path: Path) -> None:
+    (tmp_path / "new.yaml").write_text(TINY)
+    new = Run.start(tmp_path / "new.yaml", tmp_path / "new")
+    with pytest.raises(RunError, match="has no study yet; run `optuna-stitch search"):
+        export_trial(new, 0, tmp_path / "to")
+    assert {path.name for path in (tmp_path / "new").iterdir()} <= {
+        "study.yaml", "study.db", "study.db-shm", "study.db-wal"
+    }  # fmt: skip
+
+
+def test_what_can_be_refused_costs_nothing(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(*_: Any, **__: Any) -> None:
+        raise AssertionError("nothing is to be computed")
+
+    monkeypatch.setattr(Run, "build", build)
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ExportError, match=r"files in it: mine\.txt"):
+        export_trial(run, 0, tmp_path)
+    with pytest.raises(ExportError, match="no format 'tflite'"):
+        export_trial(run, 0, tmp_path / "to", formats=["tflite"])
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with pytest.raises(ExportError, match="HF_TOKEN"):
+        export_trial(run, 0, tmp_path / "to", push="me/net")
+    with pytest.raises(ExportError, match="There is no trial 99"):
+        export_trial(run, 99, tmp_path / "to")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_the_folder_is_pushed_when_it_is_whole(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pushed: list[tuple[Any, ...]] = []
+
+    def push_folder(folder: Path, files: tuple[str, ...], repo: str, *, private: bool) -> str:
+        assert {path.name for path in folder.iterdir()} <= set(files)
+        pushed.append((folder, repo, private))
+        return repo
+
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_secret")
+    monkeypatch.setattr(exporting, "push_folder", push_folder)
+    export_trial(run, 1, tmp_path / "to", push="me/net")
+    export_trial(run, 1, tmp_path / "to", force=True)
+    export_trial(run, 1, tmp_path / "to", push="me/net", force=True, private=False)
+    assert pushed == [(tmp_path / "to", "me/net", True), (tmp_path / "to", "me/net", False)]
+
+
+@pytest.mark.parametrize(
+    ("config", "weights", "licence"),
+    [
+        ({"pretrained": True}, "[timm/test_resnet.r160_in1k]", "apache-2.0"),
+        ({"checkpoint": "/home/me/best.safetensors"}, "own checkpoint, best.safetensors", None),
+        ({"train": RecipeConfig(epochs=3)}, "trained in this run, 3 epochs", None),
+        ({"random_weights": True}, "random", None),
+    ],
+)
+def test_whose_weights_a_parent_has(
+    config: dict[str, Any], weights: str, licence: str | None, a: st.Parent
+) -> None:
+    given = ParentConfig(network="test_resnet", **config)
+    ancestor = exporting._ancestor(a, given, None)
+    assert weights in ancestor.weights
+    assert "/home" not in ancestor.weights
+    assert ancestor.licence == licence
+    assert "tuned further" not in exporting._ancestor(a, given, TuneConfig()).weights
+    assert "tuned further" in exporting._ancestor(a, given, TuneConfig(thaw=True)).weights
+
+
+def test_other_zoos_state_no_licence(b: st.Parent) -> None:
+    name = "torchvision/mobilenet_v3_small"
+    other = st.Parent(name, b.module, b.view, source="torchvision")
+    ancestor = exporting._ancestor(other, ParentConfig(network=name, pretrained=True), None)
+    assert (ancestor.weights, ancestor.licence) == ("pretrained, from torchvision", None)
+    name = "/home/me/mine.pt2"
+    mine = st.Parent(name, b.module, b.view, source="program")
+    ancestor = exporting._ancestor(mine, ParentConfig(network=name), None)
+    assert (ancestor.name, ancestor.licence) == ("mine.pt2", None)
+    assert ancestor.weights == "the user's own, in an exported program"
+
+
+def test_from_the_command_line(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = typer.Typer()
+    app.command()(export)
+    number, to = stitched(run), tmp_path / "to"
+    arguments = [str(run.folder), "--trial", str(number), "--to", str(to), "--format", "program"]
+    monkeypatch.setattr(sys, "argv", ["optuna-stitch", "export", *arguments])
+    done = CliRunner().invoke(app, [*arguments, "--format", "python"])
+    assert done.exit_code == 0, done.output
+    written = ["README.md", "config.json", "network.pt2", "network.py", "network.safetensors"]
+    assert [str(to / name) in done.output.splitlines() for name in written] == [True] * 5
+    assert f"Trial {number} is in {to}; README.md says how to load it." in done.output
+    assert f"optuna-stitch export {run.folder} --trial {number}" in (to / "README.md").read_text()
+
+    done = CliRunner().invoke(app, arguments)
+    assert isinstance(done.exception, ExportError)
+    assert CliRunner().invoke(app, [*arguments, "--force"]).exit_code == 0
+    assert CliRunner().invoke(app, [*arguments, "--format", "tflite"]).exit_code == 2
+    assert "tflite" in CliRunner().invoke(app, [*arguments, "--format", "tflite"]).output

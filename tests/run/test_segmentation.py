@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+import torch
+from PIL import Image
+from torchmetrics.classification import MulticlassJaccardIndex
+
+import optuna_stitch as st
+from optuna_stitch.evaluation.metrics import resolve_metrics
+from optuna_stitch.report.evaluate import FrontEvaluator
+from optuna_stitch.report.evidence import Confusions
+from optuna_stitch.utils.errors import ConfigError, DataError, MatchError
+
+
+def _parent(name: str) -> st.Parent:
+    torch.manual_seed(0)
+    return st.load_parent(f"torchvision/{name}", input_size=64, num_classes=5)
+
+
+@pytest.fixture(scope="module")
+def supernetwork() -> st.Supernetwork:
+    return st.stitch(_parent("deeplabv3_mobilenet_v3_large"), _parent("lraspp_mobilenet_v3_large"))
+
+
+@pytest.fixture(scope="module")
+def noise() -> st.Data:
+    part = {"images": 12}
+    return st.load_data("noise/5/pixels", train=part, val=part, test=part)
+
+
+def test_from_parents_to_a_front(supernetwork: st.Supernetwork, noise: st.Data) -> None:
+    assert supernetwork.segments
+    assert supernetwork.classes == 5
+    st.fit(supernetwork, noise.train)
+    objective = st.Objective(supernetwork, noise.val, ["mean_iou", "macs"])
+    study = optuna.create_study(directions=objective.directions)
+    st.enqueue_starts(study, supernetwork, population=6)
+    study.optimize(objective, n_trials=6)
+    front = st.evaluate_front(study, objective, noise.test)
+    assert front.metric == "mean_iou"
+    assert {"duo", "cascade"} <= {entry.kind for entry in front.baselines}
+    assert front.predictions() is None
+    for entry in front.entries:
+        assert entry.quality == entry.test["mean_iou"]
+        assert entry.interval[0] <= entry.quality <= entry.interval[1]
+    with pytest.raises(ConfigError, match="label every pixel"):
+        st.Evaluator(supernetwork, noise.val, ["accuracy"])
+
+
+def test_mean_iou_from_confusions_is_torchmetrics(
+    supernetwork: st.Supernetwork, noise: st.Data
+) -> None:
+    names = ["mean_iou", "pixel_accuracy", "macs"]
+    evaluator = st.Evaluator(supernetwork, noise.val, names, kernels="plain")
+    genotypes = [st.Genotype("a"), st.Genotype("ensemble")]
+    evaluator = FrontEvaluator(supernetwork, noise.val, resolve_metrics(names), "mean_iou")
+    for genotype, entry in zip(genotypes, evaluator.judge(genotypes), strict=True):
+        figures = evaluator.evaluate([genotype])[0].figures
+        assert entry.test == pytest.approx(figures, abs=1e-6)
+        found = entry.per_image
+        assert found is not None
+        reference = MulticlassJaccardIndex(5, ignore_index=255)
+        (logits,) = evaluator.logits([genotype])
+        batch = next(noise.val.batches(supernetwork.views, len(noise.val)))
+        assert batch.targets.shape == (12, 64, 64)
+        reference.update(logits, batch.targets)
+        assert found.figure == pytest.approx(float(reference.compute()), abs=1e-6)
+
+
+def test_the_paired_bootstrap_tells_what_can_be_told() -> None:
+    rng = np.random.default_rng(0)
+
+    def network(hits: int) -> Confusions:
+        """Two classes; of 100 pixels each, about so many are right."""
+        matrices = np.zeros((80, 2, 2))
+        for image in range(80):
+            for label in range(2):
+                right = rng.binomial(100, hits / 100)
+                matrices[image, label] = 100 - right
+                matrices[image, label, label] = right
+        return Confusions(matrices)
+
+    good, same, bad = network(80), network(80), network(60)
+    assert good.p_value(bad) < 0.01
+    assert good.p_value(same) > 0.01
+    assert good.p_value(good) == 1
+    low, high = good.interval()
+    assert low < good.figure < high
+    assert good.figure == pytest.approx(0.8 / 1.2, abs=0.02)
+
+
+def test_pixels_and_images_do_not_mix() -> None:
+    labels_images = st.load_parent("test_resnet", num_classes=5, input_size=64)
+    with pytest.raises(MatchError, match=r"labels of 64×64 pixels.*one label an image"):
+        st.stitch(_parent("lraspp_mobilenet_v3_large"), labels_images)
+
+
+def test_pascal_voc(tmp_path: Path) -> None:
+    base = tmp_path / "VOCdevkit" / "VOC2012"
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (base / folder).mkdir(parents=True)
+    for split, names in (("train", ["t1", "t2"]), ("val", ["v1"]), ("trainval", ["v2"])):
+        (base / "ImageSets/Segmentation" / f"{split}.txt").write_text("\n".join(names) + "\n")
+        for name in names:
+            Image.new("RGB", (30, 20), "red").save(base / "JPEGImages" / f"{name}.jpg")
+            mask = Image.new("P", (30, 20), 3)
+            mask.putpalette([value for value in range(256) for _ in range(3)])
+            mask.putpixel((0, 0), 255)
+            mask.save(base / "SegmentationClass" / f"{name}.png")
+    data = st.load_data("torch/voc", root=tmp_path, test={"split": "trainval"})
+    assert (len(data.train), len(data.val), len(data.test), data.classes) == (2, 1, 1, 21)
+    batch = next(data.train.batches([st.View((3, 20, 30), crop_mode="squash")]))
+    assert batch.targets.shape == (2, 20, 30)
+    assert batch.targets.unique().tolist() == [3, 255]
+    with pytest.raises(DataError, match=r"Pascal VOC 2007, train, cannot be read"):
+        st.load_data("torch/voc2007", root=tmp_path)

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import runpy
+import time
+import urllib.request
+from multiprocessing import get_context
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+
+from optuna_stitch.report.dashboard_server import serve_dashboard
+from optuna_stitch.storage.open import open_storage
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_readme_shows_the_program() -> None:
+    assert (ROOT / "studies" / "digits.py").read_text().split('"""\n\n', 1)[1] in (
+        ROOT / "README.md"
+    ).read_text()
+
+
+def test_the_program_gives_a_plain_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = runpy.run_path(str(ROOT / "studies" / "digits.py"))
+    assert "M MACs" in capsys.readouterr().out
+    study, network, data = names["study"], names["network"], names["data"]
+    assert len(study.trials) == 100
+    images = next(data.val.batches(names["supernetwork"].views, len(data.val))).images
+    with torch.no_grad():
+        hits = network(*images).argmax(1) == data.val.targets
+    assert float(hits.float().mean()) == pytest.approx(names["best"].values[0])
+    # both parents learn, so that there is something to stitch
+    assert all(trial.values[0] > 0.9 for trial in study.trials[:2])
+    assert optuna.load_study(study_name=study.study_name, storage="sqlite:///digits.db").trials
+
+
+def _serve(url: str, port: int) -> None:
+    serve_dashboard(open_storage(url), port=port)
+
+
+def test_the_dashboard_serves_the_study(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    optuna.create_study(storage=url, study_name="shown")
+    port = 18080 + hash(str(tmp_path)) % 10000
+    server = get_context("spawn").Process(target=_serve, args=(url, port), daemon=True)
+    server.start()
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                address = f"http://127.0.0.1:{port}/api/studies"
+                answer = urllib.request.urlopen(address, timeout=5).read().decode()
+                break
+            except OSError:
+                assert server.is_alive()
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+        assert "shown" in answer
+    finally:
+        server.terminate()
