@@ -16,7 +16,7 @@ from .evaluation.stitch_quality import best_stitches as best_stitches
 from .evaluation.stitch_quality import measure_stitches as measure_stitches
 from .models.parent import Parent as Parent
 from .models.parent import load_parent as load_parent
-from .models.train import Recipe as Recipe
+from .models.recipe import Recipe as Recipe
 from .models.train import train_parent as train_parent
 from .report.evaluate import evaluate_front as evaluate_front
 from .report.front import Front as Front

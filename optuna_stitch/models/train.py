@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -12,33 +12,13 @@ from torch.nn import functional as F
 from optuna_stitch.data.splits import Split
 from optuna_stitch.models.checkpoint import load_weights
 from optuna_stitch.models.parent import Parent
+from optuna_stitch.models.recipe import Recipe
 from optuna_stitch.models.zoo import create_module
 from optuna_stitch.utils.files import cache_folder, content_key, write_whole
 from optuna_stitch.utils.progress import track
 
 # Part of every cache key: raise it when the same recipe starts to mean other weights.
 _VERSION = 1
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train a parent: AdamW with one cycle of the learning rate, and cross-entropy.
-
-    Args:
-        epochs: Passes over the train split.
-        learning_rate: Peak of the cycle.
-        weight_decay: AdamW's.
-        batch_size: Images per step.
-        label_smoothing: Share of each label given to the other classes.
-        seed: Decides the initial weights and the order of the images.
-    """
-
-    epochs: int
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.05
-    batch_size: int = 50
-    label_smoothing: float = 0.0
-    seed: int = 0
 
 
 def train_parent(
@@ -65,7 +45,7 @@ def train_parent(
         CheckpointError: If the cached weights are broken.
     """
     folder = Path(cache) if cache is not None else cache_folder()
-    made_of = parent.model_args, asdict(parent.view), asdict(recipe), split.fingerprint
+    made_of = parent.model_args, asdict(parent.view), recipe.model_dump(), split.fingerprint
     key = content_key(_VERSION, parent.name, *made_of)
     path = folder / "parents" / f"{parent.name.replace('/', '-')}-{key}.safetensors"
     if path.is_file():

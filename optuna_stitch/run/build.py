@@ -11,7 +11,8 @@ import pandas as pd
 from optuna_stitch.data.load import Data
 from optuna_stitch.evaluation.stitch_quality import StitchQuality, best_stitches, measure_stitches
 from optuna_stitch.models.parent import Parent, load_parent
-from optuna_stitch.models.train import Recipe, train_parent
+from optuna_stitch.models.recipe import Recipe
+from optuna_stitch.models.train import train_parent
 from optuna_stitch.report.tables import draw_stitch_quality
 from optuna_stitch.run.schema import ParentConfig, StudyFile
 from optuna_stitch.stitching.fit import StitchFit, fit

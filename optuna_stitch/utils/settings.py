@@ -1,0 +1,51 @@
+"""The base of classes that hold settings, as Python and study files give them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from optuna_stitch.utils.errors import ConfigError
+
+
+class Settings(BaseModel):
+    """Named values that are checked when they are given, and never change afterwards.
+
+    A section of a study file can be a class of settings: pydantic then validates it as part of the
+    file, and raises its own ``ValidationError``, which knows the place in the file.
+
+    Raises:
+        ConfigError: If a name is unknown or missing, or a value is not allowed.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            explained = (_explain(type(self), one) for one in error.errors())
+            raise ConfigError("\n".join(explained)) from error
+
+    # Without this mark, pydantic calls `__init__` for sections of a study file too, and the error
+    # above would hide where in the file the value stands.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+
+def _explain(settings: type[Settings], error: Any) -> str:
+    """One line for one of pydantic's errors: the name, the value, what is allowed."""
+    dotted = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        allowed = _listed(settings.model_fields)
+        return f"{settings.__name__} has no `{dotted}`; allowed are {allowed}."
+    if error["type"] == "missing":
+        return f"{settings.__name__} needs `{dotted}`."
+    message = error["msg"].removeprefix("Value error, ")
+    name = f"`{dotted}` of {settings.__name__}" if dotted else settings.__name__
+    return f"{name}: {message} (it is {error['input']!r})."
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
