@@ -10,7 +10,7 @@ from .evaluation.metrics import Cost as Cost
 from .evaluation.metrics import ImageMetric as ImageMetric
 from .evaluation.metrics import Metric as Metric
 from .evaluation.metrics import StreamedMetric as StreamedMetric
-from .evaluation.racing import Racing as Racing
+from .evaluation.settings import Racing as Racing
 from .evaluation.stitch_quality import StitchQuality as StitchQuality
 from .evaluation.stitch_quality import best_stitches as best_stitches
 from .evaluation.stitch_quality import measure_stitches as measure_stitches
@@ -25,18 +25,17 @@ from .search.samplers.linkage import LinkageSampler as LinkageSampler
 from .search.samplers.linkage import LocalSearchSampler as LocalSearchSampler
 from .search.space import enqueue_starts as enqueue_starts
 from .search.steering import SteeredSampler as SteeredSampler
-from .search.study import open_study as open_study
+from .search.study import create_study as create_study
+from .search.study import load_study as load_study
 from .search.worker import optimize as optimize
 from .stitching.fit import StitchFit as StitchFit
-from .stitching.fit import fit as fit
 from .stitching.genotype import Genotype as Genotype
-from .stitching.io import load_supernetwork as load_supernetwork
-from .stitching.io import save_supernetwork as save_supernetwork
+from .stitching.settings import FitSettings as FitSettings
+from .stitching.settings import Tuning as Tuning
+from .stitching.subnetwork import Subnetwork as Subnetwork
 from .stitching.supernetwork import Supernetwork as Supernetwork
 from .stitching.supernetwork import stitch as stitch
 from .stitching.tune import Tuned as Tuned
-from .stitching.tune import Tuning as Tuning
-from .stitching.tune import tune as tune
 from .storage.open import open_storage as open_storage
 from .utils.errors import OptunaStitchError as OptunaStitchError
 

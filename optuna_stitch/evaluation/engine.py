@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from optuna_stitch.evaluation.activation_cache import Reuse
-from optuna_stitch.evaluation.kernels import Folding, Kernels
-from optuna_stitch.stitching.genotype import Genotype
+from optuna_stitch.evaluation.kernels import Folding
+from optuna_stitch.evaluation.settings import Kernels
 from optuna_stitch.stitching.program import Program, shared_program
-from optuna_stitch.stitching.supernetwork import Supernetwork
+from optuna_stitch.stitching.subnetwork import Subnetwork
+from optuna_stitch.stitching.supergraph import Supergraph
 from optuna_stitch.utils.errors import DataError
 from optuna_stitch.utils.progress import console
 
@@ -44,29 +45,29 @@ class Plan:
     """Subnetworks that are computed together.
 
     Args:
-        genotypes: The subnetworks.
+        subnetworks: What is computed.
         program: Computes them, one output each; BatchNorms have their parents' statistics.
     """
 
-    genotypes: list[Genotype]
+    subnetworks: list[Subnetwork]
     program: Program
 
 
 def divide(
-    supernetwork: Supernetwork,
-    genotypes: Sequence[Genotype],
+    supergraph: Supergraph,
+    subnetworks: Sequence[Subnetwork],
     *,
     budget: float = math.inf,
     batch_size: int,
     kept: int = 0,
 ) -> list[Plan]:
-    """Divide genotypes among plans that stay within a memory budget.
+    """Divide subnetworks among plans that stay within a memory budget.
 
     Subnetworks that share much stay together. A single one is never refused.
 
     Args:
-        supernetwork: Whose genotypes.
-        genotypes: The subnetworks.
+        supergraph: The supernetwork's computation.
+        subnetworks: What is to be computed.
         budget: Bytes of the values that are alive at once, and of what is kept.
         batch_size: Images per batch.
         kept: Numbers that are kept of each subnetwork, besides.
@@ -74,18 +75,18 @@ def divide(
     Returns:
         As few plans as halving gives.
     """
-    program = shared_program(supernetwork.supergraph, genotypes)
-    needed = _BYTES * (program.elements * batch_size + kept * len(genotypes))
-    if needed <= budget or len(genotypes) == 1:
-        return [Plan(list(genotypes), program)]
+    program = shared_program(supergraph.operations, [s.resolved for s in subnetworks])
+    needed = _BYTES * (program.elements * batch_size + kept * len(subnetworks))
+    if needed <= budget or len(subnetworks) == 1:
+        return [Plan(list(subnetworks), program)]
     # subnetworks that end next to each other have most of their way in common
-    ends = dict(zip(genotypes, program.outputs, strict=True))
-    ordered = sorted(genotypes, key=ends.__getitem__)
+    ends = dict(zip(subnetworks, program.outputs, strict=True))
+    ordered = sorted(subnetworks, key=ends.__getitem__)
     half = len(ordered) // 2
     return [
         part
         for some in (ordered[:half], ordered[half:])
-        for part in divide(supernetwork, some, budget=budget, batch_size=batch_size, kept=kept)
+        for part in divide(supergraph, some, budget=budget, batch_size=batch_size, kept=kept)
     ]
 
 
@@ -97,7 +98,7 @@ class Engine:
     """Answers of subnetworks, many at once.
 
     Args:
-        supernetwork: Whose subnetworks.
+        supergraph: The computation of the supernetwork whose subnetworks run.
         kernels: How operations are computed.
         memory: GiB that the values of a plan may take; a plan over it is divided.
         batch_size: Images per batch.
@@ -108,24 +109,24 @@ class Engine:
     """
 
     def __init__(
-        self, supernetwork: Supernetwork, kernels: Kernels, memory: float, batch_size: int
+        self, supergraph: Supergraph, kernels: Kernels, memory: float, batch_size: int
     ) -> None:
-        self.supernetwork = supernetwork
+        self.supergraph = supergraph
         self.kernels = kernels
         self.memory = memory
         self.batch_size = self.at_once = batch_size
-        self._fold = Folding(supernetwork.supergraph)
+        self._fold = Folding(supergraph)
 
-    def divide(self, genotypes: Sequence[Genotype], kept: int = 0) -> list[Plan]:
-        """Divide genotypes among plans that fit into memory; see `plan.divide`."""
+    def divide(self, subnetworks: Sequence[Subnetwork], kept: int = 0) -> list[Plan]:
+        """Divide subnetworks among plans that fit into memory; see `plan.divide`."""
         budget = self.memory * 2**30 * (1 - 2 * KEPT)  # both at once, old values and new
-        calibration = self.supernetwork.calibration
+        calibration = self.supergraph.calibration
         largest = self.batch_size
         if calibration is not None:  # whose batches the plan runs too
             largest = max(largest, min(calibration.batch_size, len(calibration)))
         with no_collection():
             return divide(
-                self.supernetwork, genotypes, budget=budget, batch_size=largest, kept=kept
+                self.supergraph, subnetworks, budget=budget, batch_size=largest, kept=kept
             )
 
     def prepare(self, program: Program, reuse: Reuse | None = None) -> Program:
@@ -154,12 +155,12 @@ class Engine:
         return program
 
     def _recalibrate(self, program: Program, reuse: Reuse | None) -> None:
-        calibration = self.supernetwork.calibration
+        calibration = self.supergraph.calibration
         if reuse is None:
-            self.supernetwork.recalibrate(program)
+            self.supergraph.recalibrate(program)
         elif calibration is not None and (program.stitched_norms or reuse.steps):
             given = [reuse.calibration(number) for number in range(calibration.count)]
-            for answers in self.supernetwork.recalibrate(program, given):
+            for answers in self.supergraph.recalibrate(program, given):
                 reuse.add_calibration(answers[len(answers) - len(reuse.steps) :])
 
     def run(
@@ -178,7 +179,7 @@ class Engine:
             given: The values of the program's given steps.
 
         Returns:
-            Logits by genotype, and what else the program returns.
+            Logits by subnetwork, and what else the program returns.
 
         Raises:
             DataError: If memory does not even suffice for one image.
@@ -245,7 +246,7 @@ class Engine:
     def _laid_out(self, images: Sequence[Tensor]) -> Sequence[Tensor]:
         if self.kernels == "plain":
             return images
-        layout = self.supernetwork.memory_format
+        layout = self.supergraph.memory_format
         return [image.contiguous(memory_format=layout) for image in images]
 
     def _precision(self) -> AbstractContextManager[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import sqlalchemy
 import torch
@@ -11,8 +12,8 @@ from torch import Tensor
 
 from optuna_stitch.data.splits import Split
 from optuna_stitch.evaluation.accumulator import Evaluation
-from optuna_stitch.evaluation.engine import Engine, no_collection
-from optuna_stitch.evaluation.kernels import KERNELS, Kernels
+from optuna_stitch.evaluation.engine import Engine
+from optuna_stitch.evaluation.latency import Latencies, measure_latency, use_latencies
 from optuna_stitch.evaluation.metrics import (
     AnyMetric,
     Cost,
@@ -21,12 +22,14 @@ from optuna_stitch.evaluation.metrics import (
     cached_name,
     resolve_metrics,
 )
-from optuna_stitch.evaluation.racing import Race, Racing, Rival
+from optuna_stitch.evaluation.racing import Race, Rival
 from optuna_stitch.evaluation.result_cache import CachedResult, ResultCache
 from optuna_stitch.evaluation.runner import Measured, Runner
+from optuna_stitch.evaluation.settings import EvaluationSettings, LatencySettings, Racing
 from optuna_stitch.stitching.genotype import Genotype
+from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supernetwork import Supernetwork
-from optuna_stitch.utils.errors import ConfigError
+from optuna_stitch.utils.errors import ConfigError, StudyError
 from optuna_stitch.utils.progress import progress_bar
 
 # More images at once do not run faster, and their values leave a processor's cache.
@@ -40,19 +43,24 @@ class Evaluator:
         supernetwork: Whose subnetworks.
         split: Images to judge them on.
         metrics: Names of known metrics, or metrics of your own.
-        batch_size: Images per batch; if None, 50, or fewer where features are large.
-        kernels: ``plain`` computes as the extracted module does, bit for bit; ``fast`` is equal
-            up to rounding, ``bfloat16`` less exact.
-        memory: GiB for the values that are alive at once; what needs more runs one part after
-            the other.
-        racing: If given, subnetworks that cannot join the front of those judged so far are
-            stopped early. It takes one metric that says right or wrong of every image, and costs.
-        records: URL or engine of a database, in which figures are remembered for other processes
-            and later runs.
+        settings: How to compute; see `EvaluationSettings`.
+        result_cache: URL or engine of a database, in which figures are remembered for other
+            processes and later runs.
+        latency: What ``latency_ms`` counts with: how operations are to be timed on this machine,
+            or times that were measured before. For one image, if None.
+        **options: Fields of `EvaluationSettings`, in place of ``settings``: ``kernels="plain"``.
 
     Raises:
-        ConfigError: If a metric is unknown, is for another task, or cannot be raced.
+        ConfigError: If a metric is unknown, is for another task, or cannot be raced, or an option
+            is unknown or has a wrong value.
         StudyError: If the database cannot be used.
+
+    Example:
+        >>> evaluator = st.Evaluator(supernetwork, data.val, ["accuracy", "macs"])
+        >>> parent = supernetwork.subnetwork({"output": "a"})
+        >>> evaluation = evaluator.evaluate([parent])[0]
+        >>> evaluation["macs"] == parent.macs, evaluation.images
+        (True, 200)
     """
 
     def __init__(
@@ -60,135 +68,151 @@ class Evaluator:
         supernetwork: Supernetwork,
         split: Split,
         metrics: Sequence[str | AnyMetric] = ("accuracy", "macs"),
+        settings: EvaluationSettings | None = None,
         *,
-        batch_size: int | None = None,
-        kernels: Kernels = "fast",
-        memory: float = 4.0,
-        racing: Racing | None = None,
         result_cache: str | sqlalchemy.Engine | None = None,
+        latency: LatencySettings | Latencies | None = None,
+        **options: Any,
     ) -> None:
         self.supernetwork = supernetwork
         self.split = split
         self.metrics = resolve_metrics(metrics)
-        if kernels not in KERNELS:
-            raise ConfigError(f"There are no kernels {kernels!r}; known are {', '.join(KERNELS)}.")
+        self.settings = settings = settings or EvaluationSettings(**options)
+        self._supergraph = supergraph = supernetwork.supergraph
         for metric in self.metrics:
-            if isinstance(metric, (ImageMetric, Metric)) and supernetwork.segments:
+            if isinstance(metric, (ImageMetric, Metric)) and supergraph.segments:
                 raise ConfigError(
-                    f"The metric {metric.name!r} judges one label an image, but "
+                    f"The metric {metric.name!r} judges one label per image, but "
                     f"{supernetwork.a.name} and {supernetwork.b.name} label every pixel; use "
                     "mean_iou or pixel_accuracy."
                 )
+        if latency is not None:
+            if isinstance(latency, LatencySettings):
+                latency = measure_latency(supergraph, latency)
+            use_latencies(supergraph, latency)
         self._learned = [metric for metric in self.metrics if not isinstance(metric, Cost)]
         self._costs = [metric for metric in self.metrics if isinstance(metric, Cost)]
-        size = batch_size or min(_BATCH, supernetwork.batch_size)
-        self._engine = Engine(supernetwork, kernels, memory, size)
-        self._race = self._start(racing, size) if racing is not None else None
+        size = settings.batch_size or min(_BATCH, supergraph.batch_size)
+        self._engine = Engine(supergraph, settings.kernels, settings.memory, size)
+        self._race = self._start(settings.racing, size) if settings.racing is not None else None
         self._runner = Runner(self._engine, split, self._learned, self._race)
         self._known: dict[Genotype, Evaluation] = {}
         self._result_cache = (
-            ResultCache(result_cache, supernetwork.content_hash(), split.fingerprint, kernels)
+            ResultCache(
+                result_cache, supergraph.content_hash(), split.fingerprint, settings.kernels
+            )
             if result_cache is not None
             else None
         )
 
     def evaluate(
-        self, genotypes: Sequence[Genotype], *, show_progress_bar: bool = False
+        self, subnetworks: Sequence[Subnetwork], *, show_progress_bar: bool = False
     ) -> list[Evaluation]:
         """Judge subnetworks.
 
-        Genotypes that are the same subnetwork, now or in an earlier call, are computed once. What
-        is finished when an interruption comes is not computed again.
+        What was judged in an earlier call is not computed again. What is finished when an
+        interruption comes is kept.
 
         Args:
-            genotypes: The subnetworks.
+            subnetworks: Of this supernetwork.
             show_progress_bar: Whether to show a progress bar, over batches of images.
 
         Returns:
-            One entry per genotype.
+            One entry per subnetwork.
 
         Raises:
             DataError: If an image has a label that the parents have no class for, does not
                 decode, or memory does not suffice.
-            StudyError: If the records' database fails.
+            StudyError: If the result cache's database fails, or a subnetwork is not one of this
+                supernetwork, or was made before its stitches were fitted.
         """
-        with no_collection():
-            canonical = [self.supernetwork.canonical(genotype) for genotype in genotypes]
-        self._recall([g for g in dict.fromkeys(canonical) if g not in self._known])
-        new = [genotype for genotype in dict.fromkeys(canonical) if genotype not in self._known]
+        for subnetwork in subnetworks:
+            if subnetwork.supergraph is not self._supergraph:
+                raise StudyError(
+                    "A subnetwork is of another supernetwork than this evaluator's, or was made "
+                    "before the stitches were fitted; make both anew."
+                )
+        distinct = {subnetwork.genotype: subnetwork for subnetwork in subnetworks}
+        self._recall([genotype for genotype in distinct if genotype not in self._known])
+        new = [subnetwork for g, subnetwork in distinct.items() if g not in self._known]
         self._measure(new, show_progress_bar)
-        return [self._known[genotype] for genotype in canonical]
+        return [self._known[subnetwork.genotype] for subnetwork in subnetworks]
 
     @property
     def batch_size(self) -> int:
         """Images per batch."""
         return self._engine.batch_size
 
-    def logits(self, genotypes: Sequence[Genotype]) -> list[Tensor]:
-        """What subnetworks answer on the whole split, ``(len(split), classes, ...)`` each."""
-        kept: list[list[Tensor]] = [[] for _ in genotypes]
-        for _, answers in self.answers(genotypes):
+    def logits(self, subnetworks: Sequence[Subnetwork]) -> list[Tensor]:
+        """What subnetworks answer on the whole split, ``(len(split), classes, ...)`` each.
+
+        Args:
+            subnetworks: Whose logits.
+        """
+        kept: list[list[Tensor]] = [[] for _ in subnetworks]
+        for _, answers in self.answers(subnetworks):
             for column, logits in zip(kept, answers, strict=True):
                 column.append(logits)
         return [torch.cat(column) for column in kept]
 
-    def answers(self, genotypes: Sequence[Genotype]) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    def answers(self, subnetworks: Sequence[Subnetwork]) -> Iterator[tuple[Tensor, list[Tensor]]]:
         """What subnetworks answer, batch by batch.
 
         Args:
-            genotypes: The subnetworks.
+            subnetworks: Whose answers.
 
         Returns:
             An iterator over the batch's labels, ``(N,)`` or ``(N, H, W)``, and logits of each
-            genotype, ``(N, classes)`` or ``(N, classes, H, W)``.
+            subnetwork, ``(N, classes)`` or ``(N, classes, H, W)``.
 
         Raises:
             DataError: If an image has a label that the parents have no class for.
         """
-        return self._runner.answers(genotypes)
+        return self._runner.answers(subnetworks)
 
-    def costs(self, genotype: Genotype) -> dict[str, float]:
-        """The figures that need no images."""
-        costs = self._costs
-        return {
-            metric.name: float(metric.compute(self.supernetwork, genotype)) for metric in costs
-        }
+    def costs(self, subnetwork: Subnetwork) -> dict[str, float]:
+        """The figures that need no images.
 
-    def _measure(self, genotypes: Sequence[Genotype], show_progress_bar: bool) -> None:
+        Args:
+            subnetwork: Whose costs.
+        """
+        return {metric.name: float(metric.compute(subnetwork)) for metric in self._costs}
+
+    def _measure(self, subnetworks: Sequence[Subnetwork], show_progress_bar: bool) -> None:
         """Find out the figures of subnetworks that are not known yet."""
-        if not genotypes:
+        if not subnetworks:
             return
         if not self._learned:
-            for genotype in genotypes:
-                self._known[genotype] = Evaluation(self.costs(genotype), 0)
+            for subnetwork in subnetworks:
+                self._known[subnetwork.genotype] = Evaluation(self.costs(subnetwork), 0)
             return
         keeps = any(isinstance(metric, Metric) for metric in self._learned)
-        kept = len(self.split) * self.supernetwork.classes if keeps else 0
-        plans = self._engine.divide(genotypes, kept)
+        kept = len(self.split) * self._supergraph.classes if keeps else 0
+        plans = self._engine.divide(subnetworks, kept)
         batches = math.ceil(len(self.split) / self._engine.batch_size)
         with progress_bar(show_progress_bar=show_progress_bar) as progress:
             task = progress.add_task(
-                f"Evaluate {len(genotypes)} networks", total=batches * len(plans), note=""
+                f"Evaluate {len(subnetworks)} networks", total=batches * len(plans), note=""
             )
             for number, plan in enumerate(plans):
-                rivals = [self._rival(genotype) for genotype in plan.genotypes]
+                rivals = [self._rival(subnetwork) for subnetwork in plan.subnetworks]
                 found: dict[Genotype, Measured] = {}
                 try:
-                    for genotype, measured in self._runner(
+                    for subnetwork, measured in self._runner(
                         plan, rivals, lambda: progress.advance(task)
                     ):
-                        found[genotype] = measured
-                        self._learn(genotype, measured)
+                        found[subnetwork.genotype] = measured
+                        self._learn(subnetwork, measured)
                 finally:  # also on Ctrl-C: what is finished is kept
                     self._record(found)
                 progress.update(task, completed=batches * (number + 1))
 
-    def _learn(self, genotype: Genotype, measured: Measured) -> None:
+    def _learn(self, subnetwork: Subnetwork, measured: Measured) -> None:
         """Keep what is known of a subnetwork now, and let others race against it."""
-        costs = self.costs(genotype)
+        costs = self.costs(subnetwork)
         figures = {**{metric.name: math.nan for metric in self.metrics}, **costs}
         figures.update(measured.figures)
-        self._known[genotype] = Evaluation(
+        self._known[subnetwork.genotype] = Evaluation(
             figures, measured.images, measured.stopped, measured.failed
         )
         if self._race is not None and self._race.metric in measured.outcomes:
@@ -216,7 +240,7 @@ class Evaluator:
                     if recorded in record.outcomes
                 }
                 measured = Measured(known, outcomes, len(self.split), failed=record.failed)
-                self._learn(genotype, measured)
+                self._learn(Subnetwork.of(self._supergraph, genotype), measured)
 
     def _record(self, found: Mapping[Genotype, Measured]) -> None:
         """Write down full evaluations, by the metrics that others know too."""
@@ -239,10 +263,10 @@ class Evaluator:
             )
         self._result_cache.keep(result_cache)
 
-    def _rival(self, genotype: Genotype) -> Rival | None:
+    def _rival(self, subnetwork: Subnetwork) -> Rival | None:
         if self._race is None:
             return None
-        return self._race.rival(tuple(self.costs(genotype).values()))
+        return self._race.rival(tuple(self.costs(subnetwork).values()))
 
     def _start(self, racing: Racing, batch_size: int) -> Race:
         learned = [metric.name for metric in self._learned]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from timm.layers import BatchNormAct2d, Conv2dSame
@@ -22,10 +22,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from optuna_stitch.stitching.program import Program
 from optuna_stitch.stitching.supergraph import Supergraph
-
-Kernels = Literal["plain", "fast", "bfloat16"]
-
-KERNELS: tuple[Kernels, ...] = get_args(Kernels)
 
 # Others may change their weights as they run, or do more than normalize.
 _CONVOLUTIONS = (nn.Conv2d, Conv2dSame)

@@ -18,9 +18,10 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from optuna_stitch.stitching.genotype import Genotype
+from optuna_stitch.evaluation.settings import LatencySettings
 from optuna_stitch.stitching.program import Program
-from optuna_stitch.stitching.supernetwork import Supernetwork
+from optuna_stitch.stitching.subnetwork import Subnetwork
+from optuna_stitch.stitching.supergraph import Supergraph
 from optuna_stitch.utils.errors import ArtifactError
 from optuna_stitch.utils.files import write_text
 from optuna_stitch.utils.progress import track
@@ -40,11 +41,11 @@ class Latencies:
     threads: int
     milliseconds: dict[str, float]
 
-    def __call__(self, supernetwork: Supernetwork, genotype: Genotype) -> float:
+    def __call__(self, subnetwork: Subnetwork) -> float:
         """Milliseconds for one batch, the sum over all that the output needs."""
-        graph = supernetwork.supergraph
-        steps = graph.resolve(genotype).steps
-        return sum(self.milliseconds[graph.operations[place].name] for place, _ in steps)
+        operations = subnetwork.supergraph.operations
+        steps = subnetwork.resolved.steps
+        return sum(self.milliseconds[operations[place].name] for place, _ in steps)
 
     def save(self, path: Path) -> None:
         """Write the times down, so that every worker of a study counts with the same."""
@@ -67,10 +68,9 @@ class Latencies:
 
 
 def measure_latency(
-    supernetwork: Supernetwork,
+    supergraph: Supergraph,
+    settings: LatencySettings | None = None,
     *,
-    batch_size: int = 1,
-    threads: int | None = None,
     rounds: int = 30,
     show_progress_bar: bool = False,
 ) -> Latencies:
@@ -80,22 +80,22 @@ def measure_latency(
     rounds counts.
 
     Args:
-        supernetwork: Whose operations.
-        batch_size: Images at once.
-        threads: Number of threads; as torch is set, if None.
+        supergraph: The computation of the supernetwork whose operations are timed.
+        settings: For which batch size and number of threads; one image, if None.
         rounds: How often every operation runs.
         show_progress_bar: Whether to show a progress bar.
     """
-    operations = supernetwork.supergraph.operations
+    settings = settings or LatencySettings()
+    operations = supergraph.operations
     read = {place for operation in operations for place in operation.inputs}
     program = Program(
-        supernetwork.supergraph,
+        operations,
         [(place, operation.inputs) for place, operation in enumerate(operations)],
         [place for place in range(len(operations)) if place not in read],
     )
-    images = [torch.randn(batch_size, *view.input_size) for view in supernetwork.views]
+    images = [torch.randn(settings.batch_size, *view.input_size) for view in supergraph.views]
     taken: dict[str, list[float]] = {}
-    with _threads(threads) as used, torch.inference_mode():
+    with _threads(settings.threads) as used, torch.inference_mode():
         program.run(images)  # what is slow only the first time does not count
         for _ in track(range(rounds), "Time operations", show_progress_bar=show_progress_bar):
             before = time.perf_counter()
@@ -104,35 +104,45 @@ def measure_latency(
                 taken.setdefault(program.operations[step].name, []).append(1e3 * (now - before))
                 before = time.perf_counter()
     median = {name: statistics.median(times) for name, times in taken.items()}
-    return Latencies(batch_size, used, median)
+    return Latencies(settings.batch_size, used, median)
 
 
-def latency_ms(supernetwork: Supernetwork, genotype: Genotype) -> float:
+def latency_ms(subnetwork: Subnetwork) -> float:
     """Milliseconds of a subnetwork by the supernetwork's latencies.
 
     Where `use_latencies` gave it none, operations are timed at the first call, for one image.
     """
-    latencies = _measured.get(supernetwork)
+    supergraph = subnetwork.supergraph
+    latencies = _measured.get(supergraph)
     if latencies is None:
-        latencies = _measured[supernetwork] = measure_latency(supernetwork)
-    return latencies(supernetwork, genotype)
+        latencies = _measured[supergraph] = measure_latency(supergraph)
+    return latencies(subnetwork)
 
 
-def use_latencies(supernetwork: Supernetwork, latencies: Latencies) -> None:
-    """Say what the metric ``latency_ms`` shall count with, for this supernetwork."""
-    _measured[supernetwork] = latencies
+def use_latencies(supergraph: Supergraph, latencies: Latencies) -> None:
+    """Say what the metric ``latency_ms`` shall count with.
+
+    Args:
+        supergraph: The computation of the supernetwork for whose subnetworks it counts.
+        latencies: What to count with.
+    """
+    _measured[supergraph] = latencies
 
 
-def measure_alike(supernetwork: Supernetwork, like: Supernetwork) -> None:
-    """Time a supernetwork's operations as another's were timed, where they were."""
+def measure_alike(supergraph: Supergraph, like: Supergraph) -> None:
+    """Time operations as another supernetwork's were timed, where they were.
+
+    Args:
+        supergraph: Whose operations to time.
+        like: The other one.
+    """
     if like in _measured:
         known = _measured[like]
-        _measured[supernetwork] = measure_latency(
-            supernetwork, batch_size=known.batch_size, threads=known.threads
-        )
+        settings = LatencySettings(batch_size=known.batch_size, threads=known.threads)
+        _measured[supergraph] = measure_latency(supergraph, settings)
 
 
-_measured: WeakKeyDictionary[Supernetwork, Latencies] = WeakKeyDictionary()
+_measured: WeakKeyDictionary[Supergraph, Latencies] = WeakKeyDictionary()
 
 
 @contextmanager

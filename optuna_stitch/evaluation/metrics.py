@@ -14,7 +14,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from optuna_stitch.evaluation.latency import latency_ms
 from optuna_stitch.stitching.genotype import Genotype
-from optuna_stitch.stitching.supernetwork import Supernetwork
+from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.utils.errors import ConfigError
 
 Direction = Literal["maximize", "minimize"]
@@ -82,16 +82,16 @@ class StreamedMetric:
 
 @dataclass(frozen=True)
 class Cost:
-    """A figure known from a genotype alone, without running it on images.
+    """A figure known from a subnetwork alone, without running it on images.
 
     Args:
         name: What it is called.
-        compute: Takes the supernetwork and a genotype, returns a number.
+        compute: Takes a subnetwork, returns a number.
         direction: Which way is better.
     """
 
     name: str
-    compute: Callable[[Supernetwork, Genotype], float]
+    compute: Callable[[Subnetwork], float]
     direction: Direction = "minimize"
 
 
@@ -141,13 +141,10 @@ METRICS: dict[str, AnyMetric] = {
         Metric("calibration_error", calibration_error, "minimize"),
         StreamedMetric("mean_iou", _mean_iou),
         StreamedMetric("pixel_accuracy", _pixel_accuracy),
-        Cost("macs", lambda supernetwork, genotype: supernetwork.macs(genotype)),
-        Cost("parameters", lambda supernetwork, genotype: supernetwork.parameters(genotype)),
-        Cost("weight_bytes", lambda supernetwork, genotype: supernetwork.weight_bytes(genotype)),
-        Cost(
-            "activation_bytes",
-            lambda supernetwork, genotype: supernetwork.activation_bytes(genotype),
-        ),
+        Cost("macs", lambda subnetwork: subnetwork.macs),
+        Cost("parameters", lambda subnetwork: subnetwork.parameters),
+        Cost("weight_bytes", lambda subnetwork: subnetwork.weight_bytes),
+        Cost("activation_bytes", lambda subnetwork: subnetwork.activation_bytes),
         Cost("latency_ms", latency_ms),
     )
 }

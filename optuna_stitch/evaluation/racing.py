@@ -24,49 +24,7 @@ import numpy as np
 from scipy.stats import binom
 from torch import Tensor
 
-from optuna_stitch.utils.errors import ConfigError
-
-
-@dataclass(frozen=True)
-class Racing:
-    """How a race is run.
-
-    Args:
-        error_rate: Largest probability to stop a subnetwork that is not dominated.
-        first: Images in the first block.
-        growth: By what all images so far are multiplied with every further block.
-        seed: Of the order of the images.
-
-    Raises:
-        ConfigError: If a number makes no sense.
-    """
-
-    error_rate: float = 0.01
-    first: int = 100
-    growth: float = 2.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.error_rate < 1:
-            raise ConfigError(f"A race's error rate is between 0 and 1, not {self.error_rate}.")
-        if self.first < 1 or self.growth <= 1:
-            raise ConfigError("A race's blocks have at least one image, and grow.")
-
-    def blocks(self, images: int, batch_size: int) -> list[int]:
-        """Where blocks end, in whole batches; the last at ``images``."""
-        ends: list[int] = []
-        wanted = float(self.first)
-        while wanted < images:
-            end = batch_size * int(np.ceil(wanted / batch_size))
-            if end < images and end not in ends:
-                ends.append(end)
-            wanted *= self.growth
-        return [*ends, images]
-
-    def order(self, images: int) -> list[int]:
-        """The images' positions in random order."""
-        order: list[int] = np.random.default_rng(self.seed).permutation(images).tolist()
-        return order
+from optuna_stitch.evaluation.settings import Racing
 
 
 @dataclass(frozen=True)
@@ -104,8 +62,8 @@ class Race:
 
     def __init__(self, racing: Racing, metric: str, images: int, batch_size: int) -> None:
         self.metric = metric
-        self.order = racing.order(images)
-        self.blocks = racing.blocks(images, batch_size)
+        self.order: list[int] = np.random.default_rng(racing.seed).permutation(images).tolist()
+        self.blocks = _blocks(racing, images, batch_size)
         self._level = racing.error_rate / max(len(self.blocks) - 1, 1)
         self._front: list[Rival] = []
 
@@ -158,3 +116,15 @@ class Race:
 
 def _covers(costs: Sequence[float], others: Sequence[float]) -> bool:
     return all(cost <= other for cost, other in zip(costs, others, strict=True))
+
+
+def _blocks(racing: Racing, images: int, batch_size: int) -> list[int]:
+    """Where blocks end, in whole batches; the last at ``images``."""
+    ends: list[int] = []
+    wanted = float(racing.first)
+    while wanted < images:
+        end = batch_size * int(np.ceil(wanted / batch_size))
+        if end < images and end not in ends:
+            ends.append(end)
+        wanted *= racing.growth
+    return [*ends, images]

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 import torch
 from torch import Tensor
 
-from optuna_stitch.evaluation.kernels import Kernels
+from optuna_stitch.evaluation.settings import Kernels
 from optuna_stitch.stitching.genotype import OUTPUTS, Genotype
 from optuna_stitch.storage.open import open_engine
 from optuna_stitch.storage.retry import retry

@@ -16,7 +16,8 @@ from optuna_stitch.evaluation.metrics import VOID, ImageMetric, LearnedMetric
 from optuna_stitch.evaluation.racing import Race, Rival
 from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.stitching.program import shared_program
-from optuna_stitch.stitching.supernetwork import Supernetwork
+from optuna_stitch.stitching.subnetwork import Subnetwork
+from optuna_stitch.stitching.supergraph import Supergraph
 from optuna_stitch.utils.errors import ConfigError, DataError
 
 
@@ -63,10 +64,10 @@ class Runner:
         self._race = race
         self._order: Sequence[int] = race.order if race else range(len(split))
         self._references: dict[Genotype, Tensor] = {}
-        supernetwork = engine.supernetwork
-        images = len(split) + len(supernetwork.calibration or ())
+        supergraph = engine.supergraph
+        images = len(split) + len(supergraph.calibration or ())
         budget = engine.memory * 2**30 * KEPT
-        self._activation_cache = ActivationCache(supernetwork.supergraph, budget, images)
+        self._activation_cache = ActivationCache(supergraph, budget, images)
 
     @torch.no_grad()
     def __call__(
@@ -74,7 +75,7 @@ class Runner:
         plan: Plan,
         rivals: Sequence[Rival | None],
         advance: Callable[[], None],
-    ) -> Iterator[tuple[Genotype, Measured]]:
+    ) -> Iterator[tuple[Subnetwork, Measured]]:
         """Run one plan.
 
         Args:
@@ -83,18 +84,18 @@ class Runner:
             advance: Called after every batch.
 
         Yields:
-            Every genotype with its figures, as soon as they are known.
+            Every subnetwork with its figures, as soon as they are known.
         """
         for metric in self._metrics:
             if isinstance(metric, ImageMetric) and metric.reference is not None:
                 self._refer_to(metric.reference)
-        genotypes, program = plan.genotypes, plan.program
+        subnetworks, program = plan.subnetworks, plan.program
         ends = program.outputs
         with no_collection():
             reuse = self._activation_cache.reuse(program)
         self._engine.prepare(program, reuse)
-        classes = self._engine.supernetwork.classes
-        running = {place: Gatherer(self._metrics, classes) for place in range(len(genotypes))}
+        classes = self._engine.supergraph.classes
+        running = {place: Gatherer(self._metrics, classes) for place in range(len(subnetworks))}
         seen = number = 0
         for block in self._race.parts() if self._race else [self._order]:
             for batch in self._batches(block):
@@ -114,7 +115,7 @@ class Runner:
                         failed.append(place)
                 for place in failed:
                     node = self._engine.first_bad(program, batch.images, given, ends[place])
-                    yield genotypes[place], self._failed(seen, node)
+                    yield subnetworks[place], self._failed(seen, node)
                     del running[place]
                 if not running:
                     return
@@ -127,7 +128,7 @@ class Runner:
                     outcomes = self._raced(gatherer, self._race.metric)
                     if rival is not None and self._race.lost(outcomes, rival):
                         figures = {self._race.metric: self._race.estimate(outcomes, rival)}
-                        yield genotypes[place], Measured(figures, {}, seen, stopped=True)
+                        yield subnetworks[place], Measured(figures, {}, seen, stopped=True)
                         del running[place]
                 if not running:
                     return
@@ -135,23 +136,28 @@ class Runner:
                 program.outputs = [*[ends[place] for place in running], *reuse.steps]
         reuse.finish()
         for place, gatherer in running.items():
-            yield genotypes[place], self._whole(gatherer)
+            yield subnetworks[place], self._whole(gatherer)
 
     @torch.no_grad()
-    def answers(self, genotypes: Sequence[Genotype]) -> Iterator[tuple[Tensor, list[Tensor]]]:
-        """Labels and logits, batch by batch, in the split's order."""
+    def answers(self, subnetworks: Sequence[Subnetwork]) -> Iterator[tuple[Tensor, list[Tensor]]]:
+        """Labels and logits, batch by batch, in the split's order.
+
+        Args:
+            subnetworks: Whose logits.
+        """
+        operations = self._engine.supergraph.operations
         program = self._engine.prepare(
-            shared_program(self._engine.supernetwork.supergraph, genotypes)
+            shared_program(operations, [subnetwork.resolved for subnetwork in subnetworks])
         )
         for batch in self._batches(range(len(self._split))):
             logits = self._engine.run(program, batch.images)
             yield batch.targets, [answer.float() for answer in logits]
 
     def _batches(self, positions: Sequence[int]) -> Iterator[Batch]:
-        supernetwork = self._engine.supernetwork
-        views, size = supernetwork.views, self._engine.batch_size
+        supergraph = self._engine.supergraph
+        views, size = supergraph.views, self._engine.batch_size
         for batch in self._split.batches(views, size, within=positions):
-            check_labels(batch.targets, supernetwork, self._split)
+            check_labels(batch.targets, supergraph, self._split)
             yield batch
 
     def _labels(self, batch: Batch, block_start: int) -> Mapping[str, Tensor]:
@@ -167,7 +173,8 @@ class Runner:
     def _refer_to(self, reference: Genotype) -> None:
         """Find out once what a subnetwork answers that others are compared with."""
         if reference not in self._references:
-            guesses = [logits[0].argmax(dim=1) for _, logits in self.answers([reference])]
+            subnetwork = Subnetwork.of(self._engine.supergraph, reference)
+            guesses = [logits[0].argmax(dim=1) for _, logits in self.answers([subnetwork])]
             self._references[reference] = torch.cat(guesses)
 
     def _raced(self, gatherer: Gatherer, metric: str) -> Tensor:
@@ -196,20 +203,25 @@ class Runner:
         return Measured(figures, {}, images, failed=node)
 
 
-def check_labels(targets: Tensor, supernetwork: Supernetwork, split: Split) -> None:
+def check_labels(targets: Tensor, supergraph: Supergraph, split: Split) -> None:
     """Refuse labels that the parents have no class for.
+
+    Args:
+        targets: Labels ``(N,)`` or ``(N, H, W)``.
+        supergraph: With the parents.
+        split: Whose labels they are.
 
     Raises:
         DataError: If there is one.
     """
-    if supernetwork.segments:
+    if supergraph.segments:
         targets = targets[targets != VOID]
     if not targets.numel():
         return
     smallest, largest = int(targets.min()), int(targets.max())
-    if smallest < 0 or largest >= supernetwork.classes:
+    if smallest < 0 or largest >= supergraph.classes:
         wrong = smallest if smallest < 0 else largest
         raise DataError(
-            f"The {split.name} split has label {wrong}, but {supernetwork.a.name} and "
-            f"{supernetwork.b.name} tell only {supernetwork.classes} classes apart."
+            f"The {split.name} split has label {wrong}, but {supergraph.graphs['a'].name} and "
+            f"{supergraph.graphs['b'].name} tell only {supergraph.classes} classes apart."
         )

@@ -59,7 +59,7 @@ def measure_stitches(
 
     Args:
         supernetwork: The fitted supernetwork.
-        fits: What `fit` returned for it.
+        fits: What its `fit` returned.
         split: A few hundred validation images.
         show_progress_bar: Whether to show a progress bar.
 
@@ -69,7 +69,8 @@ def measure_stitches(
     metric = "mean_iou" if supernetwork.segments else "accuracy"
     evaluator = Evaluator(supernetwork, split, [metric, "macs"])
     genotypes = [Genotype("a"), Genotype("b"), *single_stitch_genotypes(supernetwork.switches)]
-    figures = evaluator.evaluate(genotypes, show_progress_bar=show_progress_bar)
+    subnetworks = [supernetwork.subnetwork(genotype) for genotype in genotypes]
+    figures = evaluator.evaluate(subnetworks, show_progress_bar=show_progress_bar)
     weaker = min(entry[metric] for entry in figures[:2])
     depths = {
         side: {point.node: point.depth for point in graph.points}

@@ -21,7 +21,7 @@ from optuna_stitch.data.splits import Split
 from optuna_stitch.evaluation.evaluator import Evaluator
 from optuna_stitch.evaluation.metrics import VOID
 from optuna_stitch.report.evidence import Confusions, Hits, confusions
-from optuna_stitch.stitching.genotype import Genotype, Side
+from optuna_stitch.stitching.genotype import SIDES, Genotype, Side
 from optuna_stitch.stitching.supergraph import mean_of_probabilities
 from optuna_stitch.stitching.supernetwork import Supernetwork
 
@@ -183,7 +183,7 @@ def tune_combinations(
 
 def _reader(evaluator: Evaluator) -> Callable[[], Iterable[_Batch]]:
     """What gives labels and both parents' logits, batch by batch, as often as it is called."""
-    parents = [Genotype("a"), Genotype("b")]
+    parents = [evaluator.supernetwork.subnetwork(Genotype(side)) for side in SIDES]
     if evaluator.supernetwork.segments:  # too much to keep
         return lambda: evaluator.answers(parents)
     kept = list(evaluator.answers(parents))

@@ -15,10 +15,9 @@ from optuna_stitch.models.recipe import Recipe
 from optuna_stitch.models.train import train_parent
 from optuna_stitch.report.tables import draw_stitch_quality
 from optuna_stitch.run.schema import ParentConfig, StudyFile
-from optuna_stitch.stitching.fit import StitchFit, fit
-from optuna_stitch.stitching.io import save_supernetwork
+from optuna_stitch.stitching.fit import StitchFit
+from optuna_stitch.stitching.settings import Tuning
 from optuna_stitch.stitching.supernetwork import Supernetwork, stitch
-from optuna_stitch.stitching.tune import Tuning, tune
 from optuna_stitch.utils.distributed import barrier, share
 from optuna_stitch.utils.errors import DataError, MatchError
 from optuna_stitch.utils.files import write_text
@@ -63,10 +62,9 @@ def build(
             "`class_map`."
         )
     options: dict[str, Any] = study_file.fit.model_dump()
-    fits = fit(supernetwork, data.train, **options, show_progress_bar=show_progress_bar)
+    fits = supernetwork.fit(data.train, **options, show_progress_bar=show_progress_bar)
     if study_file.tune is not None:
-        tuned = tune(
-            supernetwork,
+        tuned = supernetwork.tune(
             data.train,
             Tuning(**study_file.tune.model_dump()),
             checkpoint=folder / "tuning.pt",
@@ -76,7 +74,7 @@ def build(
             _write_table(folder / "tuning.csv", pd.DataFrame(tuned))
     if share()[0] == 0:
         supernetwork = _keep(study_file, supernetwork, fits, data, folder, show_progress_bar)
-        save_supernetwork(supernetwork, folder)
+        supernetwork.save(folder)
     barrier()
     return supernetwork
 

@@ -25,7 +25,7 @@ from optuna_stitch.search.objective import Objective, resolve_constraints
 from optuna_stitch.search.samplers.by_name import make_sampler
 from optuna_stitch.search.study import content_of
 from optuna_stitch.search.worker import optimize
-from optuna_stitch.stitching.io import FILES, is_saved, load_supernetwork
+from optuna_stitch.stitching.io import FILES, is_saved
 from optuna_stitch.stitching.supernetwork import Supernetwork
 from optuna_stitch.storage.artifacts import download_files, open_artifact_store, upload_files
 from optuna_stitch.storage.buffered import BufferedStorage
@@ -135,9 +135,9 @@ class Run:
             artifact store where the study has begun elsewhere.
         """
         if is_saved(self.folder):
-            return load_supernetwork(self.folder)
+            return Supernetwork.load(self.folder)
         if self._joins():
-            return load_supernetwork(self.folder)
+            return Supernetwork.load(self.folder)
         return build(self.study_file, self.data, self.folder, show_progress_bar=show_progress_bar)
 
     def show_stitch_quality(self, to: Console) -> None:
@@ -273,7 +273,7 @@ class Run:
             return False
         study = optuna.load_study(study_name=self.name, storage=self.storage)
         download_files(study, self.artifact_store, self.folder)
-        found = load_supernetwork(self.folder).content_hash()
+        found = Supernetwork.load(self.folder).content_hash()
         if found != content:
             raise ArtifactError(
                 f"The artifact store has the supernetwork {found}, but the study {self.name!r} "

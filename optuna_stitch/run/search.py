@@ -10,14 +10,14 @@ from optuna.trial import FrozenTrial
 
 from optuna_stitch.data.splits import Split
 from optuna_stitch.evaluation.latency import Latencies, measure_latency, use_latencies
-from optuna_stitch.evaluation.racing import Racing
+from optuna_stitch.evaluation.settings import LatencySettings, Racing
 from optuna_stitch.evaluation.stitch_quality import StitchQuality
 from optuna_stitch.run.schema import StudyFile
 from optuna_stitch.search.objective import Objective
 from optuna_stitch.search.samplers.by_name import make_sampler
 from optuna_stitch.search.steering import SteeredSampler
-from optuna_stitch.search.study import open_study
-from optuna_stitch.stitching.genotype import OUTPUT, Genotype
+from optuna_stitch.search.study import create_study
+from optuna_stitch.stitching.genotype import OUTPUT, SIDES, Genotype
 from optuna_stitch.stitching.supernetwork import Supernetwork
 from optuna_stitch.storage.buffered import BufferedStorage
 from optuna_stitch.storage.open import result_cache_engine
@@ -80,14 +80,15 @@ def make_study(
         storage: Where it is kept.
         stitch_qualities: The report of the fit.
         front: Best trials of another study, that a new one starts from.
-        prepare: What else is done with a new study; see `open_study`.
+        prepare: What else is done with a new study; see `create_study`.
     """
     config = study_file.study
-    study = open_study(
-        name,
-        storage,
+    study = create_study(
         objective,
-        _sampler(study_file, objective, config.seed),
+        study_name=name,
+        storage=storage,
+        sampler=_sampler(study_file, objective, config.seed),
+        load_if_exists=True,
         population=config.start.population,
         probability=config.start.probability,
         stitch_qualities=stitch_qualities,
@@ -111,8 +112,9 @@ def _sampler(
     steering = config.steering
     if steering is None:
         return sampler
-    parents = objective.evaluate([Genotype("a"), Genotype("b")])
-    weaker = min(objective.values(parent)[0] for parent in parents)
+    parents = [objective.supernetwork.subnetwork(Genotype(side)) for side in SIDES]
+    evaluations = objective.evaluate(parents)
+    weaker = min(objective.values(evaluation)[0] for evaluation in evaluations)
     return SteeredSampler(
         sampler, top=steering.share * weaker, trials=int(steering.over * config.trials)
     )
@@ -125,7 +127,7 @@ def _known_here(front: Sequence[FrozenTrial], supernetwork: Supernetwork) -> lis
     for trial in front:
         known = {name: value for name, value in trial.params.items() if name in names}
         if all(value == "off" or name in names for name, value in trial.params.items()):
-            found[supernetwork.canonical(supernetwork.genotype(known))] = None
+            found[supernetwork.subnetwork(known).genotype] = None
     console.print(
         f"{len(found)} networks from another study's front of {len(front)} trials are among the "
         "first; what is left out repeats one, or has stitches that are not in this supernetwork."
@@ -137,5 +139,5 @@ def _use_latencies(study_file: StudyFile, supernetwork: Supernetwork, path: Path
     """Time operations once, so that all trials and all workers count alike."""
     if not path.exists():
         wanted = study_file.evaluation.latency
-        measure_latency(supernetwork, **wanted.model_dump()).save(path)
-    use_latencies(supernetwork, Latencies.load(path))
+        measure_latency(supernetwork.supergraph, LatencySettings(**wanted.model_dump())).save(path)
+    use_latencies(supernetwork.supergraph, Latencies.load(path))

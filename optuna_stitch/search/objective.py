@@ -13,11 +13,12 @@ import sqlalchemy
 from optuna_stitch.data.splits import Split
 from optuna_stitch.evaluation.accumulator import Evaluation
 from optuna_stitch.evaluation.evaluator import Evaluator
-from optuna_stitch.evaluation.kernels import Kernels
+from optuna_stitch.evaluation.latency import Latencies
 from optuna_stitch.evaluation.metrics import AnyMetric, Cost, resolve_metrics
-from optuna_stitch.evaluation.racing import Racing
+from optuna_stitch.evaluation.settings import EvaluationSettings, LatencySettings
 from optuna_stitch.search.space import Space, join_population, suggest
 from optuna_stitch.stitching.genotype import Genotype
+from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supernetwork import Supernetwork
 from optuna_stitch.utils.errors import ConfigError
 
@@ -78,21 +79,23 @@ class Objective:
         constraints: Bounds by name, ``max_`` or ``min_`` and a metric: ``{"max_macs": 1e9}``.
             A network with stitches whose cost alone is out of bounds is not run on images; its
             trial is pruned.
-        batch_size: Images per batch; see `Evaluator`, as for all that follows.
-        kernels: How operations are computed.
-        memory: GiB for values that are alive at once.
-        racing: If given, trials that cannot join the front are judged on fewer images; their
-            attribute ``stopped_after`` says on how many.
-        records: Database in which figures are remembered.
+        settings: How to compute; see `EvaluationSettings`. With ``racing``, trials that cannot
+            join the front are judged on fewer images; their attribute ``stopped_after`` says on
+            how many.
+        result_cache: Database in which figures are remembered; see `Evaluator`.
+        latency: What ``latency_ms`` counts with; see `Evaluator`.
+        **options: Fields of `EvaluationSettings`, in place of ``settings``.
 
     Attributes:
         directions: For ``optuna.create_study(directions=...)``.
         metric_names: For ``study.set_metric_names``.
 
     Example:
-        >>> objective = Objective(supernetwork, data.val, metrics=["accuracy", "macs"])
+        >>> objective = st.Objective(supernetwork, data.val, metrics=["accuracy", "macs"])
         >>> study = optuna.create_study(directions=objective.directions)
-        >>> study.optimize(objective, n_trials=100)
+        >>> study.optimize(objective, n_trials=2)
+        >>> len(study.trials)
+        2
     """
 
     def __init__(
@@ -103,11 +106,10 @@ class Objective:
         *,
         space: Space = "flat",
         constraints: Mapping[str, float] | None = None,
-        batch_size: int | None = None,
-        kernels: Kernels = "fast",
-        memory: float = 4.0,
-        racing: Racing | None = None,
+        settings: EvaluationSettings | None = None,
         result_cache: str | sqlalchemy.Engine | None = None,
+        latency: LatencySettings | Latencies | None = None,
+        **options: Any,
     ) -> None:
         self.supernetwork = supernetwork
         self.space = space
@@ -124,11 +126,10 @@ class Objective:
             supernetwork,
             split,
             [*self.metrics, *bounded.values()],
-            batch_size=batch_size,
-            kernels=kernels,
-            memory=memory,
-            racing=racing,
+            settings,
             result_cache=result_cache,
+            latency=latency,
+            **options,
         )
 
     def __call__(self, trial: optuna.trial.BaseTrial) -> float | tuple[float, ...]:
@@ -140,54 +141,79 @@ class Objective:
         Raises:
             optuna.TrialPruned: If the subnetwork's cost alone breaks a constraint.
         """
-        genotype = suggest(trial, self.supernetwork, self.space)
+        subnetwork = suggest(trial, self.supernetwork, self.space)
         if isinstance(trial, optuna.Trial):
             join_population(trial)
-            self.mark_cost(trial, genotype)
-        evaluation = self.evaluate([genotype])[0]
+            self.mark_cost(trial, subnetwork)
+        evaluation = self.evaluate([subnetwork])[0]
         self.mark(trial, evaluation)
         if evaluation.ruled_out:
             raise optuna.TrialPruned
         values = self.values(evaluation)
         return values if len(values) > 1 else values[0]
 
-    def evaluate(self, genotypes: Sequence[Genotype]) -> list[Evaluation]:
-        """Judge several genotypes together.
+    def evaluate(self, subnetworks: Sequence[Subnetwork]) -> list[Evaluation]:
+        """Judge several subnetworks together.
 
         Those with stitches that break a constraint by their cost are not run on images.
+
+        Args:
+            subnetworks: Of the objective's supernetwork.
+
+        Returns:
+            One entry per subnetwork.
         """
-        allowed = [genotype for genotype in genotypes if not self._ruled_out(genotype)]
+        allowed = [subnetwork for subnetwork in subnetworks if not self._ruled_out(subnetwork)]
         evaluations = dict(zip(allowed, self.evaluator.evaluate(allowed), strict=True))
         nothing = {metric.name: math.nan for metric in self.evaluator.metrics}
         return [
-            evaluations[genotype]
-            if genotype in evaluations
-            else Evaluation(nothing | self.evaluator.costs(genotype), 0, ruled_out=True)
-            for genotype in genotypes
+            evaluations[subnetwork]
+            if subnetwork in evaluations
+            else Evaluation(nothing | self.evaluator.costs(subnetwork), 0, ruled_out=True)
+            for subnetwork in subnetworks
         ]
 
     def key(self, params: Mapping[str, Any]) -> Genotype:
         """Which network a trial's parameters make: equal keys, the same network.
 
         For samplers that ask, such as ``LinkageSampler(key=objective.key)``.
+
+        Args:
+            params: A trial's.
+
+        Raises:
+            StudyError: If a parameter is no switch of the supernetwork.
         """
-        return self.supernetwork.canonical(self.supernetwork.genotype(params))
+        return self.supernetwork.subnetwork(params).genotype
 
     def values(self, evaluation: Evaluation) -> tuple[float, ...]:
-        """The objectives' values."""
+        """The objectives' values.
+
+        Args:
+            evaluation: Of a subnetwork.
+        """
         return tuple(evaluation[name] for name in self.metric_names)
 
-    def mark_cost(self, trial: optuna.Trial, genotype: Genotype) -> None:
-        """Write at a trial what its constraints are, as far as its cost tells."""
+    def mark_cost(self, trial: optuna.Trial, subnetwork: Subnetwork) -> None:
+        """Write at a trial what its constraints are, as far as its cost tells.
+
+        Args:
+            trial: The trial.
+            subnetwork: What its parameters make.
+        """
         if not self._on_cost:
             return
-        known = self._violations(self.evaluator.costs(genotype), self._on_cost)
+        known = self._violations(self.evaluator.costs(subnetwork), self._on_cost)
         _set_constraints(trial, known, whole=len(known) == len(self.constraints))
 
     def mark(self, trial: optuna.trial.BaseTrial, evaluation: Evaluation) -> None:
         """Write at a trial what its values do not say: constraints, a lost race, a failure.
 
         Constraints on cost are left to `mark_cost`.
+
+        Args:
+            trial: The trial.
+            evaluation: What was found of its subnetwork.
         """
         if evaluation.failed:
             trial.set_user_attr(FAILED_AT, evaluation.failed)
@@ -206,11 +232,11 @@ class Objective:
     def _on_cost(self) -> list[Constraint]:
         return [c for c in self.constraints if isinstance(c.metric, Cost)]
 
-    def _ruled_out(self, genotype: Genotype) -> bool:
+    def _ruled_out(self, subnetwork: Subnetwork) -> bool:
         """Whether a network need not be run; parents and ensemble are what others are held to."""
-        if not self._on_cost or not self.supernetwork.canonical(genotype).on:
+        if not self._on_cost or not subnetwork.on:
             return False
-        costs = self.evaluator.costs(genotype)
+        costs = self.evaluator.costs(subnetwork)
         return any(violation > 0 for violation in self._violations(costs, self._on_cost).values())
 
     @staticmethod

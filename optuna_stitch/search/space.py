@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 from optuna_stitch.evaluation.stitch_quality import StitchQuality
 from optuna_stitch.search.steering import unwrapped
 from optuna_stitch.stitching.genotype import OUTPUT, OUTPUTS, STATES, Genotype, Output
+from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supernetwork import Supernetwork
 
 Space = Literal["flat", "reachable"]
@@ -34,7 +35,7 @@ def distributions(supernetwork: Supernetwork) -> dict[str, BaseDistribution]:
 
 def suggest(
     trial: optuna.trial.BaseTrial, supernetwork: Supernetwork, space: Space = "flat"
-) -> Genotype:
+) -> Subnetwork:
     """Ask a trial for its switches.
 
     Args:
@@ -44,7 +45,7 @@ def suggest(
             only for those that matter.
 
     Returns:
-        The genotype, in canonical form.
+        The subnetwork that they make.
     """
     if space == "flat":
         params = {
@@ -52,13 +53,13 @@ def suggest(
             for switch in supernetwork.switches
         }
         params[OUTPUT] = trial.suggest_categorical(OUTPUT, OUTPUTS)
-        return supernetwork.canonical(supernetwork.genotype(params))
+        return supernetwork.subnetwork(params)
     output = cast(Output, trial.suggest_categorical(OUTPUT, OUTPUTS))
 
     def asks(index: int) -> bool:
         return trial.suggest_categorical(supernetwork.switches[index].name, STATES) == "on"
 
-    return Genotype(output, supernetwork.supergraph.reach(output, asks))
+    return supernetwork.subnetwork(Genotype(output, supernetwork.supergraph.reach(output, asks)))
 
 
 def baselines() -> list[Genotype]:
@@ -89,7 +90,7 @@ def sparse_genotypes(
         drawn = np.flatnonzero(rng.random(len(supernetwork.switches)) < probability)
         output = OUTPUTS[rng.integers(len(OUTPUTS))]
         genotype = Genotype(output, frozenset(drawn.tolist()))
-        found[supernetwork.canonical(genotype)] = None
+        found[supernetwork.subnetwork(genotype).genotype] = None
     return list(found)[len(OUTPUTS) :]
 
 
@@ -155,15 +156,16 @@ def enqueue(
     for trial in study.get_trials(deepcopy=False):
         params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
         if OUTPUT in params and params.keys() <= names:
-            taken.add(supernetwork.canonical(supernetwork.genotype(params)))
+            taken.add(supernetwork.subnetwork(params).genotype)
     for genotype in genotypes:
-        if supernetwork.canonical(genotype) not in taken:
+        subnetwork = supernetwork.subnetwork(genotype)
+        if subnetwork.genotype not in taken:
             enqueue_params(study, asked(supernetwork, genotype, space))
 
 
 def asked(supernetwork: Supernetwork, genotype: Genotype, space: Space) -> dict[str, Any]:
     """The parameters of which a trial of a genotype is asked."""
-    trial = optuna.trial.FixedTrial(supernetwork.params(genotype))
+    trial = optuna.trial.FixedTrial(genotype.params(supernetwork.switches))
     suggest(trial, supernetwork, space)
     return trial.params
 

@@ -15,7 +15,7 @@ from optuna_stitch.evaluation.accumulator import Evaluation
 from optuna_stitch.search.heartbeat import WORKER, Heartbeat
 from optuna_stitch.search.objective import FAILED_AT, Objective
 from optuna_stitch.search.space import distributions, enqueue_params, join_population, suggest
-from optuna_stitch.stitching.genotype import Genotype
+from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.storage.buffered import buffered_storage
 from optuna_stitch.storage.retry import is_of_storage, is_transient, reason
 from optuna_stitch.utils.errors import StudyError
@@ -138,8 +138,8 @@ class _Search:
         """Ask for some trials, judge them together, tell the results."""
         open_trials: list[optuna.Trial] = []
         try:
-            genotypes = self._ask(count, open_trials)
-            evaluations = self.objective.evaluate(genotypes)
+            subnetworks = self._ask(count, open_trials)
+            evaluations = self.objective.evaluate(subnetworks)
             told = 0
             for evaluation in evaluations:
                 told += self._tell(open_trials[0], evaluation)
@@ -153,26 +153,26 @@ class _Search:
         self.finished += told
         self.fruitless = 0 if told else self.fruitless + 1
 
-    def _ask(self, count: int, trials: list[optuna.Trial]) -> list[Genotype]:
+    def _ask(self, count: int, trials: list[optuna.Trial]) -> list[Subnetwork]:
         """Ask for trials, which `trials` then holds, and write each in one piece."""
         supernetwork, flat = self.objective.supernetwork, self.objective.space == "flat"
         space: dict[str, BaseDistribution] = distributions(supernetwork) if flat else {}
         storage = buffered_storage(self.study)
-        genotypes: list[Genotype] = []
+        subnetworks: list[Subnetwork] = []
         for _ in range(count):
             trial = self.study.ask(space)
             trials.append(trial)
             trial.set_user_attr(WORKER, self.worker.name)
             if flat:
-                genotype = self.objective.key(trial.params)
+                subnetwork = supernetwork.subnetwork(trial.params)
             else:
-                genotype = suggest(trial, supernetwork, self.objective.space)
+                subnetwork = suggest(trial, supernetwork, self.objective.space)
             join_population(trial)
-            self.objective.mark_cost(trial, genotype)
-            genotypes.append(genotype)
+            self.objective.mark_cost(trial, subnetwork)
+            subnetworks.append(subnetwork)
         if storage is not None:
             storage.write(trials)
-        return genotypes
+        return subnetworks
 
     def _tell(self, trial: optuna.Trial, evaluation: Evaluation) -> bool:
         """Tell one result; returns whether the trial is finished and counts."""

@@ -20,7 +20,8 @@ from optuna_stitch.stitching.layer import Stitch
 from optuna_stitch.stitching.moments import EVERY, Moments, Pair, Reading
 from optuna_stitch.stitching.recalibration import Calibration
 from optuna_stitch.stitching.regression import Choices, Regression, Solution
-from optuna_stitch.stitching.supernetwork import Supernetwork
+from optuna_stitch.stitching.settings import FitSettings
+from optuna_stitch.stitching.supergraph import Supergraph
 from optuna_stitch.utils.distributed import all_reduce, share
 from optuna_stitch.utils.errors import FitError
 from optuna_stitch.utils.progress import console, progress_bar
@@ -63,97 +64,57 @@ class StitchFit:
     macs: int
 
 
-def fit(
-    supernetwork: Supernetwork,
+def fit_stitches(
+    supergraph: Supergraph,
     split: Split,
+    settings: FitSettings,
     *,
-    images: int | None = None,
-    positions: int | None = None,
-    kernel: int = 3,
-    rank_loss: float | None = 0.01,
-    budget: float | None = 0.1,
-    match_variance: bool = True,
-    by_position: bool = True,
-    recalibrate: int = 64,
-    memory: float = 2.0,
-    batch_size: int | None = None,
-    seed: int = 0,
     show_progress_bar: bool = False,
-) -> list[StitchFit]:
-    """Fit all stitches of a supernetwork in place.
+) -> tuple[list[Stitch], list[StitchFit], Calibration | None]:
+    """Fit all stitches of a supernetwork; see `Supernetwork.fit`.
 
     Ridge regression with a strength chosen per stitch on held-out images. Ridge shrinks the
     variance of what it predicts; ``match_variance`` restores it: every output channel's deviation
     from its mean is scaled to the target's own variance.
 
-    In several processes started by ``torchrun``, each reads its share of the images, and all end
-    with the same stitches.
-
     Args:
-        supernetwork: Whose stitches to fit.
+        supergraph: The computation of the supernetwork whose stitches to fit.
         split: Unlabelled images; the train split, so that the search's images stay unseen.
-        images: How many of them (all, if None).
-        positions: How many grid positions of an image to use at most, drawn at random. If None,
-            as many as make 24,000 samples over all images, and at least 16.
-        kernel: Side of the largest kernel, 1 or 3. A stitch takes the smaller one where that
-            loses no more than ``rank_loss`` of the explained variance, or where the larger one
-            would read too many channels (more than 133).
-        rank_loss: Share of the explained variance that a lower rank may cost on held-out images;
-            None for full rank.
-        budget: Multiply-accumulates of a stitch at most, as a share of the cheaper parent's; its
-            rank is lowered until it keeps within. None for no limit.
-        match_variance: Whether to restore the variance that ridge takes.
-        by_position: Whether stitches may have a bias for every position of the grid, where that
-            predicts held-out images better.
-        recalibrate: How many of the images are kept with the supernetwork to estimate BatchNorm
-            statistics anew downstream of stitches, for each subnetwork; 0 to keep the parents'
-            own statistics.
-        memory: GiB that the sums may take; beyond it, stitches are fitted in groups, with a pass
-            over the images for each.
-        batch_size: Images per batch; if None, as the supernetwork says.
-        seed: Draws the positions.
+        settings: How.
         show_progress_bar: Whether to show a progress bar.
 
     Returns:
-        One entry per stitch, in the switches' order.
+        The fitted stitches and what is known of each, in the switches' order, and the images for
+        BatchNorm statistics, if there are to be some.
 
     Raises:
         FitError: If there are too few images, features are not finite, or the memory does not
             hold the sums of a single stitch.
     """
-    taken = split.take(images)
+    taken = split.take(settings.images)
     if len(taken) < 2 * EVERY:
         raise FitError(
             f"{len(taken)} images are too few to fit stitches; give at least {2 * EVERY}."
         )
-    if kernel not in (1, 3):
-        raise FitError(f"A stitch's kernel is 1 or 3, not {kernel}.")
-    if positions is None:
-        positions = max(_FEWEST_POSITIONS, _SAMPLES // len(taken))
-    cheaper = min(graph.macs for graph in supernetwork.graphs.values())
-    allowed = None if budget is None else int(budget * cheaper)
-    choices = Choices((1,), rank_loss, None, by_position, match_variance)
-    jobs = [
-        _Job.of(switch, stitch, kernel, allowed, choices)
-        for switch, stitch in zip(supernetwork.switches, supernetwork.laid, strict=True)
-    ]
-    groups = _groups(jobs, memory)
+    positions = settings.positions or max(_FEWEST_POSITIONS, _SAMPLES // len(taken))
+    jobs = _jobs(supergraph, settings)
+    groups = _groups(jobs, settings.memory)
     if len(groups) > 1:
         console.print(
-            f"The sums of {len(jobs)} stitches take more than {memory:g} GiB: fitting them in "
-            f"{len(groups)} passes over the images.",
+            f"The sums of {len(jobs)} stitches take more than {settings.memory:g} GiB: fitting "
+            f"them in {len(groups)} passes over the images.",
             soft_wrap=True,
         )
-    batch_size = batch_size or supernetwork.batch_size
+    batch_size = settings.batch_size or supergraph.batch_size
     fitted: list[Stitch] = []
     fits: list[StitchFit] = []
     with torch.no_grad(), progress_bar(show_progress_bar=show_progress_bar) as progress:
         for number, group in enumerate(groups, start=1):
             note = f"pass {number} of {len(groups)}" if len(groups) > 1 else ""
             pairs = [pair for job in group for pair, _ in job.maps]
-            moments = Moments(dict.fromkeys(pairs), positions, seed)
+            moments = Moments(dict.fromkeys(pairs), positions, settings.seed)
             task = progress.add_task("Read features", total=len(taken), note=note)
-            for count in _read(supernetwork, taken, moments, group, batch_size):
+            for count in _read(supergraph, taken, moments, group, batch_size):
                 progress.advance(task, count)
             task = progress.add_task("Fit stitches", total=len(group), note=note)
             for job in group:
@@ -162,13 +123,24 @@ def fit(
                 fitted.append(made)
                 fits.append(_report(job, made, solutions[0]))
                 progress.advance(task)
-        supernetwork.lay(fitted)
-    supernetwork.calibration = (
-        Calibration.of(taken.take(recalibrate), supernetwork.views, batch_size)
-        if recalibrate
-        else None
+    images = settings.recalibrate
+    calibration = (
+        Calibration.of(taken.take(images), supergraph.views, batch_size) if images else None
     )
-    return fits
+    return fitted, fits, calibration
+
+
+def _jobs(supergraph: Supergraph, settings: FitSettings) -> list[_Job]:
+    """What is to be fitted, in the switches' order."""
+    cheaper = min(graph.macs for graph in supergraph.graphs.values())
+    allowed = None if settings.budget is None else int(settings.budget * cheaper)
+    choices = Choices(
+        (1,), settings.rank_loss, None, settings.by_position, settings.match_variance
+    )
+    return [
+        _Job.of(switch, stitch, settings.kernel, allowed, choices)
+        for switch, stitch in zip(supergraph.switches, supergraph.stitches, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -264,7 +236,7 @@ def _groups(jobs: Sequence[_Job], memory: float) -> list[list[_Job]]:
 
 
 def _read(
-    supernetwork: Supernetwork,
+    supergraph: Supergraph,
     split: Split,
     moments: Moments,
     group: Sequence[_Job],
@@ -272,13 +244,13 @@ def _read(
 ) -> Iterator[int]:
     """Add this process's share of the images to the moments; yields how many were read."""
     wanted = list(dict.fromkeys((reading.side, reading.node) for reading in moments.sums))
-    features = supernetwork.features(wanted)
+    features = supergraph.parents_program(wanted)
     layouts = {(reading.side, reading.node): reading.layout for reading in moments.sums}
     image = sum(4 * layout.channels * layout.positions for layout in layouts.values())
     batch_size = max(1, min(batch_size, _FEATURE_BYTES // image))
     rank, world = share()
     start = rank * batch_size
-    for batch in split.batches(supernetwork.views, batch_size, share=(rank, world)):
+    for batch in split.batches(supergraph.views, batch_size, share=(rank, world)):
         values: list[Tensor] = features.run(batch.images)
         held_out = torch.arange(start, start + len(batch)) % EVERY == EVERY - 1
         broken = moments.add(dict(zip(wanted, values, strict=True)), held_out)

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from optuna_stitch.utils.errors import StudyError
 
 Side = Literal["a", "b"]
+SIDES: tuple[Side, Side] = ("a", "b")
 
 Output = Literal["a", "b", "ensemble"]
 

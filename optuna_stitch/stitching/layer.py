@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -103,6 +104,13 @@ class Stitch(nn.Module):
         rank = f", rank={self.rank}" if self.rank else ""
         everywhere = ", everywhere=True" if self.everywhere else ""
         return f"{self.source} -> {self.target}, kernel={self.kernel}{rank}{everywhere}"
+
+
+class Stitches(nn.ModuleList):
+    """The stitches of a supernetwork, in the order of their switches."""
+
+    def __iter__(self) -> Iterator[Stitch]:
+        return cast("Iterator[Stitch]", super().__iter__())
 
 
 def read_part(

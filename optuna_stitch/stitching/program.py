@@ -1,15 +1,62 @@
-"""Run a list of operations, and free every value after its last use."""
+"""Operations as programs: run a list of them, and free every value after its last use."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, fx, nn
 
 from optuna_stitch.stitching.batch_norm import BatchNorm
-from optuna_stitch.stitching.genotype import Genotype
-from optuna_stitch.stitching.supergraph import Operation, Resolved, Supergraph
+
+# An operation by its place (or, in a program, by its step), and those whose values it reads.
+Step = tuple[int, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One step of the computation.
+
+    Args:
+        name: ``a.<node>`` or ``b.<node>``, ``input.<view>``, ``stitch.<index>``, ``ensemble``.
+        run: Computes the value from the values of ``inputs`` (an input's own, from the images).
+        inputs: Operations it reads, in the order that ``run`` takes them.
+        macs: Multiply-accumulates per image.
+        elements: Numbers per image that the value consists of.
+        node: The parent's node, where it is one.
+        owner: ``a``, ``b``, ``input``, ``stitch`` or ``ensemble``.
+        number: Index of the view or of the stitch, where it is one.
+        weights: The parameters it uses.
+        norm: What it normalizes by, where it is a BatchNorm.
+    """
+
+    name: str
+    run: Callable[..., Any]
+    inputs: tuple[int, ...]
+    macs: int
+    elements: int
+    owner: str
+    node: fx.Node | None = None
+    number: int = 0
+    weights: tuple[nn.Parameter, ...] = ()
+    norm: BatchNorm | None = None
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What one genotype computes.
+
+    Args:
+        steps: (operation, the operations whose values it reads), in order of computation.
+        output: The operation whose value the subnetwork returns.
+        used: The switches that are on and reach the output.
+    """
+
+    steps: list[Step]
+    output: int
+    used: frozenset[int]
+
 
 _NOTHING: Mapping[int, Tensor] = {}
 
@@ -24,8 +71,8 @@ class Program:
     """Operations in order of computation.
 
     Args:
-        supergraph: The supernetwork's operations.
-        steps: (operation, the steps whose values it reads), in order.
+        operations: All operations of the supernetwork.
+        steps: (place of the operation, the steps whose values it reads), in order.
         outputs: The steps whose values are returned.
 
     Attributes:
@@ -40,12 +87,12 @@ class Program:
 
     def __init__(
         self,
-        supergraph: Supergraph,
-        steps: Sequence[tuple[int, tuple[int, ...]]],
+        operations: Sequence[Operation],
+        steps: Sequence[Step],
         outputs: Sequence[int],
     ) -> None:
         self.places = [place for place, _ in steps]
-        self.operations: list[Operation] = [supergraph.operations[place] for place in self.places]
+        self.operations = [operations[place] for place in self.places]
         self.reads = [reads for _, reads in steps]
         self.paths: list[int] = []
         for operation, reads in zip(self.operations, self.reads, strict=True):
@@ -227,37 +274,39 @@ class Program:
 
 
 def program_of(
-    supergraph: Supergraph, resolved: Resolved, outputs: Sequence[int] | None = None
+    operations: Sequence[Operation], resolved: Resolved, outputs: Sequence[int] | None = None
 ) -> Program:
     """The program of one genotype.
 
     Args:
-        supergraph: The supernetwork's operations.
+        operations: All operations of the supernetwork.
         resolved: What the genotype computes.
         outputs: Operations whose values are wanted; the genotype's own output, if None.
     """
     step_of = {place: step for step, (place, _) in enumerate(resolved.steps)}
     steps = [(place, tuple([step_of[read] for read in reads])) for place, reads in resolved.steps]
     wanted = [resolved.output] if outputs is None else outputs
-    return Program(supergraph, steps, [step_of[place] for place in wanted])
+    return Program(operations, steps, [step_of[place] for place in wanted])
 
 
-def shared_program(supergraph: Supergraph, genotypes: Sequence[Genotype]) -> Program:
-    """What a set of genotypes computes, each distinct value once.
+def shared_program(operations: Sequence[Operation], subnetworks: Sequence[Resolved]) -> Program:
+    """Compute several subnetworks together, each distinct value once.
+
+    A value is identified by the operation that makes it and by the values it reads. Whatever
+    several subnetworks have in common, anywhere, is therefore one value.
 
     Args:
-        supergraph: The supernetwork's operations.
-        genotypes: The subnetworks.
+        operations: All operations of the supernetwork.
+        subnetworks: What each of them computes.
 
     Returns:
-        A program with one output per genotype; equal subnetworks share one.
+        A program with one output per subnetwork; equal subnetworks share one.
     """
-    steps: list[tuple[int, tuple[int, ...]]] = []
+    steps: list[Step] = []
     outputs: list[int] = []
-    known: dict[tuple[int, tuple[int, ...]], int] = {}
-    step_of = [0] * len(supergraph.operations)
-    for genotype in genotypes:
-        resolved = supergraph.resolve(genotype)
+    known: dict[Step, int] = {}
+    step_of = [0] * len(operations)
+    for resolved in subnetworks:
         for place, reads in resolved.steps:
             key = (place, tuple([step_of[read] for read in reads]))
             step = known.get(key)
@@ -271,10 +320,10 @@ def shared_program(supergraph: Supergraph, genotypes: Sequence[Genotype]) -> Pro
     for place, step in enumerate(order):
         place_of[step] = place
     ordered = [(steps[step][0], tuple([place_of[r] for r in steps[step][1]])) for step in order]
-    return Program(supergraph, ordered, [place_of[output] for output in outputs])
+    return Program(operations, ordered, [place_of[output] for output in outputs])
 
 
-def _depth_first(steps: Sequence[tuple[int, tuple[int, ...]]]) -> list[int]:
+def _depth_first(steps: Sequence[Step]) -> list[int]:
     """An order that ends what it began before it begins another branch, to keep few values alive.
 
     Of the steps that a value makes ready, the one with the shortest way to its end goes first.

@@ -13,6 +13,7 @@ any other: the same path has the same statistics.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,9 +22,7 @@ from torch import Tensor
 from optuna_stitch.data.splits import Split
 from optuna_stitch.data.view import View
 from optuna_stitch.stitching.batch_norm import BatchNorm
-from optuna_stitch.stitching.genotype import Genotype
-from optuna_stitch.stitching.program import Observer, Program, program_of
-from optuna_stitch.stitching.supergraph import Supergraph
+from optuna_stitch.stitching.program import Observer, Program
 
 # How much a channel's deviation is scaled at most.
 _LARGEST_SCALE = 30.0
@@ -31,6 +30,7 @@ _LARGEST_SCALE = 30.0
 Statistics = tuple[Tensor, Tensor]
 
 
+@dataclass(frozen=True)
 class Calibration:
     """Images that BatchNorm statistics are estimated on.
 
@@ -40,24 +40,24 @@ class Calibration:
         batch_size: Images per batch.
     """
 
-    def __init__(self, views: Sequence[View], pixels: Sequence[Tensor], batch_size: int) -> None:
-        self.pixels = tuple(pixels)
-        self.batch_size = batch_size
-        self._views = tuple(views)
-        self._own: list[dict[int, Statistics]] = []
+    views: tuple[View, ...]
+    pixels: tuple[Tensor, ...] = field(repr=False)
+    batch_size: int
 
     @staticmethod
     def of(split: Split, views: Sequence[View], batch_size: int) -> Calibration:
-        """Take the images of a split."""
+        """Take the images of a split.
+
+        Args:
+            split: The images.
+            views: How they are seen.
+            batch_size: Images per batch.
+        """
         seen: list[list[Tensor]] = [[] for _ in views]
         for batch in split.batches(views, batch_size):
             for column, view, images in zip(seen, views, batch.images, strict=True):
                 column.append(view.pixels(images))
-        return Calibration(views, [torch.cat(column) for column in seen], batch_size)
-
-    def again(self) -> Calibration:
-        """The same images, for another supernetwork."""
-        return Calibration(self._views, self.pixels, self.batch_size)
+        return Calibration(tuple(views), tuple(torch.cat(column) for column in seen), batch_size)
 
     def __len__(self) -> int:
         return len(self.pixels[0])
@@ -78,38 +78,29 @@ class Calibration:
                 view.normalize(pixels[start : start + self.batch_size]).contiguous(
                     memory_format=layout
                 )
-                for view, pixels in zip(self._views, self.pixels, strict=True)
+                for view, pixels in zip(self.views, self.pixels, strict=True)
             )
             for start in range(0, len(self), self.batch_size)
         ]
 
-    def own(
-        self, supergraph: Supergraph, layout: torch.memory_format
-    ) -> list[dict[int, Statistics]]:
-        """What `statistics_of` says of every batch; computed once."""
-        if not self._own:
-            self._own = [statistics_of(supergraph, images) for images in self.batches(layout)]
-        return self._own
 
-
-def statistics_of(supergraph: Supergraph, images: tuple[Tensor, ...]) -> dict[int, Statistics]:
+def statistics_of(parents: Program, images: Sequence[Tensor]) -> dict[int, Statistics]:
     """Mean and variance of what the parents' BatchNorms read, nothing being stitched.
 
     Args:
-        supergraph: The supernetwork's operations.
+        parents: Both parents.
         images: A batch, by view.
 
     Returns:
         Statistics by operation.
     """
-    program = program_of(supergraph, supergraph.resolve(Genotype("ensemble")))
     found: dict[int, Statistics] = {}
 
     def observe(step: int, norm: BatchNorm, inputs: Sequence[Any]) -> None:
-        found[program.places[step]] = _statistics(inputs[0])
+        found[parents.places[step]] = _statistics(inputs[0])
 
     with torch.no_grad():
-        program.observe(images, observe)
+        parents.observe(images, observe)
     return found
 
 
@@ -139,18 +130,16 @@ def match_batch(program: Program, own: dict[int, Statistics]) -> Observer:
 
 def recalibrate(
     program: Program,
-    supergraph: Supergraph,
-    calibration: Calibration,
-    layout: torch.memory_format,
+    batches: Sequence[Sequence[Tensor]],
+    parents: Sequence[dict[int, Statistics]],
     given: Sequence[Mapping[int, Tensor]] | None = None,
 ) -> list[list[Any]]:
     """Give BatchNorms downstream of a stitch the average of what fits each calibration batch.
 
     Args:
         program: What to change, in place.
-        supergraph: The operations it consists of.
-        calibration: The images.
-        layout: How they lie in memory.
+        batches: The calibration images, by batch and view.
+        parents: For every batch what `statistics_of` says of it.
         given: For every batch the values of the steps that are given.
 
     Returns:
@@ -159,11 +148,11 @@ def recalibrate(
     averages: dict[int, Statistics] = {}
     norms = program.stitched_norms
     answers: list[list[Any]] = []
-    batches = zip(calibration.batches(layout), calibration.own(supergraph, layout), strict=True)
-    for number, (images, own) in enumerate(batches):
+    total = sum(len(images[0]) for images in batches)
+    for number, (images, own) in enumerate(zip(batches, parents, strict=True)):
         known = given[number] if given is not None else {}
         answers.append(program.observe(images, match_batch(program, own), known))
-        share = len(images[0]) / len(calibration)
+        share = len(images[0]) / total
         for step in norms:
             mean, variance = program.statistics[step]
             before = averages.get(step, (torch.zeros_like(mean), torch.zeros_like(variance)))

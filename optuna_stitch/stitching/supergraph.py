@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable, Iterable, Sequence, Set
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -16,120 +16,29 @@ from optuna_stitch.data.view import View
 from optuna_stitch.models.capture import TRACED_BATCH
 from optuna_stitch.models.graph import NetworkGraph
 from optuna_stitch.stitching.batch_norm import BatchNorm
-from optuna_stitch.stitching.genotype import Genotype, Output, Side, Switch
-from optuna_stitch.stitching.layer import Stitch
-from optuna_stitch.utils.errors import MatchError
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One step of the computation.
-
-    Args:
-        name: ``a.<node>`` or ``b.<node>``, ``input.<view>``, ``stitch.<index>``, ``ensemble``.
-        run: Computes the value from the values of ``inputs`` (an input's own, from the images).
-        inputs: Operations it reads, in the order that ``run`` takes them.
-        macs: Multiply-accumulates per image.
-        elements: Numbers per image that the value consists of.
-        node: The parent's node, where it is one.
-        owner: ``a``, ``b``, ``input``, ``stitch`` or ``ensemble``.
-        number: Index of the view or of the stitch, where it is one.
-        weights: The parameters it uses.
-        norm: What it normalizes by, where it is a BatchNorm.
-    """
-
-    name: str
-    run: Callable[..., Any]
-    inputs: tuple[int, ...]
-    macs: int
-    elements: int
-    owner: str
-    node: fx.Node | None = None
-    number: int = 0
-    weights: tuple[nn.Parameter, ...] = ()
-    norm: BatchNorm | None = None
-
-
-def node_operation(module: fx.GraphModule, node: fx.Node) -> Callable[..., Any]:
-    """A function that computes a node from the values of its ``all_input_nodes``."""
-    target: Any = node.target
-    if node.op == "get_attr":
-        constant = _attribute(module, target)
-        return lambda: constant
-    if node.op == "placeholder":
-        return lambda images: images
-    call: Callable[..., Any] = target
-    if node.op == "call_module":
-        call = module.get_submodule(target)
-    elif node.op == "call_method":
-        call = _method(target)
-    order = {n: place for place, n in enumerate(node.all_input_nodes)}
-    if not node.kwargs and tuple(order) == node.args:
-        return call
-
-    def run(*inputs: Any) -> Any:
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: inputs[order[n]])
-        return call(*args, **kwargs)
-
-    return run
-
-
-def node_weights(module: fx.GraphModule, node: fx.Node) -> tuple[nn.Parameter, ...]:
-    """The parameters that a node uses."""
-    if node.op == "call_module":
-        return tuple(module.get_submodule(str(node.target)).parameters())
-    if node.op == "get_attr":
-        value = _attribute(module, str(node.target))
-        return (value,) if isinstance(value, nn.Parameter) else ()
-    return ()
-
-
-def _method(name: str) -> Callable[..., Any]:
-    def call(owner: Any, *args: Any, **kwargs: Any) -> Any:
-        return getattr(owner, name)(*args, **kwargs)
-
-    return call
-
-
-def _attribute(module: fx.GraphModule, path: str) -> Any:
-    value: Any = module
-    for part in path.split("."):
-        value = getattr(value, part)
-    return value
-
-
-def mean_of_probabilities(a: Tensor, b: Tensor) -> Tensor:
-    """The ensemble of two networks: the mean of their class probabilities, as logits.
-
-    Args:
-        a: Logits ``(N, classes, ...)``.
-        b: Logits of the same shape.
-
-    Returns:
-        ``log((softmax(a) + softmax(b)) / 2)``, whose softmax is that mean.
-    """
-    return torch.logaddexp(F.log_softmax(a, dim=1), F.log_softmax(b, dim=1)) - math.log(2)
-
+from optuna_stitch.stitching.genotype import SIDES, Genotype, Output, Side, Switch
+from optuna_stitch.stitching.layer import Stitch, Stitches
+from optuna_stitch.stitching.program import (
+    Operation,
+    Program,
+    Resolved,
+    Step,
+    program_of,
+    shared_program,
+)
+from optuna_stitch.stitching.recalibration import (
+    Calibration,
+    Statistics,
+    recalibrate,
+    statistics_of,
+)
+from optuna_stitch.utils.errors import MatchError, first_line
+from optuna_stitch.utils.progress import console
 
 # Genotypes of which it is kept what they compute.
 _RESOLVED = 256
-
-SIDES: tuple[Side, Side] = ("a", "b")
-
-
-@dataclass(frozen=True)
-class Resolved:
-    """What one genotype computes.
-
-    Args:
-        steps: (operation, the operations whose values it reads), in order of computation.
-        output: The operation whose value the subnetwork returns.
-        used: The switches that are on and reach the output.
-    """
-
-    steps: list[tuple[int, tuple[int, ...]]]
-    output: int
-    used: frozenset[int]
+_LARGEST_BATCH = 100
+_FEATURE_BYTES = 1 << 28
 
 
 class Supergraph:
@@ -144,6 +53,15 @@ class Supergraph:
         views: How each parent sees images, by side; parents of equal view share their input.
         switches: In the supernetwork's order.
         stitches: One per switch.
+        calibration: Images that BatchNorm statistics are estimated on downstream of stitches; None
+            where BatchNorms keep their parents' own.
+
+    Attributes:
+        graphs: As given.
+        views: The distinct ways in which the parents see images; batches hold one tensor for each.
+        switches: As given.
+        stitches: As a module list.
+        operations: Every operation, in an order that serves all genotypes.
 
     Raises:
         MatchError: If the matches cross, so that some genotype would make a cycle.
@@ -152,17 +70,23 @@ class Supergraph:
     def __init__(
         self,
         graphs: dict[Side, NetworkGraph],
-        views: dict[Side, View],
+        views: Mapping[Side, View],
         switches: Sequence[Switch],
-        stitches: Sequence[Stitch],
+        stitches: Iterable[Stitch],
+        calibration: Calibration | None = None,
     ) -> None:
+        self.graphs = graphs
         self.views: tuple[View, ...] = tuple(dict.fromkeys(views[side] for side in SIDES))
+        self.switches = tuple(switches)
+        self.stitches = Stitches(stitches)
+        self._calibration = calibration
+        self._parents_statistics: list[dict[int, Statistics]] = []
         builder = _Builder(graphs, {side: self.views.index(views[side]) for side in SIDES})
-        builder.add_stitches(switches, stitches)
+        builder.add_stitches(self.switches, list(self.stitches))
         self.operations, place_of = builder.sort()
         self._switch_at: dict[int, tuple[int, int]] = {
             place_of[f"{switch.into}.{switch.target}"]: (index, place_of[f"stitch.{index}"])
-            for index, switch in enumerate(switches)
+            for index, switch in enumerate(self.switches)
         }
         outputs: dict[Output, int] = {
             side: place_of[f"{side}.{graphs[side].output.name}"] for side in SIDES
@@ -179,12 +103,65 @@ class Supergraph:
             )
         )
         self._outputs = outputs
-        # one after the other asks for a genotype's costs, its canonical form and its program
+        # one after the other asks for a subnetwork's costs and for its program
         self.resolve = lru_cache(_RESOLVED)(self._resolve)
         self._place_of = place_of
-        self._weights = [
-            {id(weight): weight for weight in operation.weights} for operation in self.operations
-        ]
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """Images for BatchNorm statistics downstream of stitches."""
+        return self._calibration
+
+    @calibration.setter
+    def calibration(self, calibration: Calibration | None) -> None:
+        self._calibration = calibration
+        self.forget_statistics()
+
+    def forget_statistics(self) -> None:
+        """Measure the parents' own BatchNorm inputs anew: their weights changed."""
+        self._parents_statistics = []
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return self.graphs["a"].classes
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of one image's answer: ``(classes,)`` or ``(classes, H, W)``."""
+        shape = self.graphs["a"].costs[self.graphs["a"].output.name].shape
+        assert shape is not None
+        return shape[1:]
+
+    @property
+    def segments(self) -> bool:
+        """Whether the parents label every pixel instead of the image."""
+        return len(self.output_shape) == 3
+
+    @property
+    def batch_size(self) -> int:
+        """How many images at once keep the largest feature within a quarter of a GiB."""
+        largest = max(
+            math.prod(cost.shape) // TRACED_BATCH
+            for graph in self.graphs.values()
+            for cost in graph.costs.values()
+            if cost.shape is not None
+        )
+        return max(1, min(_LARGEST_BATCH, _FEATURE_BYTES // (4 * largest)))
+
+    @cached_property
+    def memory_format(self) -> torch.memory_format:
+        """How images lie in memory: channels last, which is faster, where both parents take it."""
+        shapes = [view.input_size for view in self.views]
+        images = [torch.zeros(2, *s).contiguous(memory_format=torch.channels_last) for s in shapes]
+        try:
+            with torch.no_grad():
+                self.parents_program().run(images)
+        except RuntimeError as error:
+            # a network may rely on where numbers lie, with `Tensor.view`
+            console.print(f"Channels stay first in memory: {first_line(error)}")
+            return torch.contiguous_format
+        return torch.channels_last
 
     def _resolve(self, genotype: Genotype) -> Resolved:
         """Walk back from a genotype's output to all that it needs."""
@@ -195,7 +172,7 @@ class Supergraph:
         output = self._outputs[genotype.output]
         needed = bytearray(output + 1)
         needed[output] = 1
-        steps: list[tuple[int, tuple[int, ...]]] = []
+        steps: list[Step] = []
         used: set[int] = set()
         for place in range(output, -1, -1):
             if not needed[place]:
@@ -240,6 +217,49 @@ class Supergraph:
                     needed[read] = 1
         return frozenset(index for index, on in said.items() if on)
 
+    def program(self, genotypes: Sequence[Genotype]) -> Program:
+        """Many subnetworks as one program, which computes what they share once.
+
+        Args:
+            genotypes: The subnetworks.
+
+        Returns:
+            A program with one output per genotype; equal subnetworks share one.
+        """
+        return shared_program(self.operations, [self.resolve(genotype) for genotype in genotypes])
+
+    def parents_program(self, features: Sequence[tuple[Side, str]] | None = None) -> Program:
+        """Both parents as a program, without stitches.
+
+        Args:
+            features: Sides and nodes whose raw features are wanted; the ensemble's answer, if
+                None.
+        """
+        places = [self._place_of[f"{side}.{node}"] for side, node in features or ()]
+        resolved = self.resolve(Genotype("ensemble"))
+        return program_of(self.operations, resolved, None if features is None else places)
+
+    def recalibrate(
+        self, program: Program, given: Sequence[Mapping[int, Tensor]] | None = None
+    ) -> list[list[Any]]:
+        """Estimate BatchNorm statistics downstream of stitches, where there are images for it.
+
+        Args:
+            program: What to change, in place.
+            given: For every calibration batch the values of the program's given steps.
+
+        Returns:
+            What the program returns on every calibration batch, where it keeps values; nothing
+            where there is nothing to estimate.
+        """
+        if self._calibration is None or not (program.stitched_norms or given is not None):
+            return []
+        batches = self._calibration.batches(self.memory_format)
+        if not self._parents_statistics:
+            parents = self.parents_program()
+            self._parents_statistics = [statistics_of(parents, images) for images in batches]
+        return recalibrate(program, batches, self._parents_statistics, given)
+
     @property
     def targets(self) -> Set[int]:
         """The operations whose values stitches may replace."""
@@ -251,27 +271,37 @@ class Supergraph:
         stitches = (operation for operation in self.operations if operation.owner == "stitch")
         return {place for stitch in stitches for place in stitch.inputs} | self.targets
 
-    def raw(self, side: Side, node: str) -> int:
-        """The operation of a parent's node."""
-        return self._place_of[f"{side}.{node}"]
+    def content_hash(self) -> str:
+        """A hash of all that figures depend on: weights, matches, views, calibration images."""
+        digest = hashlib.sha256()
+        for side in SIDES:
+            digest.update(repr((self.graphs[side].name, self.views)).encode())
+            _update(digest, self.graphs[side].module)
+        digest.update(repr([switch.name for switch in self.switches]).encode())
+        _update(digest, self.stitches)
+        if self._calibration is not None:
+            for pixels in self._calibration.pixels:
+                digest.update(pixels.numpy().tobytes())
+        return digest.hexdigest()[:16]
 
-    def macs(self, resolved: Resolved) -> int:
-        """Multiply-accumulates per image of all that a genotype needs."""
-        return sum(self.operations[place].macs for place, _ in resolved.steps)
 
-    def parameters(self, resolved: Resolved) -> int:
-        """Number of parameters of all that a genotype needs, shared ones counted once."""
-        return sum(weight.numel() for weight in self._used(resolved))
+def _update(digest: Any, module: nn.Module) -> None:
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
 
-    def weight_bytes(self, resolved: Resolved) -> int:
-        """Bytes of the same."""
-        return sum(weight.numel() * weight.element_size() for weight in self._used(resolved))
 
-    def _used(self, resolved: Resolved) -> Iterable[nn.Parameter]:
-        used: dict[int, nn.Parameter] = {}
-        for place, _ in resolved.steps:
-            used.update(self._weights[place])
-        return used.values()
+def mean_of_probabilities(a: Tensor, b: Tensor) -> Tensor:
+    """The ensemble of two networks: the mean of their class probabilities, as logits.
+
+    Args:
+        a: Logits ``(N, classes, ...)``.
+        b: Logits of the same shape.
+
+    Returns:
+        ``log((softmax(a) + softmax(b)) / 2)``, whose softmax is that mean.
+    """
+    return torch.logaddexp(F.log_softmax(a, dim=1), F.log_softmax(b, dim=1)) - math.log(2)
 
 
 class _Builder:
@@ -293,7 +323,7 @@ class _Builder:
             inputs = [names[n] for n in node.all_input_nodes]
             cost = graph.costs[node.name]
             elements = math.prod(cost.shape) // TRACED_BATCH if cost.shape else 0
-            run = node_operation(graph.module, node)
+            run = _node_operation(graph.module, node)
             if node.op == "placeholder":
                 # parents that see images alike share one input
                 shared = f"input.{view}"
@@ -301,7 +331,7 @@ class _Builder:
                 self._add(shared, operation, [])
                 names[node] = shared
                 continue
-            weights = node_weights(graph.module, node)
+            weights = _node_weights(graph.module, node)
             norm = BatchNorm.of(graph.module, node)
             operation = Operation(
                 name, run, (), cost.macs, elements, side, node, weights=weights, norm=norm
@@ -362,3 +392,51 @@ class _Builder:
             fields = {**vars(operation), "inputs": tuple(place_of[read] for read in inputs)}
             operations.append(Operation(**fields))
         return operations, place_of
+
+
+def _node_operation(module: fx.GraphModule, node: fx.Node) -> Callable[..., Any]:
+    """A function that computes a node from the values of its ``all_input_nodes``."""
+    target: Any = node.target
+    if node.op == "get_attr":
+        constant = _attribute(module, target)
+        return lambda: constant
+    if node.op == "placeholder":
+        return lambda images: images
+    call: Callable[..., Any] = target
+    if node.op == "call_module":
+        call = module.get_submodule(target)
+    elif node.op == "call_method":
+        call = _method(target)
+    order = {n: place for place, n in enumerate(node.all_input_nodes)}
+    if not node.kwargs and tuple(order) == node.args:
+        return call
+
+    def run(*inputs: Any) -> Any:
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: inputs[order[n]])
+        return call(*args, **kwargs)
+
+    return run
+
+
+def _node_weights(module: fx.GraphModule, node: fx.Node) -> tuple[nn.Parameter, ...]:
+    """The parameters that a node uses."""
+    if node.op == "call_module":
+        return tuple(module.get_submodule(str(node.target)).parameters())
+    if node.op == "get_attr":
+        value = _attribute(module, str(node.target))
+        return (value,) if isinstance(value, nn.Parameter) else ()
+    return ()
+
+
+def _method(name: str) -> Callable[..., Any]:
+    def call(owner: Any, *args: Any, **kwargs: Any) -> Any:
+        return getattr(owner, name)(*args, **kwargs)
+
+    return call
+
+
+def _attribute(module: fx.GraphModule, path: str) -> Any:
+    value: Any = module
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-import hashlib
 import html
-import math
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
-from torch import Tensor, nn
 
 from optuna_stitch.data.splits import Split
 from optuna_stitch.data.view import View
-from optuna_stitch.models.capture import TRACED_BATCH
 from optuna_stitch.models.graph import NetworkGraph
 from optuna_stitch.models.layouts import Layout
 from optuna_stitch.models.parent import Parent
-from optuna_stitch.stitching.genotype import Genotype, Side, Switch
-from optuna_stitch.stitching.layer import Stitch
+from optuna_stitch.stitching.fit import StitchFit, fit_stitches
+from optuna_stitch.stitching.genotype import SIDES, Genotype, Side, Switch
+from optuna_stitch.stitching.io import (
+    describe_parent,
+    loading,
+    make_parent,
+    named_weights,
+    read_supernetwork,
+    weights_of,
+    write_supernetwork,
+)
+from optuna_stitch.stitching.layer import Stitch, Stitches
 from optuna_stitch.stitching.matching import LinearCKA, Match, PointKind, match
-from optuna_stitch.stitching.program import Program, program_of
-from optuna_stitch.stitching.recalibration import Calibration, recalibrate
-from optuna_stitch.stitching.subnetwork import extract
-from optuna_stitch.stitching.supergraph import SIDES, Supergraph
-from optuna_stitch.utils.errors import MatchError, first_line
-from optuna_stitch.utils.progress import console
+from optuna_stitch.stitching.recalibration import Calibration
+from optuna_stitch.stitching.settings import FitSettings, Tuning
+from optuna_stitch.stitching.subnetwork import Subnetwork
+from optuna_stitch.stitching.supergraph import Supergraph
+from optuna_stitch.stitching.tune import Tuned, tune_stitches
+from optuna_stitch.utils.errors import ArtifactError, MatchError
 
 _MACS = ["macs_into_b", "macs_into_a"]
 
@@ -41,64 +46,12 @@ _HEADS = {
 }
 
 
-def match_table(matches: Sequence[Match], stitches: Mapping[int, Stitch]) -> pd.DataFrame:
-    """A row for each match.
-
-    Args:
-        matches: In topological order of both networks.
-        stitches: By number, ``2 m`` for ``a -> b`` at match m and ``2 m + 1`` for ``b -> a``.
-
-    Returns:
-        By ``match``, from 1: ``point_a``, ``layout_a``, ``point_b``, ``layout_b``,
-        ``macs_into_b`` and ``macs_into_a`` (multiply-accumulates per image of the stitch
-        ``a -> b`` and of ``b -> a``; missing where there is no such stitch).
-    """
-    rows = []
-    for place, pair in enumerate(matches):
-        ways = [stitches.get(2 * place + way) for way in range(2)]
-        macs = [stitch.macs if stitch else None for stitch in ways]
-        points = [str(part) for end in (pair.a, pair.b) for part in (end.name, end.layout)]
-        rows.append([*points, *macs])
-    index = pd.RangeIndex(1, len(rows) + 1, name="match")
-    table = pd.DataFrame(rows, index=index, columns=list(_HEADS))
-    return table.astype(dict.fromkeys(_MACS, "Int64"))
-
-
-def as_html(a: str, b: str, table: pd.DataFrame) -> str:
-    """What notebooks show of a supernetwork: its parents, and its table of matches.
-
-    Args:
-        a: Name of parent a.
-        b: Name of parent b.
-        table: See `match_table`.
-
-    Returns:
-        HTML without colours of its own, since notebooks style tables.
-    """
-    stitches = int(table[_MACS].count().sum())
-    shown = table.reset_index()
-    for column in _MACS:
-        shown[column] = [f"{macs / 1e6:,.3f}" if pd.notna(macs) else "–" for macs in table[column]]
-    with pd.option_context("display.max_colwidth", None):
-        rows = shown.rename(columns=_HEADS).to_html(index=False, border=0)
-    return (
-        f"<div><b>{html.escape(a)} × {html.escape(b)}</b></div>\n"
-        f"<div>{len(table)} matches, {stitches} stitches</div>\n"
-        f'<div style="max-height: 30em; overflow: auto">\n{rows}\n</div>'
-    )
-
-
-_LARGEST_BATCH = 100
-
-_FEATURE_BYTES = 1 << 28
-
-
 class Supernetwork:
     """Two parents with stitches in both directions at every match.
 
     Every stitch has a switch, ``off`` (the parent's own feature) or ``on`` (the stitched one); an
     output switch picks parent a, parent b or their ensemble, the mean of their probabilities. As
-    made, stitches are zero: see `fit`.
+    made by `stitch`, stitches are zero: call `fit`.
 
     Args:
         a: Parent a.
@@ -109,11 +62,15 @@ class Supernetwork:
             ``b -> a``; all, if None.
 
     Attributes:
-        switches: One per stitch: for each match ``a -> b``, then ``b -> a``.
-        stitches: In the switches' order.
-        supergraph: What a genotype computes.
-        calibration: Images that BatchNorm statistics are estimated on downstream of stitches; None
-            where BatchNorms keep their parents' own.
+        supergraph: What the switches make of both parents; `fit` puts a new one in its place.
+
+    Example:
+        >>> supernetwork = st.stitch(a, b)
+        >>> fits = supernetwork.fit(data.train, images=100)
+        >>> len(fits) == len(supernetwork.switches)
+        True
+        >>> supernetwork.subnetwork({"output": "ensemble"}).stitches
+        []
     """
 
     def __init__(
@@ -126,44 +83,53 @@ class Supernetwork:
     ) -> None:
         self.a = a
         self.b = b
-        self.graphs = graphs
         self.matches = tuple(matches)
         self.kept = tuple(range(2 * len(self.matches)) if kept is None else kept)
-        self.calibration: Calibration | None = None
         ends = [_both_ways(match) for match in self.matches]
         sides = [ends[number // 2][number % 2] for number in self.kept]
-        self.switches = tuple(switch for switch, _, _ in sides)
-        self.lay([Stitch(source, target) for _, source, target in sides])
+        self.supergraph = Supergraph(
+            graphs,
+            self._views(),
+            [switch for switch, _, _ in sides],
+            [Stitch(source, target) for _, source, target in sides],
+        )
 
-    def lay(self, stitches: Sequence[Stitch]) -> None:
+    def _views(self) -> dict[Side, View]:
+        return {"a": self.a.view, "b": self.b.view}
+
+    def _lay(self, stitches: Sequence[Stitch], calibration: Calibration | None) -> None:
         """Put stitches in place of those there are, in the switches' order."""
-        self.laid = tuple(stitches)
-        self.stitches = nn.ModuleList(stitches)
-        views: dict[Side, View] = {"a": self.a.view, "b": self.b.view}
-        self.supergraph = Supergraph(self.graphs, views, self.switches, self.laid)
+        old = self.supergraph
+        self.supergraph = Supergraph(
+            old.graphs, self._views(), old.switches, stitches, calibration
+        )
 
-    def keep(self, switches: Sequence[int]) -> Supernetwork:
-        """The same with some of the stitches only.
+    @property
+    def graphs(self) -> dict[Side, NetworkGraph]:
+        """The captured parents by side."""
+        return self.supergraph.graphs
 
-        Args:
-            switches: Indices of the switches to keep.
+    @property
+    def switches(self) -> tuple[Switch, ...]:
+        """One per stitch: for each match ``a -> b``, then ``b -> a``."""
+        return self.supergraph.switches
 
-        Returns:
-            A supernetwork that shares everything with this one.
+    @property
+    def stitches(self) -> Stitches:
+        """In the switches' order."""
+        return self.supergraph.stitches
 
-        Raises:
-            MatchError: If none is kept.
+    @property
+    def calibration(self) -> Calibration | None:
+        """Images that BatchNorm statistics are estimated on downstream of stitches.
+
+        None where BatchNorms keep their parents' own.
         """
-        if not switches:
-            raise MatchError("No stitch is kept, so that there is nothing to search; keep more.")
-        numbers = [self.kept[switch] for switch in sorted(switches)]
-        used = sorted({number // 2 for number in numbers})
-        kept = [2 * used.index(number // 2) + number % 2 for number in numbers]
-        matches = [self.matches[place] for place in used]
-        smaller = Supernetwork(self.a, self.b, self.graphs, matches, kept)
-        smaller.lay([self.laid[switch] for switch in sorted(switches)])
-        smaller.calibration = self.calibration and self.calibration.again()
-        return smaller
+        return self.supergraph.calibration
+
+    @calibration.setter
+    def calibration(self, calibration: Calibration | None) -> None:
+        self.supergraph.calibration = calibration
 
     @property
     def views(self) -> tuple[View, ...]:
@@ -173,143 +139,257 @@ class Supernetwork:
     @property
     def classes(self) -> int:
         """Number of classes."""
-        return self.graphs["a"].classes
+        return self.supergraph.classes
 
     @property
     def segments(self) -> bool:
         """Whether the parents label every pixel instead of the image."""
-        shape = self.graphs["a"].costs[self.graphs["a"].output.name].shape
-        return shape is not None and len(shape) == 4
+        return self.supergraph.segments
 
     @property
     def batch_size(self) -> int:
         """How many images at once keep the largest feature within a quarter of a GiB."""
-        largest = max(
-            math.prod(cost.shape) // TRACED_BATCH
-            for graph in self.graphs.values()
-            for cost in graph.costs.values()
-            if cost.shape is not None
+        return self.supergraph.batch_size
+
+    def subnetwork(self, params: Mapping[str, Any] | Genotype) -> Subnetwork:
+        """The network that a trial's parameters stand for.
+
+        Args:
+            params: ``off`` or ``on`` by the switch's name, and ``a``, ``b`` or ``ensemble`` for
+                ``output``; switches that are not named are off. Or a genotype.
+
+        Raises:
+            StudyError: If a parameter is no switch of this supernetwork, or has no such value.
+        """
+        if not isinstance(params, Genotype):
+            params = Genotype.of(params, self.switches)
+        return Subnetwork.of(self.supergraph, params)
+
+    def fit(
+        self,
+        split: Split,
+        settings: FitSettings | None = None,
+        *,
+        show_progress_bar: bool = False,
+        **options: Any,
+    ) -> list[StitchFit]:
+        """Fit all stitches in closed form, in one pass over unlabelled images.
+
+        In several processes started by ``torchrun``, each reads its share of the images, and all
+        end with the same stitches. Subnetworks made before keep the stitches they were made with.
+
+        Args:
+            split: Unlabelled images; the train split, so that the search's images stay unseen.
+            settings: How; see `FitSettings`.
+            show_progress_bar: Whether to show a progress bar.
+            **options: Fields of `FitSettings`, in place of ``settings``: ``images=500``.
+
+        Returns:
+            One entry per stitch, in the switches' order.
+
+        Raises:
+            ConfigError: If an option is unknown or has a wrong value.
+            FitError: If there are too few images, features are not finite, or the memory does not
+                hold the sums of a single stitch.
+        """
+        stitches, fits, calibration = fit_stitches(
+            self.supergraph,
+            split,
+            settings or FitSettings(**options),
+            show_progress_bar=show_progress_bar,
         )
-        return max(1, min(_LARGEST_BATCH, _FEATURE_BYTES // (4 * largest)))
+        self._lay(stitches, calibration)
+        return fits
 
-    @cached_property
-    def memory_format(self) -> torch.memory_format:
-        """How images lie in memory: channels last, which is faster, where both parents take it."""
-        shapes = [view.input_size for view in self.views]
-        program = program_of(self.supergraph, self.supergraph.resolve(Genotype("ensemble")))
-        images = [torch.zeros(2, *s).contiguous(memory_format=torch.channels_last) for s in shapes]
-        try:
-            with torch.no_grad():
-                program.run(images)
-        except RuntimeError as error:
-            # a network may rely on where numbers lie, with `Tensor.view`
-            console.print(f"Channels stay first in memory: {first_line(error)}")
-            return torch.contiguous_format
-        return torch.channels_last
+    def tune(
+        self,
+        split: Split,
+        settings: Tuning | None = None,
+        *,
+        checkpoint: Path | None = None,
+        show_progress_bar: bool = False,
+        **options: Any,
+    ) -> list[Tuned]:
+        """Tune the fitted stitches by gradients; optional, after `fit`.
 
-    def genotype(self, params: Mapping[str, Any] | Genotype) -> Genotype:
-        """The genotype of a trial's parameters.
-
-        Raises:
-            StudyError: If a parameter is no switch of this supernetwork.
-        """
-        return params if isinstance(params, Genotype) else Genotype.of(params, self.switches)
-
-    def params(self, genotype: Genotype) -> dict[str, str]:
-        """A genotype as a trial's parameters."""
-        return genotype.params(self.switches)
-
-    def canonical(self, genotype: Genotype) -> Genotype:
-        """The same subnetwork with every switch off that cannot reach the output."""
-        return Genotype(genotype.output, self.supergraph.resolve(genotype).used)
-
-    def macs(self, genotype: Genotype) -> int:
-        """Multiply-accumulates per image, counted over what the output needs."""
-        return self.supergraph.macs(self.supergraph.resolve(genotype))
-
-    def parameters(self, genotype: Genotype) -> int:
-        """Number of parameters of all that the output needs, stitches included."""
-        return self.supergraph.parameters(self.supergraph.resolve(genotype))
-
-    def weight_bytes(self, genotype: Genotype) -> int:
-        """Bytes of all parameters that the output needs, as they are stored."""
-        return self.supergraph.weight_bytes(self.supergraph.resolve(genotype))
-
-    def activation_bytes(self, genotype: Genotype) -> int:
-        """Bytes per image of the values that are alive at once, at most, in 32 bits a number.
-
-        Every value is freed after its last use; views count as values of their own.
-        """
-        return 4 * program_of(self.supergraph, self.supergraph.resolve(genotype)).elements
-
-    def extract(self, params: Mapping[str, Any] | Genotype) -> nn.Module:
-        """Take a subnetwork out as a plain module that needs none of us to run.
+        In several processes started by ``torchrun``, each computes its share of every batch.
 
         Args:
-            params: A trial's parameters, or a genotype.
+            split: Images to learn from; the train split.
+            settings: How; see `Tuning`.
+            checkpoint: A file to keep the progress in; if it exists and belongs to the same
+                tuning, tuning goes on from there.
+            show_progress_bar: Whether to show a progress bar.
+            **options: Fields of `Tuning`, in place of ``settings``: ``steps=2000``.
 
         Returns:
-            A module with only what it uses. It takes one tensor of images per view that it needs
-            (one, where both parents see images alike) and returns logits ``(N, classes)``.
+            One entry per stitch, in the switches' order.
 
         Raises:
-            StudyError: If a parameter is no switch of this supernetwork.
+            ConfigError: If an option is unknown or has a wrong value.
+            FitError: If the parents label pixels, there are too few images, the checkpoint belongs
+                to another tuning, or the loss is not finite.
         """
-        resolved = self.supergraph.resolve(self.genotype(params))
-        modules = {side: self.graphs[side].module for side in SIDES}
-        program = program_of(self.supergraph, resolved)
-        with torch.no_grad():
-            self.recalibrate(program)
-        statistics = {program.places[step]: own for step, own in program.statistics.items()}
-        return extract(self.supergraph, resolved, modules, self.stitches, statistics)
+        return tune_stitches(
+            self.supergraph,
+            (self.a.module, self.b.module),
+            split,
+            settings or Tuning(**options),
+            checkpoint=checkpoint,
+            show_progress_bar=show_progress_bar,
+        )
 
-    def recalibrate(
-        self, program: Program, given: Sequence[Mapping[int, Tensor]] | None = None
-    ) -> list[list[Any]]:
-        """Estimate BatchNorm statistics downstream of stitches, where there are images for it.
+    def keep(self, switches: Sequence[int | str]) -> Supernetwork:
+        """The same with some of the stitches only.
 
         Args:
-            program: What to change, in place.
-            given: For every calibration batch the values of the program's given steps.
+            switches: Indices or names of the switches to keep.
 
         Returns:
-            What the program returns on every calibration batch, where it keeps values; nothing
-            where there is nothing to estimate.
-        """
-        if self.calibration is None or not (program.stitched_norms or given is not None):
-            return []
-        layout = self.memory_format
-        return recalibrate(program, self.supergraph, self.calibration, layout, given)
+            A supernetwork that shares everything with this one.
 
-    def features(self, nodes: Sequence[tuple[Side, str]]) -> Program:
-        """A program that returns raw features of the parents.
+        Raises:
+            MatchError: If none is kept, or there is no switch of such a name.
+        """
+        if not switches:
+            raise MatchError("No stitch is kept, so that there is nothing to search; keep more.")
+        index_of = {switch.name: index for index, switch in enumerate(self.switches)}
+        unknown = [name for name in switches if isinstance(name, str) and name not in index_of]
+        if unknown:
+            raise MatchError(f"{unknown[0]!r} is no switch; see `supernetwork.switches`.")
+        places = sorted(s if isinstance(s, int) else index_of[s] for s in switches)
+        numbers = [self.kept[place] for place in places]
+        used = sorted({number // 2 for number in numbers})
+        kept = [2 * used.index(number // 2) + number % 2 for number in numbers]
+        matches = [self.matches[place] for place in used]
+        smaller = Supernetwork(self.a, self.b, self.graphs, matches, kept)
+        stitches = list(self.stitches)
+        smaller._lay([stitches[place] for place in places], self.calibration)
+        return smaller
+
+    def save(self, folder: str | Path) -> None:
+        """Save it as a folder that any worker can load.
 
         Args:
-            nodes: The sides and nodes that are wanted.
+            folder: Where; made if it does not exist.
+
+        Raises:
+            ArtifactError: If it cannot be written.
         """
-        resolved = self.supergraph.resolve(Genotype("ensemble"))
-        wanted = [self.supergraph.raw(side, node) for side, node in nodes]
-        return program_of(self.supergraph, resolved, wanted)
+        parents = {"a": self.a, "b": self.b}
+        modules = {"a": self.a.module, "b": self.b.module, "stitches": self.stitches}
+        weights = named_weights(modules)
+        calibration = self.calibration
+        if calibration is not None:
+            pixels = calibration.pixels
+            weights |= {f"calibration.{view}": images for view, images in enumerate(pixels)}
+        description = {
+            "content": self.content_hash(),
+            "parents": {side: describe_parent(parent) for side, parent in parents.items()},
+            "matches": [[match.a.node, match.b.node] for match in self.matches],
+            "kept": list(self.kept),
+            "switches": [switch.name for switch in self.switches],
+            "stitches": [
+                {"kernel": stitch.kernel, "rank": stitch.rank, "everywhere": stitch.everywhere}
+                for stitch in self.stitches
+            ],
+            "calibration": calibration and {"batch_size": calibration.batch_size},
+        }
+        write_supernetwork(Path(folder), weights, description)
 
-    def match_table(self) -> pd.DataFrame:
-        """The matches with what their stitches cost; see `match_table.match_table`."""
-        return match_table(self.matches, dict(zip(self.kept, self.laid, strict=True)))
+    @staticmethod
+    def load(
+        folder: str | Path, *, a: Parent | None = None, b: Parent | None = None
+    ) -> Supernetwork:
+        """Load a saved supernetwork.
 
-    def _repr_html_(self) -> str:
-        return as_html(self.graphs["a"].name, self.graphs["b"].name, self.match_table())
+        Args:
+            folder: Where it was saved.
+            a: Parent a, where it is a module of your own; its weights come from the folder.
+            b: Parent b, likewise.
+
+        Returns:
+            The supernetwork, with the content it was saved with.
+
+        Raises:
+            ArtifactError: If it is missing, broken, or was changed since.
+        """
+        folder = Path(folder)
+        given = {"a": a, "b": b}
+        with loading(folder):
+            weights, description = read_supernetwork(folder)
+            parents = {
+                side: given[side] or make_parent(side, description["parents"][side])
+                for side in SIDES
+            }
+            for side in SIDES:
+                parents[side].module.load_state_dict(weights_of(side, weights))
+            graphs: dict[Side, NetworkGraph] = {side: parents[side].graph() for side in SIDES}
+            points = {side: {point.node: point for point in graphs[side].points} for side in SIDES}
+            matches = [
+                Match(points["a"][of_a], points["b"][of_b])
+                for of_a, of_b in description["matches"]
+            ]
+            kept = description["kept"]
+            loaded = Supernetwork(parents["a"], parents["b"], graphs, matches, kept)
+            stitches = [
+                Stitch(plain.source, plain.target, **shape)
+                for plain, shape in zip(loaded.stitches, description["stitches"], strict=True)
+            ]
+            calibration = None
+            if description["calibration"] is not None:
+                pixels = [weights[f"calibration.{view}"] for view in range(len(loaded.views))]
+                batch_size = description["calibration"]["batch_size"]
+                calibration = Calibration(loaded.views, tuple(pixels), batch_size)
+            loaded._lay(stitches, calibration)
+            loaded.stitches.load_state_dict(weights_of("stitches", weights))
+        found = loaded.content_hash()
+        if found != description["content"]:
+            raise ArtifactError(
+                f"The supernetwork in {folder} is not the one that was saved: its content hash is "
+                f"{found}, not {description['content']}. Build it again."
+            )
+        return loaded
 
     def content_hash(self) -> str:
         """A hash of all that figures depend on: weights, matches, views, calibration images."""
-        digest = hashlib.sha256()
-        for side in SIDES:
-            digest.update(repr((self.graphs[side].name, self.views)).encode())
-            _update(digest, self.graphs[side].module)
-        digest.update(repr([switch.name for switch in self.switches]).encode())
-        _update(digest, self.stitches)
-        if self.calibration is not None:
-            for pixels in self.calibration.pixels:
-                digest.update(pixels.numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return self.supergraph.content_hash()
+
+    def match_table(self) -> pd.DataFrame:
+        """The matches with what their stitches cost.
+
+        Returns:
+            A row per match, by ``match``, from 1: ``point_a``, ``layout_a``, ``point_b``,
+            ``layout_b``, ``macs_into_b`` and ``macs_into_a`` (multiply-accumulates per image of
+            the stitch ``a -> b`` and of ``b -> a``; missing where there is no such stitch).
+        """
+        stitches = dict(zip(self.kept, self.stitches, strict=True))
+        rows = []
+        for place, pair in enumerate(self.matches):
+            ways = [stitches.get(2 * place + way) for way in range(2)]
+            macs = [stitch.macs if stitch else None for stitch in ways]
+            points = [str(part) for end in (pair.a, pair.b) for part in (end.name, end.layout)]
+            rows.append([*points, *macs])
+        index = pd.RangeIndex(1, len(rows) + 1, name="match")
+        table = pd.DataFrame(rows, index=index, columns=list(_HEADS))
+        return table.astype(dict.fromkeys(_MACS, "Int64"))
+
+    def _repr_html_(self) -> str:
+        """The parents and the table of matches, for notebooks, which style tables themselves."""
+        table = self.match_table()
+        stitches = int(table[_MACS].count().sum())
+        shown = table.reset_index()
+        for column in _MACS:
+            macs_of = table[column]
+            shown[column] = [f"{macs / 1e6:,.3f}" if pd.notna(macs) else "–" for macs in macs_of]
+        with pd.option_context("display.max_colwidth", None):
+            rows = shown.rename(columns=_HEADS).to_html(index=False, border=0)
+        names = [html.escape(self.graphs[side].name) for side in SIDES]
+        return (
+            f"<div><b>{names[0]} × {names[1]}</b></div>\n"
+            f"<div>{len(table)} matches, {stitches} stitches</div>\n"
+            f'<div style="max-height: 30em; overflow: auto">\n{rows}\n</div>'
+        )
 
 
 def stitch(
@@ -333,7 +413,7 @@ def stitch(
             on these, besides their depth.
 
     Returns:
-        The supernetwork; its stitches are still to be fitted.
+        The supernetwork; its stitches are still to be fitted, by `Supernetwork.fit`.
 
     Raises:
         CaptureError: If a parent cannot be captured.
@@ -368,10 +448,4 @@ def _both_ways(match: Match) -> tuple[tuple[Switch, Layout, Layout], ...]:
 
 def _answer(shape: tuple[int, ...] | None) -> str:
     sizes = shape[2:] if shape else ()
-    return f"labels of {'×'.join(map(str, sizes))} pixels" if sizes else "one label an image"
-
-
-def _update(digest: Any, module: nn.Module) -> None:
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return f"labels of {'×'.join(map(str, sizes))} pixels" if sizes else "one label per image"

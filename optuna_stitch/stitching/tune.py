@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from torch.nn import functional as F
 
 from optuna_stitch.data.splits import Split
 from optuna_stitch.stitching.genotype import Genotype, Output, single_stitch_genotypes
-from optuna_stitch.stitching.program import Program, shared_program
+from optuna_stitch.stitching.program import Program
 from optuna_stitch.stitching.recalibration import match_batch, statistics_of
-from optuna_stitch.stitching.supernetwork import Supernetwork
+from optuna_stitch.stitching.settings import Tuning
+from optuna_stitch.stitching.supergraph import Supergraph
 from optuna_stitch.utils.distributed import all_reduce, share
 from optuna_stitch.utils.errors import FitError, first_line
 from optuna_stitch.utils.files import write_whole
@@ -34,38 +35,6 @@ HELD_OUT = 5
 
 # Thawed parents know already what they are to do.
 _THAWED_RATE = 0.1
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """How stitches are tuned.
-
-    Args:
-        steps: Number of optimizer steps.
-        batch_size: Images per step, over all processes.
-        networks: Subnetworks per step.
-        accumulate: Batches whose gradients are added up before a step.
-        learning_rate: Of AdamW, at its start; it falls to zero along a cosine.
-        weight_decay: Of AdamW.
-        task: Weight of the labels' cross-entropy beside the distillation.
-        several: Probability that a subnetwork has further stitches on beside the one it is drawn
-            for, one more on average.
-        thaw: Whether the parents' weights learn too, at a tenth of the rate.
-        bfloat16: Whether to compute in mixed precision.
-        seed: Draws images and subnetworks.
-    """
-
-    steps: int = 500
-    batch_size: int = 32
-    networks: int = 6
-    accumulate: int = 1
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-5
-    task: float = 0.5
-    several: float = 0.3
-    thaw: bool = False
-    bfloat16: bool = False
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,23 +57,39 @@ class Tuned:
 
 
 class Trainer:
-    """The state of a tuning: weights, optimizer and step."""
+    """The state of a tuning: weights, optimizer and step.
 
-    def __init__(self, supernetwork: Supernetwork, split: Split, tuning: Tuning) -> None:
+    Args:
+        supergraph: The supernetwork's computation.
+        parents: The modules of both parents, which learn too where they are thawed.
+        split: Images to learn from.
+        tuning: How.
+
+    Attributes:
+        step: How many steps are done.
+    """
+
+    def __init__(
+        self,
+        supergraph: Supergraph,
+        parents: Sequence[nn.Module],
+        split: Split,
+        tuning: Tuning,
+    ) -> None:
         self.step = 0
-        self._net = supernetwork
+        self._graph = supergraph
         self._split = split
         self._tuning = tuning
-        described = repr((supernetwork.content_hash(), split.fingerprint, asdict(tuning)))
+        described = repr((supergraph.content_hash(), split.fingerprint, tuning.model_dump()))
         self._key = hashlib.sha256(described.encode()).hexdigest()[:16]
-        self._fitted = {k: v.clone() for k, v in supernetwork.stitches.state_dict().items()}
+        self._fitted = {k: v.clone() for k, v in supergraph.stitches.state_dict().items()}
         self._teacher = self._answers([Genotype("ensemble")], range(len(split)))[0]
-        groups: list[dict[str, Any]] = [{"params": list(supernetwork.stitches.parameters())}]
+        groups: list[dict[str, Any]] = [{"params": list(supergraph.stitches.parameters())}]
         if tuning.thaw:
             rate = _THAWED_RATE * tuning.learning_rate
-            weights = [w for parent in parents_of(supernetwork) for w in parent.parameters()]
+            weights = [w for parent in parents for w in parent.parameters()]
             groups.append({"params": weights, "lr": rate})
-        self._thawed = parents_of(supernetwork) if tuning.thaw else []
+        self._thawed = list(parents) if tuning.thaw else []
         self._optimizer = torch.optim.AdamW(
             groups, lr=tuning.learning_rate, weight_decay=tuning.weight_decay
         )
@@ -150,7 +135,7 @@ class Trainer:
 
     def _draw(self, generator: torch.Generator) -> Genotype:
         """A single-stitch network, each as likely; at times with further stitches on."""
-        switches = self._net.switches
+        switches = self._graph.switches
         first = int(torch.randint(len(switches), (1,), generator=generator))
         on = {first}
         chance, *others = torch.rand(len(switches) + 1, generator=generator).tolist()
@@ -160,12 +145,12 @@ class Trainer:
         return Genotype(output, frozenset(on))
 
     def _loss(self, genotypes: Sequence[Genotype], positions: Sequence[int]) -> Tensor:
-        batch = self._split.pick(positions, self._net.views)
+        batch = self._split.pick(positions, self._graph.views)
         wanted = self._teacher[torch.tensor(positions)].softmax(1)
-        program = shared_program(self._net.supergraph, genotypes)
+        program = self._graph.program(genotypes)
         casting = torch.autocast("cpu", torch.bfloat16, enabled=self._tuning.bfloat16)
         with casting:
-            answers = _run_matched(program, batch.images, self._net)
+            answers = _run_matched(program, batch.images, self._graph)
         losses = [
             F.cross_entropy(logits.float(), wanted)
             + self._tuning.task * F.cross_entropy(logits.float(), batch.targets)
@@ -179,11 +164,11 @@ class Trainer:
         Args:
             fitted: Whether to ask it of the stitches as they were fitted.
         """
-        tuned = {k: v.clone() for k, v in self._net.stitches.state_dict().items()}
+        tuned = {k: v.clone() for k, v in self._graph.stitches.state_dict().items()}
         if fitted:
-            self._net.stitches.load_state_dict(self._fitted)
-        answers = self._answers(single_stitch_genotypes(self._net.switches), self._held_out)
-        self._net.stitches.load_state_dict(tuned)
+            self._graph.stitches.load_state_dict(self._fitted)
+        answers = self._answers(single_stitch_genotypes(self._graph.switches), self._held_out)
+        self._graph.stitches.load_state_dict(tuned)
         wanted = self._teacher[torch.tensor(self._held_out)].log_softmax(1)
         return [
             float(F.kl_div(a.log_softmax(1), wanted, log_target=True, reduction="batchmean"))
@@ -192,23 +177,22 @@ class Trainer:
 
     def _answers(self, genotypes: Sequence[Genotype], positions: Sequence[int]) -> list[Tensor]:
         kept: list[list[Tensor]] = [[] for _ in genotypes]
-        size = self._net.batch_size
-        program = shared_program(self._net.supergraph, genotypes)
+        size = self._graph.batch_size
+        program = self._graph.program(genotypes)
         with torch.no_grad():
-            self._net.recalibrate(program)
+            self._graph.recalibrate(program)
             for start in range(0, len(positions), size):
-                batch = self._split.pick(positions[start : start + size], self._net.views)
+                batch = self._split.pick(positions[start : start + size], self._graph.views)
                 for column, logits in zip(kept, program.run(batch.images), strict=True):
                     column.append(logits)
         return [torch.cat(column) for column in kept]
 
     def finish(self, before: Sequence[float]) -> list[Tuned]:
         """Put back what got worse, and say what happened."""
-        if self._net.calibration is not None:
-            self._net.calibration = self._net.calibration.again()  # thawed parents changed
+        self._graph.forget_statistics()  # thawed parents changed
         after = self.divergences()
         found: list[Tuned] = []
-        for index, switch in enumerate(self._net.switches):
+        for index, switch in enumerate(self._graph.switches):
             # thawed parents are not what the fitted stitch was fitted to
             kept = after[index] < before[index] or self._tuning.thaw
             found.append(Tuned(switch.name, before[index], after[index], kept))
@@ -216,7 +200,7 @@ class Trainer:
                 prefix = f"{index}."
                 state = self._fitted.items()
                 own = {k.removeprefix(prefix): v for k, v in state if k.startswith(prefix)}
-                self._net.laid[index].load_state_dict(own)
+                self._graph.stitches[index].load_state_dict(own)
         return found
 
     def save(self, path: Path) -> None:
@@ -230,7 +214,7 @@ class Trainer:
         state = {
             "key": self._key,
             "step": self.step,
-            "stitches": self._net.stitches.state_dict(),
+            "stitches": self._graph.stitches.state_dict(),
             "parents": [parent.state_dict() for parent in self._thawed],
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
@@ -253,7 +237,7 @@ class Trainer:
             state = torch.load(path, weights_only=True)
             if state["key"] == self._key:
                 self.step = state["step"]
-                self._net.stitches.load_state_dict(state["stitches"])
+                self._graph.stitches.load_state_dict(state["stitches"])
                 for parent, own in zip(self._thawed, state["parents"], strict=True):
                     parent.load_state_dict(own)
                 self._optimizer.load_state_dict(state["optimizer"])
@@ -271,37 +255,34 @@ class Trainer:
 
 
 def _run_matched(
-    program: Program, images: tuple[Tensor, ...], supernetwork: Supernetwork
+    program: Program, images: tuple[Tensor, ...], supergraph: Supergraph
 ) -> list[Tensor]:
     """Run a program with BatchNorms downstream of stitches matched on the batch itself."""
-    if supernetwork.calibration is None:
+    if supergraph.calibration is None:
         return program.run(images)
-    own = statistics_of(supernetwork.supergraph, images)
+    own = statistics_of(supergraph.parents_program(), images)
     return program.observe(images, match_batch(program, own))
-
-
-def parents_of(supernetwork: Supernetwork) -> tuple[nn.Module, nn.Module]:
-    """The modules of both parents."""
-    return supernetwork.a.module, supernetwork.b.module
 
 
 _CHECKPOINT_EVERY = 50
 
 
-def tune(
-    supernetwork: Supernetwork,
+def tune_stitches(
+    supergraph: Supergraph,
+    parents: Sequence[nn.Module],
     split: Split,
-    tuning: Tuning | None = None,
+    tuning: Tuning,
     *,
     checkpoint: Path | None = None,
     show_progress_bar: bool = False,
 ) -> list[Tuned]:
-    """Tune the stitches of a fitted supernetwork in place.
+    """Tune the stitches of a fitted supernetwork in place; see `Supernetwork.tune`.
 
     In several processes started by ``torchrun``, each computes its share of every batch.
 
     Args:
-        supernetwork: The fitted supernetwork.
+        supergraph: The supernetwork's computation.
+        parents: The modules of both parents.
         split: Images to learn from; the train split.
         tuning: How.
         checkpoint: A file to keep the progress in; if it exists and belongs to the same tuning,
@@ -315,18 +296,17 @@ def tune(
         FitError: If the parents label pixels, there are too few images, the checkpoint belongs to
             another tuning, or the loss is not finite.
     """
-    tuning = tuning or Tuning()
-    if supernetwork.segments:
+    if supergraph.segments:
         raise FitError("Tuning is for networks that label images; these label every pixel.")
     if len(split) < 2 * HELD_OUT:
         raise FitError(f"{len(split)} images are too few to tune on; give {2 * HELD_OUT}.")
-    trainer = Trainer(supernetwork, split, tuning)
+    trainer = Trainer(supergraph, parents, split, tuning)
     if checkpoint is not None and checkpoint.is_file():
         trainer.load(checkpoint)
     before = trainer.divergences(fitted=True)
     with (
         progress_bar(show_progress_bar=show_progress_bar) as progress,
-        _learning(supernetwork, trainer.parameters()),
+        _learning([*parents, supergraph.stitches], trainer.parameters()),
     ):
         task = progress.add_task("Tune", total=tuning.steps, completed=trainer.step, note="")
         while trainer.step < tuning.steps:
@@ -339,9 +319,8 @@ def tune(
 
 
 @contextlib.contextmanager
-def _learning(supernetwork: Supernetwork, learn: Sequence[nn.Parameter]) -> Iterator[None]:
+def _learning(parts: Sequence[nn.Module], learn: Sequence[nn.Parameter]) -> Iterator[None]:
     """Let some parameters have gradients, and no others, for a while."""
-    parts = [*parents_of(supernetwork), supernetwork.stitches]
     before = [(weight, weight.requires_grad) for part in parts for weight in part.parameters()]
     learns = {id(weight) for weight in learn}
     for weight, _ in before:

@@ -95,7 +95,7 @@ def test_the_paired_bootstrap_tells_what_can_be_told() -> None:
 
 def test_pixels_and_images_do_not_mix() -> None:
     labels_images = st.load_parent("test_resnet", num_classes=5, input_size=64)
-    with pytest.raises(MatchError, match=r"labels of 64×64 pixels.*one label an image"):
+    with pytest.raises(MatchError, match=r"labels of 64×64 pixels.*one label per image"):
         st.stitch(_parent("lraspp_mobilenet_v3_large"), labels_images)
 
 

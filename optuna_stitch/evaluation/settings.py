@@ -1,0 +1,63 @@
+"""How subnetworks are judged; importable without torch, for study files."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from pydantic import Field
+
+from optuna_stitch.utils.settings import Settings
+
+Kernels = Literal["plain", "fast", "bfloat16"]
+KERNELS: tuple[Kernels, ...] = get_args(Kernels)
+
+
+class Racing(Settings):
+    """When subnetworks stop early that cannot join the front; see `evaluation/racing.py`.
+
+    Args:
+        error_rate: Largest probability to stop a subnetwork that is not dominated.
+        first: Images in the first block.
+        growth: By what all images so far are multiplied with every further block.
+        seed: Of the order of the images.
+
+    Example:
+        >>> st.Racing(error_rate=0.05).first
+        100
+    """
+
+    error_rate: float = Field(0.01, gt=0, lt=1)
+    first: int = Field(100, gt=0)
+    growth: float = Field(2.0, gt=1)
+    seed: int = 0
+
+
+class EvaluationSettings(Settings):
+    """How an `Evaluator` computes.
+
+    Args:
+        batch_size: Images per batch; if None, 50, or fewer where features are large.
+        kernels: ``plain`` computes as the extracted module does, bit for bit; ``fast`` is equal
+            up to rounding, ``bfloat16`` less exact.
+        memory: GiB for the values that are alive at once; what needs more runs one part after
+            the other.
+        racing: If given, subnetworks that cannot join the front of those judged so far are
+            stopped early. It takes one metric that says right or wrong of every image, and costs.
+    """
+
+    batch_size: int | None = Field(None, gt=0)
+    kernels: Kernels = "fast"
+    memory: float = Field(4.0, gt=0)
+    racing: Racing | None = None
+
+
+class LatencySettings(Settings):
+    """How operations are timed for ``latency_ms``.
+
+    Args:
+        batch_size: Images at once.
+        threads: Number of threads; as torch is set, if None.
+    """
+
+    batch_size: int = Field(1, gt=0)
+    threads: int | None = Field(None, gt=0)

@@ -1,0 +1,87 @@
+"""How stitches are fitted and tuned; importable without torch, for study files."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from optuna_stitch.utils.settings import Settings
+
+
+class FitSettings(Settings):
+    """How stitches are fitted in closed form.
+
+    Args:
+        images: How many images of the split to use (all, if None).
+        positions: How many grid positions per image to use at most, drawn at random. If None,
+            as many as make 24,000 samples over all images, and at least 16.
+        kernel: Side of the largest kernel, 1 or 3. A stitch takes the smaller one where that
+            loses no more than ``rank_loss`` of the explained variance, or where the larger one
+            would read too many channels (more than 133).
+        rank_loss: Share of the explained variance that a lower rank may cost on held-out images;
+            None for full rank.
+        budget: Multiply-accumulates of a stitch at most, as a share of the cheaper parent's; its
+            rank is lowered until it keeps within. None for no limit.
+        match_variance: Whether to restore the variance that ridge takes.
+        by_position: Whether stitches may have a bias for every position of the grid, where that
+            predicts held-out images better.
+        recalibrate: How many of the images are kept with the supernetwork to estimate BatchNorm
+            statistics anew downstream of stitches, for each subnetwork; 0 to keep the parents'
+            own statistics.
+        memory: GiB that the sums may take; beyond it, stitches are fitted in groups, with a pass
+            over the images for each.
+        batch_size: Images per batch; if None, as the supernetwork says.
+        seed: Draws the positions.
+
+    Example:
+        >>> st.FitSettings(kernel=1, images=200).recalibrate
+        64
+    """
+
+    images: int | None = Field(None, gt=0)
+    positions: int | None = Field(None, gt=0)
+    kernel: Literal[1, 3] = 3
+    rank_loss: float | None = Field(0.01, ge=0)
+    budget: float | None = Field(0.1, gt=0)
+    match_variance: bool = True
+    by_position: bool = True
+    recalibrate: int = Field(64, ge=0)
+    memory: float = Field(2.0, gt=0)
+    batch_size: int | None = Field(None, gt=0)
+    seed: int = 0
+
+
+class Tuning(Settings):
+    """How fitted stitches are tuned by gradients.
+
+    Args:
+        steps: Number of optimizer steps.
+        batch_size: Images per step, over all processes.
+        networks: Subnetworks per step.
+        accumulate: Batches whose gradients are added up before a step.
+        learning_rate: Of AdamW, at its start; it falls to zero along a cosine.
+        weight_decay: Of AdamW.
+        task: Weight of the labels' cross-entropy beside the distillation.
+        several: Probability that a subnetwork has further stitches on beside the one it is drawn
+            for, one more on average.
+        thaw: Whether the parents' weights learn too, at a tenth of the rate.
+        bfloat16: Whether to compute in mixed precision.
+        seed: Draws images and subnetworks.
+
+    Example:
+        >>> st.Tuning(steps=2000).networks
+        6
+    """
+
+    steps: int = Field(500, gt=0)
+    batch_size: int = Field(32, gt=1)
+    networks: int = Field(6, gt=0)
+    accumulate: int = Field(1, gt=0)
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(1e-5, ge=0)
+    task: float = Field(0.5, ge=0)
+    several: float = Field(0.3, ge=0, le=1)
+    thaw: bool = False
+    bfloat16: bool = False
+    seed: int = 0
