@@ -185,7 +185,7 @@ SHARES = {"accuracy", "top5", "agreement", "mean_iou", "pixel_accuracy", "calibr
 
 @dataclass(frozen=True)
 class Axis:
-    """What a cost is called, and in which unit it is shown.
+    """What a figure is called, and in which unit it is shown.
 
     Args:
         title: Of the axis.
@@ -211,9 +211,15 @@ _AXES = {
 }
 
 
-def axis_of(cost: str) -> Axis:
-    """How a cost is shown."""
-    return _AXES.get(cost, Axis(cost, cost, 1.0, cost))
+def axis_of(metric: str) -> Axis:
+    """How a figure is shown: shares in percent, costs in their units.
+
+    Args:
+        metric: Its name.
+    """
+    if metric in SHARES:
+        return Axis(f"{words_of(metric)} (%)", words_of(metric), 0.01, "%")
+    return _AXES.get(metric, Axis(metric, metric, 1.0, metric))
 
 
 def words_of(metric: str) -> str:
