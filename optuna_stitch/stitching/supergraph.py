@@ -323,7 +323,7 @@ class _Builder:
             inputs = [names[n] for n in node.all_input_nodes]
             cost = graph.costs[node.name]
             elements = math.prod(cost.shape) // TRACED_BATCH if cost.shape else 0
-            run = _node_operation(graph.module, node)
+            run = node_operation(graph.module, node)
             if node.op == "placeholder":
                 # parents that see images alike share one input
                 shared = f"input.{view}"
@@ -394,8 +394,16 @@ class _Builder:
         return operations, place_of
 
 
-def _node_operation(module: fx.GraphModule, node: fx.Node) -> Callable[..., Any]:
-    """A function that computes a node from the values of its ``all_input_nodes``."""
+def node_operation(module: fx.GraphModule, node: fx.Node) -> Callable[..., Any]:
+    """Turn a node of a graph module into a function.
+
+    Args:
+        module: The graph module.
+        node: One of its nodes.
+
+    Returns:
+        Computes the node from the values of its ``all_input_nodes``.
+    """
     target: Any = node.target
     if node.op == "get_attr":
         constant = _attribute(module, target)
