@@ -18,7 +18,7 @@ from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna_stitch.storage.buffered import BufferedStorage
 from optuna_stitch.storage.rdb import OneStatementStorage
 from optuna_stitch.storage.retry import RETRY_TIMEOUT, reason, retry
-from optuna_stitch.utils.errors import StudyError
+from optuna_stitch.utils.errors import StudyError, StudyNotFoundError
 
 _JOURNAL = "journal:///"
 
@@ -34,13 +34,17 @@ _TRIES = 5
 _EXTRAS = {"psycopg": "postgresql", "pymysql": "mysql", "MySQLdb": "mysql", "grpc": "grpc"}
 
 
-def open_storage(url: str, *, retry_timeout: float = RETRY_TIMEOUT) -> BufferedStorage:
+def open_storage(
+    url: str, *, create: bool = True, retry_timeout: float = RETRY_TIMEOUT
+) -> BufferedStorage:
     """Open a storage, and make its tables where it has none.
 
     Args:
         url: ``sqlite:///study.db``, ``postgresql://user@host/database`` or any other database URL
             of SQLAlchemy's; ``journal:///study.journal`` for a journal file (four slashes for an
             absolute path); ``grpc://host:port`` for Optuna's gRPC proxy.
+        create: Whether to make the file or the tables where there are none; otherwise nothing is
+            written.
         retry_timeout: Seconds for which a storage that went away is tried again.
 
     Returns:
@@ -48,9 +52,20 @@ def open_storage(url: str, *, retry_timeout: float = RETRY_TIMEOUT) -> BufferedS
 
     Raises:
         StudyError: If it cannot be reached.
+        StudyNotFoundError: If there is none and ``create`` is False.
+
+    Example:
+        >>> storage = st.open_storage(f"sqlite:///{tmp_path}/studies.db")
+        >>> st.create_study(objective, study_name="digits", storage=storage).study_name
+        'digits'
     """
+    wait = min(_AT_START, retry_timeout)
     try:
-        backend = retry(lambda: _open(url), retry_timeout=min(_AT_START, retry_timeout))
+        if not create and not retry(lambda: _exists(url), retry_timeout=wait):
+            raise StudyNotFoundError(f"There is no storage {hide_password(url)} yet.")
+        backend = retry(lambda: _open(url), retry_timeout=wait)
+    except StudyNotFoundError:
+        raise
     except ImportError as error:
         cause = error if error.name else error.__cause__  # Optuna wraps what a driver lacks
         missing = (getattr(cause, "name", None) or "of its driver").partition(".")[0]
@@ -100,6 +115,22 @@ def _experimental() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         yield
+
+
+def _exists(url: str) -> bool:
+    """Whether there is something to open, without making it; proxies answer for themselves."""
+    if url.startswith(_GRPC):
+        return True
+    if url.startswith(_JOURNAL):
+        return Path(url.removeprefix(_JOURNAL)).is_file()
+    database = sqlalchemy.make_url(url).database or ""
+    if _is_sqlite(url) and not (database.startswith("file:") or Path(database).is_file()):
+        return False  # connecting would make the file
+    engine = sqlalchemy.create_engine(with_driver(url), **engine_arguments(url))
+    try:
+        return sqlalchemy.inspect(engine).has_table("studies")
+    finally:
+        engine.dispose()
 
 
 def _open(url: str) -> BaseStorage:

@@ -50,6 +50,10 @@ class StudyError(OptunaStitchError):
     """A study or its storage cannot be used."""
 
 
+class StudyNotFoundError(StudyError):
+    """There is no such study, or its start was interrupted."""
+
+
 class RunError(OptunaStitchError):
     """A run folder is missing, incomplete, or belongs to another study."""
 
