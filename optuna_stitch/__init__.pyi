@@ -14,6 +14,7 @@ from .evaluation.settings import Racing as Racing
 from .evaluation.stitch_quality import StitchQuality as StitchQuality
 from .evaluation.stitch_quality import best_stitches as best_stitches
 from .evaluation.stitch_quality import measure_stitches as measure_stitches
+from .export.export import export_subnetwork as export_subnetwork
 from .models.parent import Parent as Parent
 from .models.parent import load_parent as load_parent
 from .models.recipe import Recipe as Recipe

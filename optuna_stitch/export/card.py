@@ -1,48 +1,51 @@
-"""The model card of an exported network: what it is, how good, whose weights, how to load it."""
+"""What lies beside an exported network: its model card, and how timm prepares its images.
+
+Nothing here measures or looks anything up: figures, comparisons and licences are given.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from huggingface_hub import EvalResult, ModelCardData
+
 from optuna_stitch.data.view import View
-from optuna_stitch.diagram.segments import Dissection
 from optuna_stitch.evaluation.metrics import words_of
-from optuna_stitch.report.front import Entry, Front, PairedComparison
-from optuna_stitch.stitching.genotype import Output, Side
-from optuna_stitch.stitching.supergraph import SIDES
+from optuna_stitch.export.formats import FORMATS
+from optuna_stitch.stitching.genotype import SIDES, Output, Side
+from optuna_stitch.stitching.subnetwork import Subnetwork
+from optuna_stitch.utils.text import (
+    markdown_table,
+    millions_text,
+    number_text,
+    p_value_text,
+    percent_interval_text,
+    percent_text,
+    points_text,
+)
 
-_LOAD = {
-    "python": (
-        "`network.py` and `network.safetensors`, which need torch and safetensors:",
-        """\
-from network import load_network
+DRAWING = "network.svg"
 
-network = load_network()
-with torch.no_grad():
-    logits = network(*images)""",
-    ),
-    "program": (
-        "`network.pt2`, which needs torch:",
-        """\
-network = torch.export.load("network.pt2").module()
-with torch.no_grad():
-    logits = network(*images)""",
-    ),
-    "onnx": (
-        "`network.onnx`, which needs onnxruntime:",
-        """\
-import onnxruntime
+_NOT_STATED = "not stated"
 
-session = onnxruntime.InferenceSession("network.onnx")
-names = [argument.name for argument in session.get_inputs()]
-given = {name: pixels.numpy() for name, pixels in zip(names, images)}
-logits = torch.from_numpy(session.run(None, given)[0])""",
-    ),
+# Licences that the Hugging Face Hub knows by these names; others it wants as `other`, with a name.
+_HUB_LICENCES = (
+    *("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0"),
+    *("apple-ascl", "apple-amlr", "gemma", "unknown"),
+)
+
+_RETURNS: dict[Output, str] = {
+    "a": "It returns the output of a.",
+    "b": "It returns the output of b.",
+    "ensemble": "It returns the mean of the class probabilities of both, as logits.",
 }
+
+_TESTS = {"accuracy": "McNemar's test", "mean_iou": "the paired bootstrap"}
 
 _PREPARE = """\
 import json
@@ -60,44 +63,171 @@ for cfg in {cfgs}:
     images.append(transform(image.convert({mode}))[None])"""
 
 
-def snippets(
-    views: Mapping[str, View], formats: Sequence[str], *, segments: bool, named: bool
-) -> list[str]:
-    """Lines of Markdown: how to prepare an image, to load each format, and to read the answer.
+@dataclass(frozen=True)
+class Figures:
+    """Figures of one network on the test split.
 
     Args:
-        views: How each input sees images, by its name.
-        formats: What the network was exported as.
-        segments: Whether it labels every pixel.
-        named: Whether the classes have names.
+        name: What the network is called.
+        quality: Its accuracy or mean IoU, as a share of 1.
+        interval: Lower and upper bound of the quality's 95% interval, as shares of 1.
+        macs: Multiply-accumulates per image.
+        parameters: Number of parameters.
+        others: Further figures, by name.
     """
-    modes = {view.mode for view in views.values()}
-    mode = f'"{modes.pop()}"' if len(modes) == 1 else '"L" if cfg["input_size"][0] == 1 else "RGB"'
-    several = len(views) > 1
-    cfgs = '[one["pretrained_cfg"] for one in config["inputs"]]'
-    names = '["inputs"][0]["pretrained_cfg"]' if several else '["pretrained_cfg"]'
-    what = "class of every pixel" if segments else "class"
-    answer = "labels = logits.argmax(dim=1)  # " + f"{what}: a number"
-    if named and not segments:
-        answer = f'print(config{names}["label_names"][int(logits.argmax(dim=1))])'
-    elif named:
-        answer += f', the place of its name in config{names}["label_names"]'
-    return [
-        "An image becomes the network's input by timm's transform. In this folder:",
-        "",
-        *_code(_PREPARE.format(cfgs=cfgs if several else '[config["pretrained_cfg"]]', mode=mode)),
-        *(
-            line
-            for name in formats
-            for line in (_LOAD[name][0], "", *_code(f"{_LOAD[name][1]}\n{answer}"))
-        ),
-        "`images` may hold any number of images, along its first dimension.",
-        "",
-    ]
+
+    name: str
+    quality: float
+    interval: tuple[float, float]
+    macs: float
+    parameters: int
+    others: Mapping[str, float] = field(default_factory=dict)
 
 
-def _code(text: str) -> list[str]:
-    return ["```python", *text.splitlines(), "```", ""]
+@dataclass(frozen=True)
+class Comparison:
+    """A network and a baseline on the same test images.
+
+    Args:
+        difference: Quality of the network less that of the baseline, as a share of 1.
+        p_value: Corrected by Holm for all comparisons of the network.
+    """
+
+    difference: float
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Results:
+    """How good a network is on the test split, and what it is compared with.
+
+    Args:
+        network: Its own figures.
+        baselines: Figures of the parents, of their ensemble, and of what else one would use.
+        comparisons: By the baselines' names; a baseline may have none.
+        images: Number of test images.
+        dataset: What the data set is called.
+        metric: What the quality is: ``accuracy``, or ``mean_iou`` for segmentation.
+    """
+
+    network: Figures
+    baselines: Sequence[Figures]
+    comparisons: Mapping[str, Comparison]
+    images: int
+    dataset: str
+    metric: str = "accuracy"
+
+
+@dataclass(frozen=True)
+class ParentOrigin:
+    """A parent, and whose weights it has.
+
+    Args:
+        name: What the network is called.
+        weights: Where its weights come from; None where nothing is known.
+        licence: What their source states; None where it states nothing.
+        repo: Their repository on the Hugging Face Hub, ``user/name``, where they have one.
+    """
+
+    name: str
+    weights: str | None = None
+    licence: str | None = None
+    repo: str | None = None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a network comes from: all that its card says and the network itself does not know.
+
+    Args:
+        parents: Both parents, by side.
+        trial: Number of its trial, where it is one.
+        study: Name of the study.
+        results: Its figures on the test split.
+        data: The images, as (what, which).
+        command: What made the export, in a shell.
+        facts: What else its figures depend on, as (what, which).
+        class_names: In the order of their labels, where they are known.
+
+    Example:
+        >>> origin = Origin(
+        ...     {"a": ParentOrigin("resnet18", licence="mit"), "b": ParentOrigin("vit_tiny")},
+        ...     class_names=["cat", "dog"],
+        ... )
+        >>> origin.title
+        'resnet18 × vit_tiny'
+    """
+
+    parents: Mapping[Side, ParentOrigin]
+    trial: int | None = None
+    study: str | None = None
+    results: Results | None = None
+    data: Sequence[tuple[str, str]] = ()
+    command: str | None = None
+    facts: Sequence[tuple[str, str]] = ()
+    class_names: Sequence[str] | None = field(default=None, repr=False)
+
+    @property
+    def title(self) -> str:
+        """The headline of the card."""
+        if self.trial is None:
+            return " × ".join(self.parents[side].name for side in SIDES)
+        return f"Trial {self.trial} of {self.study}"
+
+
+def describe(subnetwork: Subnetwork, origin: Origin) -> str:
+    """Say what a network is stitched from.
+
+    Args:
+        subnetwork: The network.
+        origin: Where it comes from.
+
+    Returns:
+        One sentence, without a full stop.
+    """
+    names = {side: origin.parents[side].name for side in SIDES}
+    whose = f"A subnetwork of {origin.title}"
+    if origin.trial is not None:
+        whose = f"Trial {origin.trial} of the study {origin.study}"
+    macs = _macs(subnetwork)
+    used = _parents_in(subnetwork)
+    if len(used) == 1:
+        return f"{whose}: {names[used[0]]} (parent {used[0]}) alone, without a stitch"
+    share = {owner: percent_text(macs[owner] / sum(macs.values()), 0) for owner in macs}
+    both = " and ".join(f"{names[side]} ({side}, {share[side]} of the MACs)" for side in SIDES)
+    count = len(subnetwork.on)
+    if not count:
+        return f"{whose}: the ensemble of {both}, without a stitch"
+    linear = "one linear stitch" if count == 1 else f"{count} linear stitches"
+    return f"{whose}: stitched from {both} by {linear} ({share['stitch']})"
+
+
+def _macs(subnetwork: Subnetwork) -> Counter[str]:
+    """Multiply-accumulates per image by owner: ``a``, ``b``, ``stitch`` and others of none."""
+    operations = subnetwork.supergraph.operations
+    macs: Counter[str] = Counter()
+    for place, _ in subnetwork.resolved.steps:
+        macs[operations[place].owner] += operations[place].macs
+    return macs
+
+
+def _parents_in(subnetwork: Subnetwork) -> list[Side]:
+    """The parents that a network has layers of."""
+    return [side for side in SIDES if side in _macs(subnetwork)]
+
+
+def licence_of(subnetwork: Subnetwork, origin: Origin) -> str | None:
+    """Find the licence that a network may be given.
+
+    Args:
+        subnetwork: The network.
+        origin: Where it comes from.
+
+    Returns:
+        The licence that all parents in it state alike; None, where they do not.
+    """
+    stated = {origin.parents[side].licence for side in _parents_in(subnetwork)}
+    return stated.pop() if len(stated) == 1 else None
 
 
 def timm_config(
@@ -140,227 +270,140 @@ def timm_config(
     return json.dumps(config, indent=2, ensure_ascii=False) + "\n"
 
 
-DRAWING = "network.svg"
-
-NOT_STATED = "not stated"
-
-# Licences that the Hugging Face Hub knows by these names; others it wants as `other`, with a name.
-_KNOWN = (
-    *("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0"),
-    *("apple-ascl", "apple-amlr", "gemma", "unknown"),
-)
-
-_RETURNS: dict[Output, str] = {
-    "a": "It returns the output of a.",
-    "b": "It returns the output of b.",
-    "ensemble": "It returns the mean of the class probabilities of both, as logits.",
-}
-
-_TESTS = {"accuracy": "McNemar's test", "mean_iou": "the paired bootstrap"}
-
-
-@dataclass(frozen=True)
-class Ancestor:
-    """A parent, and whose weights it has.
-
-    Args:
-        name: What the network is called.
-        weights: Where they come from.
-        licence: What their source states; None where it states nothing.
-    """
-
-    name: str
-    weights: str
-    licence: str | None = None
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a network comes from.
-
-    Args:
-        trial: Number of the trial.
-        study: Name of the study.
-        front: The trial and its baselines on the test split.
-        ancestors: The parents.
-        data: The images, as (what, which).
-        command: What made this export, in a shell.
-        facts: What else its figures depend on, as (what, which).
-        class_names: In the order of their labels, where they are known.
-    """
-
-    trial: int
-    study: str
-    front: Front
-    ancestors: Mapping[Side, Ancestor]
-    data: Sequence[tuple[str, str]]
-    command: str
-    facts: Sequence[tuple[str, str]] = ()
-    class_names: Sequence[str] | None = field(default=None, repr=False)
-
-    @property
-    def entry(self) -> Entry:
-        """The trial's figures."""
-        return self.front.entry(self.trial)
-
-
-def what_it_is(origin: Origin, parts: Dissection) -> str:
-    """One sentence, without a full stop: whose trial, stitched from what."""
-    trial = f"Trial {origin.trial} of the study {origin.study}"
-    names = {side: origin.ancestors[side].name for side in SIDES}
-    used = parents_in(parts)
-    if len(used) == 1:
-        return f"{trial}: {names[used[0]]} (parent {used[0]}) alone, without a stitch"
-    total = sum(parts.macs.values())
-    share = {owner: f"{100 * macs / total:.0f}%" for owner, macs in parts.macs.items()}
-    both = " and ".join(f"{names[side]} ({side}, {share[side]} of the MACs)" for side in SIDES)
-    stitches = len(parts.genotype.on)
-    if not stitches:
-        return f"{trial}: the ensemble of {both}, without a stitch"
-    linear = "one linear stitch" if stitches == 1 else f"{stitches} linear stitches"
-    return f"{trial}: stitched from {both} by {linear} ({share['stitch']})"
-
-
-def parents_in(parts: Dissection) -> list[Side]:
-    """The parents that a network has layers of."""
-    return [side for side in SIDES if any(segment.entered for segment in parts.segments[side])]
-
-
-def licence_of(origin: Origin, parts: Dissection) -> str | None:
-    """The licence that all parents in it state alike; None, where they do not."""
-    stated = {origin.ancestors[side].licence for side in parents_in(parts)}
-    return stated.pop() if len(stated) == 1 else None
-
-
 def write_card(
-    origin: Origin,
-    parts: Dissection,
-    views: Mapping[str, View],
-    formats: Sequence[str],
-    *,
-    segments: bool,
+    subnetwork: Subnetwork, origin: Origin, views: Mapping[str, View], formats: Sequence[str]
 ) -> str:
-    """The text of ``README.md``, with the header that the Hugging Face Hub reads.
+    """Write the model card, with the header that the Hugging Face Hub reads.
 
     Args:
-        origin: Where the network comes from.
-        parts: What it consists of.
+        subnetwork: The network.
+        origin: Where it comes from.
         views: How each input sees images, by its name.
         formats: What it was exported as.
-        segments: Whether it labels every pixel.
+
+    Returns:
+        The text of ``README.md``.
     """
-    task = "image-segmentation" if segments else "image-classification"
-    on = [crossing for crossing in parts.crossings if crossing.used]
-    lines = [
-        "---",
-        *_licence(licence_of(origin, parts)),
-        "library_name: pytorch",
-        f"pipeline_tag: {task}",
-        "tags:",
-        *(f"- {tag}" for tag in (task, "optuna-stitch", "model-stitching", *_tags(formats))),
-        "---",
-        "",
-        f"# Trial {origin.trial} of {origin.study}",
-        "",
-        f"{what_it_is(origin, parts)}. {_RETURNS[parts.genotype.output]}",
-        "",
+    parents = [
+        [side, one.name, one.weights or _NOT_STATED, one.licence or _NOT_STATED]
+        for side, one in origin.parents.items()
+    ]
+    stitches = zip(sorted(subnetwork.on), subnetwork.stitches, strict=True)
+    paragraphs = [
+        f"---\n{_header(subnetwork, origin, formats)}\n---",
+        f"# {origin.title}",
+        f"{describe(subnetwork, origin)}. {_RETURNS[subnetwork.output]}",
         f"![Both parents from input to output, and the path of this network]({DRAWING})",
-        "",
-        *_figures(origin),
+        *(_figures(origin.results) if origin.results is not None else ()),
         "## Parents",
-        "",
-        "| parent | network | weights | licence |",
-        "|---|---|---|---|",
-        *(
-            f"| {side} | {one.name} | {one.weights} | {one.licence or NOT_STATED} |"
-            for side, one in origin.ancestors.items()
-        ),
-        "",
+        markdown_table(["parent", "network", "weights", "licence"], parents),
         "Licences are those that the sources of the weights state; nothing else was looked up.",
-        "",
         "## Stitches",
-        "",
-        *(f"- {crossing.switch.name} (switch {crossing.number})" for crossing in on),
-        *(() if on else ("None is on.",)),
-        "",
+        "\n".join(f"- {name} (switch {number})" for number, name in stitches) or "None is on.",
         "## Use",
-        "",
-        *snippets(views, formats, segments=segments, named=origin.class_names is not None),
-        "## Data",
-        "",
-        *_table(origin.data),
-        "",
-        "## Made by",
-        "",
-        "```sh",
-        origin.command,
-        "```",
-        "",
-        *_table(origin.facts),
-        "",
+        *_usage(subnetwork, origin, views, formats),
     ]
-    return "\n".join(lines)
+    if origin.data:
+        paragraphs += ["## Data", markdown_table(["", ""], origin.data)]
+    if origin.command is not None or origin.facts:
+        paragraphs.append("## Made by")
+    if origin.command is not None:
+        paragraphs.append(f"```sh\n{origin.command}\n```")
+    if origin.facts:
+        paragraphs.append(markdown_table(["", ""], origin.facts))
+    return "\n\n".join(paragraphs) + "\n"
 
 
-def _licence(stated: str | None) -> list[str]:
-    if stated is None:
-        return ["license: other"]
-    return (
-        [f"license: {stated}"]
-        if stated in _KNOWN
-        else ["license: other", f"license_name: {stated}"]
+def _header(subnetwork: Subnetwork, origin: Origin, formats: Sequence[str]) -> str:
+    """The metadata of the card, as YAML."""
+    task = "image-segmentation" if subnetwork.supergraph.segments else "image-classification"
+    stated = licence_of(subnetwork, origin)
+    known = stated in _HUB_LICENCES
+    repos = [origin.parents[side].repo for side in _parents_in(subnetwork)]
+    tags = [tag for name in formats for tag in FORMATS[name].tags]
+    results = origin.results
+    header = ModelCardData(
+        base_model=[repo for repo in repos if repo is not None] or None,
+        eval_results=_eval_results(results, task) if results is not None else None,
+        library_name="pytorch",
+        license=stated if known else "other",
+        license_name=None if known else stated,
+        metrics=[results.metric] if results is not None else None,
+        model_name=origin.title if results is not None else None,
+        pipeline_tag=task,
+        tags=[task, "optuna-stitch", "model-stitching", *tags],
     )
+    return header.to_yaml()
 
 
-def _tags(formats: Sequence[str]) -> list[str]:
-    return [tag for tag, of in (("safetensors", "python"), ("onnx", "onnx")) if of in formats]
-
-
-def _figures(origin: Origin) -> list[str]:
-    """Test figures of the network and of what it is compared with."""
-    front, entry = origin.front, origin.entry
-    comparisons = {claim.baseline: claim for claim in entry.comparisons}
-    rivals = [
-        other
-        for other in front.baselines
-        if other is not entry
-        and (other.name in comparisons or other.kind in ("parent", "ensemble"))
+def _eval_results(results: Results, task: str) -> list[EvalResult]:
+    """The network's own figures, as the hub lists them."""
+    network = results.network
+    return [
+        EvalResult(
+            task_type=task,
+            dataset_type=results.dataset,
+            dataset_name=results.dataset,
+            dataset_split="test",
+            metric_type=name,
+            metric_name=words_of(name),
+            metric_value=value,
+        )
+        for name, value in {results.metric: network.quality, **network.others}.items()
     ]
-    words = words_of(front.metric)
-    figures = [name for name in entry.test if name not in (front.metric, "macs", "parameters")]
-    head = ["network", words, "95% interval", "MACs", *figures, "parameters", "difference", "p"]
-    rows = [_row(other, figures, comparisons.get(other.name)) for other in (*rivals, entry)]
-    rows[-1][0] = f"**{entry.name}**"
+
+
+def _figures(results: Results) -> list[str]:
+    """Test figures of the network and of what it is compared with, in paragraphs."""
+    words, network = words_of(results.metric), results.network
+    head = ["network", words, "95% interval", "MACs", *network.others, "parameters"]
+    rows = []
+    for one in (*results.baselines, network):
+        comparison = results.comparisons.get(one.name)
+        rows.append(
+            [
+                f"**{one.name}**" if one is network else one.name,
+                percent_text(one.quality),
+                percent_interval_text(one.interval, sign="%"),
+                millions_text(one.macs, 3),
+                *(number_text(one.others[name]) for name in network.others),
+                f"{one.parameters:,}",
+                points_text(comparison.difference) if comparison is not None else "",
+                p_value_text(comparison.p_value) if comparison is not None else "",
+            ]
+        )
     return [
         "## Figures",
-        "",
-        f"On {front.images} test images, which neither the fit of the stitches nor the search has "
-        "seen:",
-        "",
-        "| " + " | ".join(head) + " |",
-        "|---|" + "---:|" * (len(head) - 1),
-        *("| " + " | ".join(row) + " |" for row in rows),
-        "",
+        f"On {results.images} test images, which neither the fit of the stitches nor the search "
+        "has seen:",
+        markdown_table([*head, "difference", "p"], rows, align="lr"),
         f"*difference*: {words} of this network less that of the row, in points; *p* by "
-        f"{_TESTS[front.metric]} on the same images, corrected by Holm for these comparisons.",
-        "",
+        f"{_TESTS[results.metric]} on the same images, corrected by Holm for these comparisons.",
     ]
 
 
-def _row(entry: Entry, figures: Sequence[str], claim: PairedComparison | None) -> list[str]:
-    low, high = entry.interval
-    return [
-        entry.name,
-        f"{100 * entry.quality:.2f}%",
-        f"{100 * low:.1f}–{100 * high:.1f}%",
-        f"{entry.test['macs'] / 1e6:,.3f} M",
-        *(f"{entry.test[name]:.4g}" for name in figures),
-        f"{entry.parameters:,}",
-        f"{100 * claim.difference:+.2f}" if claim else "",
-        f"{claim.p_value:.2g}" if claim else "",
+def _usage(
+    subnetwork: Subnetwork, origin: Origin, views: Mapping[str, View], formats: Sequence[str]
+) -> list[str]:
+    """How to prepare an image, load each format, and read the answer, in paragraphs."""
+    segments, named = subnetwork.supergraph.segments, origin.class_names is not None
+    modes = {view.mode for view in views.values()}
+    mode = f'"{modes.pop()}"' if len(modes) == 1 else '"L" if cfg["input_size"][0] == 1 else "RGB"'
+    several = len(views) > 1
+    cfgs = '[one["pretrained_cfg"] for one in config["inputs"]]'
+    names = '["inputs"][0]["pretrained_cfg"]' if several else '["pretrained_cfg"]'
+    what = "class of every pixel" if segments else "class"
+    answer = f"labels = logits.argmax(dim=1)  # {what}: a number"
+    if named and not segments:
+        answer = f'print(config{names}["label_names"][int(logits.argmax(dim=1))])'
+    elif named:
+        answer += f', the place of its name in config{names}["label_names"]'
+    prepare = _PREPARE.format(cfgs=cfgs if several else '[config["pretrained_cfg"]]', mode=mode)
+    paragraphs = [
+        "An image becomes the network's input by timm's transform. In this folder:",
+        f"```python\n{prepare}\n```",
     ]
-
-
-def _table(facts: Sequence[tuple[str, str]]) -> list[str]:
-    rows = [f"| {what} | {which.replace('|', '/')} |" for what, which in facts]
-    return ["| | |", "|---|---|", *rows]
+    for name in formats:
+        form = FORMATS[name]
+        paragraphs += [f"{form.needs}:", f"```python\n{form.usage}\n{answer}\n```"]
+    return [*paragraphs, "`images` may hold any number of images, along its first dimension."]

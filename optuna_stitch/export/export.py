@@ -1,4 +1,4 @@
-"""Export a subnetwork: a folder that anybody can load without this package."""
+"""Export a subnetwork into a folder that anybody can load without this package."""
 
 from __future__ import annotations
 
@@ -11,24 +11,99 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
 from optuna_stitch.data.splits import Split
-from optuna_stitch.diagram.drawing import draw_subnetwork
-from optuna_stitch.diagram.segments import dissect
 from optuna_stitch.export.card import (
     DRAWING,
     Origin,
+    ParentOrigin,
+    describe,
     licence_of,
     timm_config,
-    what_it_is,
     write_card,
 )
-from optuna_stitch.export.formats import FORMATS, Format, Subject, chosen
-from optuna_stitch.export.trace import trace
-from optuna_stitch.stitching.genotype import Genotype
-from optuna_stitch.stitching.supernetwork import Supernetwork
+from optuna_stitch.export.formats import FORMATS, Format, select_formats
+from optuna_stitch.export.trace import Traced, trace
+from optuna_stitch.stitching.genotype import SIDES
+from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.utils.errors import ExportError
+
+CONFIG = "config.json"
+
+CARD = "README.md"
+
+# All that an export may write, the card last.
+FILES = (*(name for form in FORMATS.values() for name in form.files), CONFIG, DRAWING, CARD)
+
+# On how many images what is written is compared with the extracted module.
+_IMAGES = 64
+
+
+def export_subnetwork(
+    subnetwork: Subnetwork,
+    to: str | Path,
+    *,
+    split: Split | None = None,
+    origin: Origin | None = None,
+    formats: Sequence[str] = ("python",),
+    force: bool = False,
+) -> Path:
+    """Write a subnetwork into a folder, in formats that need none of us to run.
+
+    Beside the network: ``config.json`` for timm's transform, a drawing, and a model card. Every
+    format is loaded again and compared with the extracted module.
+
+    Args:
+        subnetwork: The subnetwork.
+        to: The folder; made if it is not there.
+        split: Images to compare on, such as the test split; random ones, if None.
+        origin: Where the network comes from, for its card; if None, the card says what the
+            network itself knows.
+        formats: ``python``: one file of code and one of weights, bit for bit the same network;
+            ``program``: by ``torch.export.save``, likewise; ``onnx``: up to 1e-4; ``all``.
+        force: Whether to replace files of an earlier export.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ExportError: If a format is unknown or cannot hold this network, the folder cannot be
+            written or has files in it, or what was written computes something else.
+
+    Example:
+        >>> subnetwork = supernetwork.subnetwork({"output": "a"})
+        >>> folder = st.export_subnetwork(subnetwork, tmp_path / "network", split=data.val)
+        >>> sorted(path.name for path in folder.iterdir())
+        ['README.md', 'config.json', 'network.py', 'network.safetensors', 'network.svg']
+    """
+    to, selected = Path(to), select_formats(formats)
+    check_folder(to, force=force)
+    supergraph = subnetwork.supergraph
+    if origin is None:
+        graphs = supergraph.graphs
+        origin = Origin({side: ParentOrigin(graphs[side].name) for side in SIDES})
+    traced = trace(subnetwork, title=describe(subnetwork, origin))
+    parents = [origin.parents[side].name for side in SIDES]
+    trial = [] if origin.trial is None else [f"trial-{origin.trial}"]
+    config = timm_config(
+        "--".join([*parents, *trial]),
+        supergraph.classes,
+        traced.views,
+        class_names=origin.class_names,
+        licence=licence_of(subnetwork, origin),
+    )
+    card = write_card(subnetwork, origin, traced.views, selected)
+    drawing = subnetwork.draw(title=None if origin.trial is None else f"Trial {origin.trial}")
+    images, kind = _images(traced, split)
+    with _staged(to, force=force) as folder:
+        for name in selected:
+            FORMATS[name].write(traced, folder)
+            _check(name, FORMATS[name], folder, traced, images, kind)
+        (folder / CONFIG).write_text(config, encoding="utf-8")
+        drawing.write(folder / DRAWING)
+        (folder / CARD).write_text(card, encoding="utf-8")
+    return to
 
 
 def check_folder(to: Path, *, force: bool) -> None:
@@ -53,13 +128,12 @@ def check_folder(to: Path, *, force: bool) -> None:
 
 
 @contextmanager
-def staged(to: Path, replaceable: Collection[str], *, force: bool) -> Iterator[Path]:
+def _staged(to: Path, *, force: bool) -> Iterator[Path]:
     """Give a folder beside another one to write files into, and move them at the end.
 
     Args:
-        to: Where the files shall be.
-        replaceable: Names of files there that are removed if they are not written anew: those of
-            an earlier export, which may be of another network.
+        to: Where the files shall be. Files of an earlier export that are not written anew are
+            removed: they may be of another network.
         force: Whether there may be files there.
 
     Yields:
@@ -75,7 +149,7 @@ def staged(to: Path, replaceable: Collection[str], *, force: bool) -> Iterator[P
         shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
         aside.mkdir(parents=True)
         yield aside
-        _move(aside, target, replaceable)
+        _move(aside, target, replaceable=FILES)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise ExportError(
@@ -85,7 +159,7 @@ def staged(to: Path, replaceable: Collection[str], *, force: bool) -> Iterator[P
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _move(aside: Path, target: Path, replaceable: Collection[str]) -> None:
+def _move(aside: Path, target: Path, *, replaceable: Collection[str]) -> None:
     if not target.exists():
         aside.rename(target)
         return
@@ -96,102 +170,30 @@ def _move(aside: Path, target: Path, replaceable: Collection[str]) -> None:
         (target / name).unlink(missing_ok=True)
 
 
-CONFIG = "config.json"
-
-CARD = "README.md"
-
-# All that an export may write, the card last.
-FILES = (
-    *(name for form in FORMATS.values() for name in form.files),
-    CONFIG,
-    DRAWING,
-    CARD,
-)
-
-# On how many images what is written is compared with the extracted module.
-_IMAGES = 64
-
-
-def export_network(
-    supernetwork: Supernetwork,
-    genotype: Genotype,
-    to: str | Path,
-    *,
-    split: Split,
-    origin: Origin,
-    formats: Sequence[str] = ("python",),
-    force: bool = False,
-) -> Path:
-    """Write a subnetwork into a folder, in formats that need none of us to run.
-
-    Beside the network: ``config.json`` for timm's transform, a drawing, and a model card. What is
-    written is loaded again and compared with the extracted module on test images.
-
-    Args:
-        supernetwork: What it is part of.
-        genotype: Which subnetwork.
-        to: The folder; made if it is not there.
-        split: Images to check on: the test split.
-        origin: Where the network comes from, for its card.
-        formats: ``python``: one file of code and one of weights, bit for bit the same network;
-            ``program``: by ``torch.export.save``, likewise; ``onnx``: up to 1e-4; ``all``.
-        force: Whether to replace files of an earlier export.
-
-    Returns:
-        The folder.
-
-    Raises:
-        ExportError: If a format is unknown or cannot hold this network, the folder cannot be
-            written or has files in it, or what was written computes something else.
-    """
-    to, wanted = Path(to), chosen(formats)
-    check_folder(to, force=force)
-    genotype = supernetwork.canonical(genotype)
-    parts = dissect(supernetwork, genotype)
-    traced = trace(supernetwork, genotype)
+def _images(traced: Traced, split: Split | None) -> tuple[Sequence[Tensor], str]:
+    """Images to compare on, ``(N, C, H, W)`` by input, and what to call them."""
     views = list(traced.views.values())
-    few = min(_IMAGES, len(split), supernetwork.batch_size)
-    images = split.pick(range(few), views).images
-    shape = supernetwork.graphs["a"].costs[supernetwork.graphs["a"].output.name].shape or ()
-    subject = Subject(
-        traced,
-        supernetwork.switches,
-        what_it_is(origin, parts),
-        f"logits ({', '.join(['N', *map(str, shape[1:])])})",
-    )
-    config = timm_config(
-        f"{origin.ancestors['a'].name}--{origin.ancestors['b'].name}--trial-{origin.trial}",
-        supernetwork.classes,
-        traced.views,
-        class_names=origin.class_names,
-        licence=licence_of(origin, parts),
-    )
-    card = write_card(origin, parts, traced.views, wanted, segments=supernetwork.segments)
-    drawing = draw_subnetwork(supernetwork, genotype, title=f"Trial {origin.trial}")
-    with staged(to, FILES, force=force) as folder:
-        for name in wanted:
-            FORMATS[name].write(subject, folder)
-            _check(name, FORMATS[name], folder, traced.module, images)
-        (folder / CONFIG).write_text(config, encoding="utf-8")
-        drawing.write(folder / DRAWING)
-        (folder / CARD).write_text(card, encoding="utf-8")
-    return to
+    count = min(_IMAGES, traced.subnetwork.supergraph.batch_size)
+    if split is not None:
+        return split.pick(range(min(count, len(split))), views).images, "test"
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(count, *view.input_size, generator=generator) for view in views], "random"
 
 
 def _check(
-    name: str, form: Format, folder: Path, module: nn.Module, images: Sequence[Tensor]
+    name: str, form: Format, folder: Path, traced: Traced, images: Sequence[Tensor], kind: str
 ) -> None:
     """Compare what was written with the extracted module, one image alone and all together."""
     written = form.load(folder)
     for count in sorted({1, len(images[0])}):
         given = [pixels[:count] for pixels in images]
         with torch.no_grad():
-            difference = _difference(written(*given), module(*given))
+            difference = _difference(written(*given), traced.module(*given))
         if difference > form.tolerance:
             raise ExportError(
                 f"As {name} the network's logits differ from the extracted network's by up to "
-                f"{difference:.2g} on {count} test images; {form.tolerance:g} is allowed. Nothing "
-                "was written; choose another format."
+                f"{difference:.2g} on {count} {kind} images; {form.tolerance:g} is allowed. "
+                "Nothing was written; choose another format."
             )
 
 

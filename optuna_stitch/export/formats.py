@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import runpy
 from collections.abc import Callable, Sequence
@@ -13,32 +14,20 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from optuna_stitch.export import onnx
 from optuna_stitch.export.source import CODE, WEIGHTS, write_code
 from optuna_stitch.export.trace import Traced, quiet
-from optuna_stitch.stitching.genotype import Switch
-from optuna_stitch.utils.errors import ExportError
+from optuna_stitch.utils.errors import ExportError, first_line
+from optuna_stitch.utils.text import listed_text
 
 PROGRAM = "network.pt2"
 
+# The model, and its weights where they do not fit into it.
+ONNX = ("network.onnx", "network.onnx.data")
+
+# A protocol buffer ends at 2 GiB; the graph itself needs some of it.
+_LARGEST = 2**31 - 2**26
+
 _ALL = "all"
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is exported.
-
-    Args:
-        traced: The network.
-        switches: The supernetwork's.
-        title: What the network is, in one line.
-        answer: What it returns, with its shape.
-    """
-
-    traced: Traced
-    switches: Sequence[Switch]
-    title: str
-    answer: str
 
 
 @dataclass(frozen=True)
@@ -47,69 +36,206 @@ class Format:
 
     Args:
         files: Names of the files that it may consist of.
-        write: Writes them into a folder.
-        load: Brings a network back from a folder: a function from images to logits.
+        write: Takes a traced subnetwork and a folder, and writes the files.
+        load: Takes a folder, and returns a function from images to logits.
         tolerance: By how much its logits may differ from the extracted module's.
+        packages: What it needs besides our own dependencies; the format's name is the extra that
+            installs them.
+        needs: Says in the card which files it is, and what they need to be loaded.
+        usage: Code that computes ``logits`` from ``images``, a list with one tensor per input.
+        tags: What the Hugging Face Hub is told of it.
     """
 
     files: tuple[str, ...]
-    write: Callable[[Subject, Path], None]
+    write: Callable[[Traced, Path], None]
     load: Callable[[Path], Callable[..., Tensor]]
     tolerance: float = 0.0
+    packages: tuple[str, ...] = ()
+    needs: str = ""
+    usage: str = ""
+    tags: tuple[str, ...] = ()
 
 
-def chosen(names: Sequence[str]) -> list[str]:
-    """The formats that are asked for, each once; ``all`` stands for all of them.
+def select_formats(names: Sequence[str]) -> list[str]:
+    """Look up the formats that are asked for.
+
+    Args:
+        names: Their names; ``all`` stands for all of them.
+
+    Returns:
+        The names of `FORMATS`, each once.
 
     Raises:
-        ExportError: If one is unknown, or needs a package that is missing.
+        ExportError: If a format is unknown, or needs a package that is missing.
     """
-    found: dict[str, None] = {}
+    known = f"there are {', '.join(FORMATS)} and {_ALL}."
     for name in names:
         if name not in (_ALL, *FORMATS):
+            raise ExportError(f"There is no format {name!r}; {known}")
+    selected = [name for name in FORMATS if name in names or _ALL in names]
+    if not selected:
+        raise ExportError(f"No format is asked for; {known}")
+    for name in selected:
+        packages = FORMATS[name].packages
+        missing = [package for package in packages if importlib.util.find_spec(package) is None]
+        if missing:
+            others = [other for other, form in FORMATS.items() if not form.packages]
             raise ExportError(
-                f"There is no format {name!r}; there are {', '.join(FORMATS)} and {_ALL}."
+                f"The format {name} needs {', '.join(missing)}: pip install "
+                f"'optuna-stitch[{name}]'. Or choose another format, {listed_text(others, 'or')}."
             )
-        found.update(dict.fromkeys(FORMATS if name == _ALL else [name]))
-    if not found:
-        raise ExportError(f"No format is asked for; there are {', '.join(FORMATS)} and {_ALL}.")
-    if "onnx" in found:
-        onnx.require_onnx()
-    return [name for name in FORMATS if name in found]
+    return selected
 
 
-def _write_python(subject: Subject, folder: Path) -> None:
-    text, weights = write_code(
-        subject.traced, subject.switches, title=subject.title, answer=subject.answer
-    )
+def write_python(traced: Traced, folder: Path) -> None:
+    """Write ``network.py`` and ``network.safetensors``.
+
+    Args:
+        traced: The subnetwork.
+        folder: Where to write.
+
+    Raises:
+        ExportError: If the network uses an operator that is not torch's own.
+    """
+    text, weights = write_code(traced)
     (folder / CODE).write_text(text, encoding="utf-8")
     (folder / WEIGHTS).write_bytes(safetensors.torch.save(weights))
 
 
-def _load_python(folder: Path) -> Callable[..., Tensor]:
+def load_python(folder: Path) -> Callable[..., Tensor]:
+    """Load what `write_python` wrote.
+
+    Args:
+        folder: Where it is.
+    """
     network: Callable[..., Tensor] = runpy.run_path(str(folder / CODE))["load_network"]()
     return network
 
 
-def _write_program(subject: Subject, folder: Path) -> None:
+def write_program(traced: Traced, folder: Path) -> None:
+    """Write ``network.pt2``, for ``torch.export.load``.
+
+    Args:
+        traced: The subnetwork.
+        folder: Where to write.
+    """
     held = io.BytesIO()  # torch's own writer does not say that a disk is full
     with quiet():
-        torch.export.save(subject.traced.program, held)
+        torch.export.save(traced.program, held)
     (folder / PROGRAM).write_bytes(held.getbuffer())
 
 
-def _load_program(folder: Path) -> Callable[..., Tensor]:
+def load_program(folder: Path) -> Callable[..., Tensor]:
+    """Load what `write_program` wrote.
+
+    Args:
+        folder: Where it is.
+    """
     with quiet():
         module: Any = torch.export.load(folder / PROGRAM).module()
     return module  # type: ignore[no-any-return]
 
 
-def _write_onnx(subject: Subject, folder: Path) -> None:
-    onnx.write_onnx(subject.traced, folder)
+def write_onnx(traced: Traced, folder: Path, *, largest: int = _LARGEST) -> None:
+    """Write ``network.onnx``, with a free batch size.
 
+    Args:
+        traced: The subnetwork.
+        folder: Where to write.
+        largest: Bytes of weights that the file itself may hold; more of them lie beside it, in
+            ``network.onnx.data``.
+
+    Raises:
+        ExportError: If an operator has no counterpart in ONNX.
+    """
+    batch: Any = ({0: "batch"},) * len(traced.views)
+    with quiet():
+        try:
+            model: Any = torch.onnx.export(
+                traced.program,
+                dynamo=True,
+                dynamic_shapes=batch,
+                output_names=["logits"],
+                optimize=True,
+                verbose=False,
+            )
+        except Exception as error:  # its own kinds, and whatever its passes raise
+            raise ExportError(
+                f"The network cannot be converted to ONNX ({first_line(error)}). Choose another "
+                "format, python or program."
+            ) from error
+        weights = (*traced.program.state_dict.values(), *traced.program.constants.values())
+        size = sum(weight.numel() * weight.element_size() for weight in weights)
+        model.save(folder / ONNX[0], external_data=size > largest)
+
+
+def load_onnx(folder: Path) -> Callable[..., Tensor]:
+    """Load what `write_onnx` wrote, for onnxruntime on the CPU.
+
+    Args:
+        folder: Where it is.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors only
+    session = onnxruntime.InferenceSession(
+        str(folder / ONNX[0]), options, providers=["CPUExecutionProvider"]
+    )
+    names = [argument.name for argument in session.get_inputs()]
+
+    def run(*images: Tensor) -> Tensor:
+        given = {name: pixels.numpy() for name, pixels in zip(names, images, strict=True)}
+        (logits,) = session.run(None, given)
+        return torch.from_numpy(logits)
+
+    return run
+
+
+_USE_PYTHON = """\
+from network import load_network
+
+network = load_network()
+with torch.no_grad():
+    logits = network(*images)"""
+
+_USE_PROGRAM = """\
+network = torch.export.load("network.pt2").module()
+with torch.no_grad():
+    logits = network(*images)"""
+
+_USE_ONNX = """\
+import onnxruntime
+
+session = onnxruntime.InferenceSession("network.onnx")
+names = [argument.name for argument in session.get_inputs()]
+given = {name: pixels.numpy() for name, pixels in zip(names, images)}
+logits = torch.from_numpy(session.run(None, given)[0])"""
 
 FORMATS: dict[str, Format] = {
-    "python": Format((CODE, WEIGHTS), _write_python, _load_python),
-    "program": Format((PROGRAM,), _write_program, _load_program),
-    "onnx": Format(onnx.FILES, _write_onnx, onnx.load_onnx, tolerance=1e-4),
+    "python": Format(
+        files=(CODE, WEIGHTS),
+        write=write_python,
+        load=load_python,
+        needs=f"`{CODE}` and `{WEIGHTS}`, which need torch and safetensors",
+        usage=_USE_PYTHON,
+        tags=("safetensors",),
+    ),
+    "program": Format(
+        files=(PROGRAM,),
+        write=write_program,
+        load=load_program,
+        needs=f"`{PROGRAM}`, which needs torch",
+        usage=_USE_PROGRAM,
+    ),
+    "onnx": Format(
+        files=ONNX,
+        write=write_onnx,
+        load=load_onnx,
+        tolerance=1e-4,
+        packages=("onnx", "onnxscript", "onnxruntime"),
+        needs=f"`{ONNX[0]}`, which needs onnxruntime",
+        usage=_USE_ONNX,
+        tags=("onnx",),
+    ),
 }

@@ -1,4 +1,8 @@
-"""Write a traced subnetwork as one Python file that needs torch and safetensors only."""
+"""Write a traced subnetwork as one Python file that needs torch and safetensors only.
+
+``torch.fx`` can print a graph as code too, but with a name for every value, weights as aliases at
+the head, the device of the trace burnt in, and modules that it does not know as pickles.
+"""
 
 from __future__ import annotations
 
@@ -17,365 +21,7 @@ from torch import Tensor, fx
 from torch.export.graph_signature import InputKind
 
 from optuna_stitch.export.trace import Home, Traced
-from optuna_stitch.stitching.genotype import Switch
 from optuna_stitch.utils.errors import ExportError
-
-_CONSTANTS = "constants"
-
-
-@dataclass(frozen=True)
-class Weight:
-    """A tensor of a network.
-
-    Args:
-        name: Its dotted path, ``a.layer1.0.conv1.weight``.
-        tensor: Its own memory, contiguous.
-        trained: Whether it is a parameter.
-    """
-
-    name: str
-    tensor: Tensor
-    trained: bool
-
-
-def weights_of(
-    program: torch.export.ExportedProgram, nodes: Sequence[fx.Node]
-) -> dict[fx.Node, Weight]:
-    """The tensors that some of a program's nodes stand for; each is there once.
-
-    Args:
-        program: What `torch.export` made.
-        nodes: Those of its nodes that are needed.
-
-    Raises:
-        ExportError: If one stands for something that is no tensor.
-    """
-    kept: dict[object, Weight] = {}
-    found: dict[fx.Node, Weight] = {}
-    held = {**program.constants, **program.state_dict}
-    specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
-    for node in nodes:
-        if node.op != "placeholder" or specs[node.name].kind == InputKind.USER_INPUT:
-            continue
-        spec = specs[node.name]
-        path = str(spec.target)
-        tensor = held.get(path)
-        if not isinstance(tensor, Tensor):
-            raise ExportError(
-                f"The network holds {path}, a {type(tensor).__name__}, which a file of weights "
-                "cannot. Export it as `program`."
-            )
-        # tied weights are one tensor under several paths
-        identity = tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
-        if identity not in kept:
-            own = tensor.detach().cpu().contiguous().clone()
-            kept[identity] = Weight(_name(path), own, spec.kind == InputKind.PARAMETER)
-        found[node] = kept[identity]
-    return found
-
-
-def buffer_names(weights: Iterable[Weight]) -> list[str]:
-    """Names by which buffers are told from parameters: their last part where that is enough."""
-    names = {weight.name: weight.trained for weight in weights}
-    last = {name.rpartition(".")[2] for name, trained in names.items() if trained}
-    buffers = [name for name, trained in names.items() if not trained]
-    return sorted({_shortest(name, last) for name in buffers})
-
-
-def accessor(name: str) -> str:
-    """The expression that reads a weight: ``a.layer1[0].conv1.weight``."""
-    first, *rest = name.split(".")
-    return first + "".join(map(_access, rest))
-
-
-def _access(part: str) -> str:
-    if part.isdecimal() and str(int(part)) == part:
-        return f"[{part}]"
-    plain = part.isidentifier() and not keyword.iskeyword(part)
-    return f".{part}" if plain else f"[{part!r}]"
-
-
-def _name(path: str) -> str:
-    """A tensor that tracing met on its way has no name in a parent."""
-    first, _, rest = path.partition(".")
-    return path if first in ("a", "b", "stitches") and rest else f"{_CONSTANTS}.{path}"
-
-
-def _shortest(name: str, taken: set[str]) -> str:
-    last = name.rpartition(".")[2]
-    return name if last in taken else last
-
-
-_HIGHER = torch.ops.higher_order
-
-# Where a region's own graph stands among the arguments; what it reads comes behind.
-_REGIONS: dict[Any, int] = {_HIGHER.wrap_with_set_grad_enabled: 1, _HIGHER.wrap_with_autocast: 4}
-
-_ENABLED = 2  # where autocast says whether it is on
-
-
-def inlined(program: fx.GraphModule) -> fx.Graph:
-    """A program's graph without regions that change nothing of what is computed.
-
-    ``torch.export`` keeps what a network computes without gradients, or without autocast, in
-    graphs of their own.
-
-    Args:
-        program: The graph module of an exported program.
-
-    Returns:
-        A copy in which the operators of such regions stand like all others.
-    """
-    graph = fx.Graph()
-    graph.output(_copy(program, graph, {}))
-    return graph
-
-
-def _copy(owner: fx.GraphModule, graph: fx.Graph, made: dict[fx.Node, Any]) -> Any:
-    """Copy the nodes of a graph module; what it returns."""
-    for node in owner.graph.nodes:
-        if node in made:
-            continue
-        if node.op == "output":
-            return fx.node.map_arg(node.args[0], lambda read: made[read])
-        if _is_region(node):
-            place = _REGIONS[node.target]
-            region = getattr(owner, str(node.args[place].target))
-            inputs = [inner for inner in region.graph.nodes if inner.op == "placeholder"]
-            read = [made[outer] for outer in node.args[place + 1 :]]
-            made[node] = _copy(region, graph, dict(zip(inputs, read, strict=True)))
-        elif node.op == "call_function" and isinstance(made.get(node.args[0]), (tuple, list)):
-            made[node] = made[node.args[0]][
-                node.args[1]
-            ]  # one of the values that a region returns
-        else:
-            made[node] = graph.node_copy(node, lambda read: made[read])
-    raise AssertionError("a graph ends with its output")
-
-
-def _is_region(node: fx.Node) -> bool:
-    autocast = node.target is _HIGHER.wrap_with_autocast
-    return node.target in _REGIONS and not (autocast and node.args[_ENABLED])
-
-
-_SYMBOLS = {
-    operator.add: "+",
-    operator.sub: "-",
-    operator.mul: "*",
-    operator.floordiv: "//",
-    operator.truediv: "/",
-    operator.mod: "%",
-    operator.pow: "**",
-    operator.eq: "==",
-    operator.ne: "!=",
-    operator.lt: "<",
-    operator.le: "<=",
-    operator.gt: ">",
-    operator.ge: ">=",
-}
-
-# Where slices of everything end.
-_END = sys.maxsize
-
-# Operators that return their input outside of training, as their last argument says.
-_DROPOUTS = (
-    torch.ops.aten.dropout.default,
-    torch.ops.aten.feature_dropout.default,
-    torch.ops.aten.alpha_dropout.default,
-    torch.ops.aten.feature_alpha_dropout.default,
-)
-
-
-def passes_on(node: fx.Node) -> fx.Node | None:
-    """The value that a node only passes on: dropout when not training, a slice of everything."""
-    dropout = node.target in _DROPOUTS and node.args[2] is False
-    everything = node.target is torch.ops.aten.slice.Tensor and node.args[2:] == (0, _END)
-    if not dropout and not everything:
-        return None
-    value = node.args[0]
-    return value if isinstance(value, fx.Node) else None
-
-
-def is_size(node: fx.Node) -> bool:
-    """Whether a node's value is a number, as sizes are, and no tensor."""
-    return isinstance(node.meta.get("val"), (torch.SymInt, torch.SymFloat, torch.SymBool, int))
-
-
-def expression(node: fx.Node, name: Callable[[fx.Node], str], device: str) -> str:
-    """The expression that computes a node.
-
-    Args:
-        node: A call of an operator.
-        name: Says what the value of another node is called.
-        device: An expression for the device that tensors are made on.
-
-    Raises:
-        ExportError: If the operator is not torch's own.
-    """
-    target = node.target
-
-    def text(value: Any) -> str:
-        return _literal(value, name, device)
-
-    arguments = [text(value) for value in node.args]
-    arguments += [f"{key}={text(value)}" for key, value in node.kwargs.items()]
-    if target is torch.ops.aten.sym_size.int:
-        return f"{arguments[0]}.shape[{arguments[1]}]"
-    if target is operator.getitem:
-        return f"{arguments[0]}[{arguments[1]}]"
-    if target is operator.neg:
-        return f"-{arguments[0]}"
-    if target in _SYMBOLS:
-        return f" {_SYMBOLS[target]} ".join(arguments)
-    return f"{_function(node)}({', '.join(arguments)})"
-
-
-def _function(node: fx.Node) -> str:
-    target: Any = node.target
-    if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten":
-        packet = target.overloadpacket
-        name = f"aten.{packet.__name__}"
-        alternatives = [other for other in packet.overloads() if "out" not in other]
-        return name if alternatives == ["default"] else f"{name}.{target._overloadname}"
-    name = getattr(target, "__name__", str(target))
-    if getattr(torch, name, None) is target:  # torch.sym_max and its like
-        return f"torch.{name}"
-    raise ExportError(
-        f"The network uses the operator {target}, which is not torch's own, so that it cannot be "
-        "written as Python code. Export it as `program`."
-    )
-
-
-def _literal(value: Any, name: Callable[[fx.Node], str], device: str) -> str:
-    if isinstance(value, fx.Node):
-        return name(value)
-    if isinstance(value, (list, tuple)):
-        parts = [_literal(part, name, device) for part in value]
-        return f"[{', '.join(parts)}]"
-    if isinstance(value, torch.device):
-        return device
-    if isinstance(value, float) and not math.isfinite(value):
-        return f'float("{value}")'
-    # dtypes, layouts and memory formats print as what they are in code
-    return repr(value)
-
-
-# First letter of a value's name: by the parent whose layers compute it or, of stitches, read it.
-_LETTERS = {"a": "x", "b": "y", "ensemble": "z"}
-
-_SIZE = "n"
-
-
-def needed(graph: fx.Graph) -> list[fx.Node]:
-    """A graph's nodes without those that the output does not need, such as checks of shapes."""
-    found: dict[fx.Node, None] = {}
-    for node in reversed(list(graph.nodes)):
-        schema = getattr(node.target, "_schema", None)
-        changes = schema is not None and schema.is_mutable
-        if node.op == "output" or changes or any(user in found for user in node.users):
-            found[node] = None
-    return list(found)[::-1]
-
-
-class Lines:
-    """Write one line an operator, and keep account of the names.
-
-    A value that is read for the last time hands its name on to what is made of it, or is deleted,
-    so that nothing is in memory that is no longer needed.
-
-    Args:
-        traced: The subnetwork.
-        names: Expressions of its weights, by their nodes.
-        switches: The supernetwork's.
-    """
-
-    def __init__(
-        self, traced: Traced, names: Mapping[fx.Node, str], switches: Sequence[Switch]
-    ) -> None:
-        self._traced = traced
-        self._names = dict(names)
-        self._switches = switches
-        self._device = f"{next(iter(traced.views))}.device"
-        self._taken: set[str] = set()
-
-    def write(self, nodes: Sequence[fx.Node]) -> Iterator[str]:
-        """The lines, without indentation.
-
-        Args:
-            nodes: What `needed` returned.
-
-        Raises:
-            ExportError: If an operator cannot be written.
-        """
-        last_read = {read: node for node in nodes for read in _sources(node)}
-        home: Home | None = None
-        for node in nodes:
-            if node.op in ("placeholder", "get_attr"):
-                self._names.setdefault(node, node.name)
-            elif node.op == "output":
-                yield f"return {self._names[_sources(node)[0]]}"
-            elif passes_on(node) is None:
-                here = self._traced.home(node) or home
-                if here is not None and here != home:
-                    yield f"# {self._heading(here)}"
-                    home = here
-                over = [read for read in _sources(node) if last_read[read] is node]
-                yield from self._assign(node, home, over, is_read=node in last_read)
-
-    def _assign(
-        self, node: fx.Node, home: Home | None, over: Sequence[fx.Node], *, is_read: bool
-    ) -> Iterator[str]:
-        """The line of one operator, and what is deleted after it.
-
-        Args:
-            node: The operator.
-            home: Where it belongs.
-            over: Values that nothing reads after it.
-            is_read: Whether anything reads its own.
-        """
-        text = expression(node, lambda read: self._names[_source(read)], self._device)
-        free = [self._names[read] for read in over if self._names[read] in self._taken]
-        if is_read:
-            letter = _SIZE if is_size(node) else self._letter(home)
-            name = next((name for name in free if name[0] == letter), self._new(letter))
-            text = f"{name} = {text}"
-            self._names[node] = name
-            self._taken.add(name)
-            free = [other for other in free if other != name and other[0] != _SIZE]
-        yield text
-        if free:
-            yield f"del {', '.join(free)}"
-            self._taken.difference_update(free)
-
-    def _new(self, letter: str) -> str:
-        names = (f"{letter}{number or ''}" for number in count())
-        return next(name for name in names if name not in self._taken)
-
-    def _letter(self, home: Home | None) -> str:
-        if home is None:
-            return _LETTERS["a"]
-        into = self._switches[home.number].into
-        return _LETTERS[into if home.owner == "stitch" else home.owner]
-
-    def _heading(self, home: Home) -> str:
-        if home.owner == "stitch":
-            return f"stitch {home.number}: {self._switches[home.number].name}"
-        if home.owner == "ensemble":
-            return "ensemble: the mean of both parents' class probabilities"
-        return f"{home.owner}.{home.block}" if home.block else home.owner
-
-
-def _source(node: fx.Node) -> fx.Node:
-    """What computes a node's value, which others may only pass on."""
-    before = passes_on(node)
-    return node if before is None else _source(before)
-
-
-def _sources(node: fx.Node) -> list[fx.Node]:
-    if passes_on(node) is not None:
-        return []
-    return list(dict.fromkeys(_source(read) for read in node.all_input_nodes))
-
 
 CODE = "network.py"
 
@@ -391,7 +37,7 @@ This file needs torch and safetensors. Beside it:
     network = load_network()
     logits = network({inputs})  # {shapes}
 
-`config.json` says how images are resized and normalized. `forward` has one line an operator;
+`config.json` says how images are resized and normalized. `forward` has one line per operator;
 comments name the part of parent a or b that the lines come from, and the stitches between them.
 Values x belong to a, values y to b.
 
@@ -449,17 +95,55 @@ def load_network(folder: str | Path = Path(__file__).parent) -> Network:
     return Network(load_file(Path(folder) / "network.safetensors")).eval()
 '''
 
+# The part that holds tensors which belong to no parent: tracing met them on its way.
+_CONSTANTS = "constants"
 
-def write_code(
-    traced: Traced, switches: Sequence[Switch], *, title: str, answer: str
-) -> tuple[str, dict[str, Tensor]]:
+# First letter of a value's name: by the parent whose layers compute it or, of stitches, read it.
+_LETTERS = {"a": "x", "b": "y", "ensemble": "z"}
+
+# First letter of a number's name, such as a size.
+_SIZE = "n"
+
+_HIGHER = torch.ops.higher_order
+
+# Where a region's own graph stands among the arguments; what it reads comes behind.
+_REGIONS: dict[Any, int] = {_HIGHER.wrap_with_set_grad_enabled: 1, _HIGHER.wrap_with_autocast: 4}
+
+_ENABLED = 2  # where autocast says whether it is on
+
+_SYMBOLS = {
+    operator.add: "+",
+    operator.sub: "-",
+    operator.mul: "*",
+    operator.floordiv: "//",
+    operator.truediv: "/",
+    operator.mod: "%",
+    operator.pow: "**",
+    operator.eq: "==",
+    operator.ne: "!=",
+    operator.lt: "<",
+    operator.le: "<=",
+    operator.gt: ">",
+    operator.ge: ">=",
+}
+
+# Where slices of everything end.
+_END = sys.maxsize
+
+# Operators that return their input outside of training, as their last argument says.
+_DROPOUTS = (
+    torch.ops.aten.dropout.default,
+    torch.ops.aten.feature_dropout.default,
+    torch.ops.aten.alpha_dropout.default,
+    torch.ops.aten.feature_alpha_dropout.default,
+)
+
+
+def write_code(traced: Traced) -> tuple[str, dict[str, Tensor]]:
     """Write the source and collect the weights that it uses.
 
     Args:
         traced: The subnetwork.
-        switches: The supernetwork's.
-        title: What the network is, in one line.
-        answer: What it returns, with its shape.
 
     Returns:
         The text of ``network.py``, and the tensors of ``network.safetensors`` by name.
@@ -467,26 +151,336 @@ def write_code(
     Raises:
         ExportError: If it uses an operator that is not torch's own.
     """
-    nodes = needed(inlined(traced.program.graph_module))
-    weights = weights_of(traced.program, nodes)
-    names = {node: accessor(weight.name) for node, weight in weights.items()}
-    lines = list(Lines(traced, names, switches).write(nodes))
+    nodes = _needed(inline_regions(traced.program.graph_module))
+    weights = _weights_of(traced.program, nodes)
+    names = {node: _accessor(weight.name) for node, weight in weights.items()}
+    lines = list(_Lines(traced, names).write(nodes))
     tensors = {weight.name: weight.tensor for weight in weights.values()}
     roots = sorted({name.partition(".")[0] for name in tensors})
     if roots:
         lines.insert(0, f"{', '.join(roots)} = {', '.join(f'self.{root}' for root in roots)}")
-    shapes = [
-        f"{name} ({', '.join(['N', *map(str, view.input_size)])})"
-        for name, view in traced.views.items()
-    ]
-    buffers = ", ".join(f'"{name}"' for name in buffer_names(weights.values()))
+    shapes = [f"{name} {_batch(view.input_size)}" for name, view in traced.views.items()]
+    buffers = ", ".join(f'"{name}"' for name in _buffer_names(weights.values()))
     text = _FILE.format(
-        title=" ".join(title.split()).replace("\\", "/").replace('"', "'"),
+        title=" ".join(traced.title.split()).replace("\\", "/").replace('"', "'"),
         inputs=", ".join(traced.views),
         arguments=", ".join(f"{name}: Tensor" for name in traced.views),
         shapes=", ".join(shapes),
         buffers=f"{{{buffers}}}" if buffers else "set()",
-        answer=answer,
+        answer=f"logits {_batch(traced.subnetwork.supergraph.output_shape)}",
         body=textwrap.indent("\n".join(lines), " " * 8),
     )
     return text, tensors
+
+
+def _batch(shape: Sequence[int]) -> str:
+    """The shape of a batch: ``(N, 3, 32, 32)``."""
+    return f"({', '.join(['N', *map(str, shape)])})"
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """A tensor of a network.
+
+    Args:
+        name: Its dotted path, ``a.layer1.0.conv1.weight``.
+        tensor: Its own memory, contiguous.
+        trained: Whether it is a parameter.
+    """
+
+    name: str
+    tensor: Tensor
+    trained: bool
+
+
+def _weights_of(
+    program: torch.export.ExportedProgram, nodes: Sequence[fx.Node]
+) -> dict[fx.Node, _Weight]:
+    """Find the tensors that some of a program's nodes stand for; tied ones are one.
+
+    Args:
+        program: What ``torch.export`` made.
+        nodes: Those of its nodes that are needed.
+
+    Raises:
+        ExportError: If a node stands for something that is no tensor.
+    """
+    kept: dict[object, _Weight] = {}
+    found: dict[fx.Node, _Weight] = {}
+    held = {**program.constants, **program.state_dict}
+    specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+    for node in nodes:
+        if node.op != "placeholder" or specs[node.name].kind == InputKind.USER_INPUT:
+            continue
+        spec = specs[node.name]
+        path = str(spec.target)
+        tensor = held.get(path)
+        if not isinstance(tensor, Tensor):
+            raise ExportError(
+                f"The network holds {path}, a {type(tensor).__name__}, which a file of weights "
+                "cannot. Export it as `program`."
+            )
+        # tied weights are one tensor under several paths
+        identity = tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
+        if identity not in kept:
+            own = tensor.detach().cpu().contiguous().clone()
+            kept[identity] = _Weight(_name(path), own, spec.kind == InputKind.PARAMETER)
+        found[node] = kept[identity]
+    return found
+
+
+def _name(path: str) -> str:
+    """The name in a parent, or one among the constants."""
+    first, _, rest = path.partition(".")
+    return path if first in ("a", "b", "stitches") and rest else f"{_CONSTANTS}.{path}"
+
+
+def _buffer_names(weights: Iterable[_Weight]) -> list[str]:
+    """Names by which buffers are told from parameters: their last part where that is enough."""
+    names = {weight.name: weight.trained for weight in weights}
+    last = {name.rpartition(".")[2] for name, trained in names.items() if trained}
+    buffers = [name for name, trained in names.items() if not trained]
+    return sorted({_shortest(name, last) for name in buffers})
+
+
+def _shortest(name: str, taken: set[str]) -> str:
+    last = name.rpartition(".")[2]
+    return name if last in taken else last
+
+
+def _accessor(name: str) -> str:
+    """The expression that reads a weight: ``a.layer1[0].conv1.weight``."""
+    first, *rest = name.split(".")
+    return first + "".join(map(_access, rest))
+
+
+def _access(part: str) -> str:
+    if part.isdecimal() and str(int(part)) == part:
+        return f"[{part}]"
+    plain = part.isidentifier() and not keyword.iskeyword(part)
+    return f".{part}" if plain else f"[{part!r}]"
+
+
+def inline_regions(program: fx.GraphModule) -> fx.Graph:
+    """Copy a program's graph, and dissolve regions that do not change what is computed.
+
+    ``torch.export`` keeps what a network computes without gradients, or without autocast, in
+    graphs of their own.
+
+    Args:
+        program: The graph module of an exported program.
+
+    Returns:
+        A graph in which the operators of such regions stand like all others.
+    """
+    graph = fx.Graph()
+    graph.output(_copy(program, graph, {}))
+    return graph
+
+
+def _copy(owner: fx.GraphModule, graph: fx.Graph, made: dict[fx.Node, Any]) -> Any:
+    """Copy the nodes of a graph module, and return what stands for its output."""
+    for node in owner.graph.nodes:
+        if node in made:
+            continue
+        if node.op == "output":
+            return fx.node.map_arg(node.args[0], lambda read: made[read])
+        if _is_region(node):
+            place = _REGIONS[node.target]
+            region = getattr(owner, str(node.args[place].target))
+            inputs = [inner for inner in region.graph.nodes if inner.op == "placeholder"]
+            read = [made[outer] for outer in node.args[place + 1 :]]
+            made[node] = _copy(region, graph, dict(zip(inputs, read, strict=True)))
+        elif node.op == "call_function" and isinstance(made.get(node.args[0]), (tuple, list)):
+            # one of the values that a region returns
+            made[node] = made[node.args[0]][node.args[1]]
+        else:
+            made[node] = graph.node_copy(node, lambda read: made[read])
+    raise AssertionError("a graph ends with its output")
+
+
+def _is_region(node: fx.Node) -> bool:
+    autocast = node.target is _HIGHER.wrap_with_autocast
+    return node.target in _REGIONS and not (autocast and node.args[_ENABLED])
+
+
+def _needed(graph: fx.Graph) -> list[fx.Node]:
+    """A graph's nodes without those that the output does not need, such as checks of shapes."""
+    found: dict[fx.Node, None] = {}
+    for node in reversed(list(graph.nodes)):
+        schema = getattr(node.target, "_schema", None)
+        changes = schema is not None and schema.is_mutable
+        if node.op == "output" or changes or any(user in found for user in node.users):
+            found[node] = None
+    return list(found)[::-1]
+
+
+class _Lines:
+    """Write one line per operator, and keep account of the names.
+
+    At its last use a value hands its name on to what is made of it, or it is deleted, so that
+    nothing stays in memory that is no longer needed.
+
+    Args:
+        traced: The subnetwork.
+        names: Expressions of its weights, by their nodes.
+    """
+
+    def __init__(self, traced: Traced, names: Mapping[fx.Node, str]) -> None:
+        self._traced = traced
+        self._names = dict(names)
+        self._switches = traced.subnetwork.supergraph.switches
+        self._device = f"{next(iter(traced.views))}.device"
+        self._taken: set[str] = set()
+
+    def write(self, nodes: Sequence[fx.Node]) -> Iterator[str]:
+        """The lines, without indentation.
+
+        Args:
+            nodes: What `_needed` returned.
+
+        Raises:
+            ExportError: If an operator cannot be written.
+        """
+        last_read = {read: node for node in nodes for read in _sources(node)}
+        home: Home | None = None
+        for node in nodes:
+            if node.op in ("placeholder", "get_attr"):
+                self._names.setdefault(node, node.name)
+            elif node.op == "output":
+                yield f"return {self._names[_sources(node)[0]]}"
+            elif _passes_on(node) is None:
+                here = self._traced.home(node) or home
+                if here is not None and here != home:
+                    yield f"# {self._heading(here)}"
+                    home = here
+                over = [read for read in _sources(node) if last_read[read] is node]
+                yield from self._assign(node, home, over, is_read=node in last_read)
+
+    def _assign(
+        self, node: fx.Node, home: Home | None, over: Sequence[fx.Node], *, is_read: bool
+    ) -> Iterator[str]:
+        """The line of one operator, and what is deleted after it.
+
+        Args:
+            node: The operator.
+            home: Where it belongs.
+            over: Values that nothing reads after it.
+            is_read: Whether anything reads its own.
+        """
+        text = _expression(node, lambda read: self._names[_source(read)], self._device)
+        free = [self._names[read] for read in over if self._names[read] in self._taken]
+        if is_read:
+            letter = _SIZE if _is_size(node) else self._letter(home)
+            name = next((name for name in free if name[0] == letter), self._new(letter))
+            text = f"{name} = {text}"
+            self._names[node] = name
+            self._taken.add(name)
+            free = [other for other in free if other != name and other[0] != _SIZE]
+        yield text
+        if free:
+            yield f"del {', '.join(free)}"
+            self._taken.difference_update(free)
+
+    def _new(self, letter: str) -> str:
+        names = (f"{letter}{number or ''}" for number in count())
+        return next(name for name in names if name not in self._taken)
+
+    def _letter(self, home: Home | None) -> str:
+        if home is None:
+            return _LETTERS["a"]
+        into = self._switches[home.number].into
+        return _LETTERS[into if home.owner == "stitch" else home.owner]
+
+    def _heading(self, home: Home) -> str:
+        if home.owner == "stitch":
+            return f"stitch {home.number}: {self._switches[home.number].name}"
+        if home.owner == "ensemble":
+            return "ensemble: the mean of both parents' class probabilities"
+        return f"{home.owner}.{home.block}" if home.block else home.owner
+
+
+def _source(node: fx.Node) -> fx.Node:
+    """What computes a node's value, which others may only pass on."""
+    before = _passes_on(node)
+    return node if before is None else _source(before)
+
+
+def _sources(node: fx.Node) -> list[fx.Node]:
+    if _passes_on(node) is not None:
+        return []
+    return list(dict.fromkeys(_source(read) for read in node.all_input_nodes))
+
+
+def _passes_on(node: fx.Node) -> fx.Node | None:
+    """The value that a node only passes on: dropout when not training, a slice of everything."""
+    dropout = node.target in _DROPOUTS and node.args[2] is False
+    everything = node.target is torch.ops.aten.slice.Tensor and node.args[2:] == (0, _END)
+    if not dropout and not everything:
+        return None
+    value = node.args[0]
+    return value if isinstance(value, fx.Node) else None
+
+
+def _is_size(node: fx.Node) -> bool:
+    """Whether a node's value is a number, as sizes are, and no tensor."""
+    return isinstance(node.meta.get("val"), (torch.SymInt, torch.SymFloat, torch.SymBool, int))
+
+
+def _expression(node: fx.Node, name: Callable[[fx.Node], str], device: str) -> str:
+    """The expression that computes a node.
+
+    Args:
+        node: A call of an operator.
+        name: Says what the value of another node is called.
+        device: An expression for the device that tensors are made on.
+
+    Raises:
+        ExportError: If the operator is not torch's own.
+    """
+    target = node.target
+
+    def text(value: Any) -> str:
+        return _literal(value, name, device)
+
+    arguments = [text(value) for value in node.args]
+    arguments += [f"{key}={text(value)}" for key, value in node.kwargs.items()]
+    if target is torch.ops.aten.sym_size.int:
+        return f"{arguments[0]}.shape[{arguments[1]}]"
+    if target is operator.getitem:
+        return f"{arguments[0]}[{arguments[1]}]"
+    if target is operator.neg:
+        return f"-{arguments[0]}"
+    if target in _SYMBOLS:
+        return f" {_SYMBOLS[target]} ".join(arguments)
+    return f"{_function(node)}({', '.join(arguments)})"
+
+
+def _function(node: fx.Node) -> str:
+    target: Any = node.target
+    if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten":
+        packet = target.overloadpacket
+        name = f"aten.{packet.__name__}"
+        alternatives = [other for other in packet.overloads() if "out" not in other]
+        return name if alternatives == ["default"] else f"{name}.{target._overloadname}"
+    name = getattr(target, "__name__", str(target))
+    if getattr(torch, name, None) is target:  # torch.sym_max and its like
+        return f"torch.{name}"
+    raise ExportError(
+        f"The network uses the operator {target}, which is not torch's own, so that it cannot be "
+        "written as Python code. Export it as `program`."
+    )
+
+
+def _literal(value: Any, name: Callable[[fx.Node], str], device: str) -> str:
+    if isinstance(value, fx.Node):
+        return name(value)
+    if isinstance(value, (list, tuple)):
+        parts = [_literal(part, name, device) for part in value]
+        return f"[{', '.join(parts)}]"
+    if isinstance(value, torch.device):
+        return device
+    if isinstance(value, float) and not math.isfinite(value):
+        return f'float("{value}")'
+    # dtypes, layouts and memory formats print as what they are in code
+    return repr(value)

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -14,13 +15,15 @@ from torch import fx, nn
 
 from optuna_stitch.data.view import View
 from optuna_stitch.models.capture import TRACED_BATCH
-from optuna_stitch.stitching.genotype import Genotype
-from optuna_stitch.stitching.supergraph import Operation, node_operation
-from optuna_stitch.stitching.supernetwork import Supernetwork
+from optuna_stitch.stitching.program import Operation
+from optuna_stitch.stitching.subnetwork import Subnetwork
+from optuna_stitch.stitching.supergraph import node_operation
 from optuna_stitch.utils.errors import ExportError, first_line
 
-# Where `Supernetwork.extract` puts BatchNorms with other statistics than in their parent.
+# Where `Subnetwork.extract` puts BatchNorms with other statistics than in their parent.
 _RECALIBRATED = "recalibrated."
+
+_LOGGERS = ("torch.export", "torch.onnx", "onnxscript", "onnx_ir", "torch.fx")
 
 
 @dataclass(frozen=True)
@@ -43,47 +46,54 @@ class Traced:
     """A subnetwork as a program of torch's operators.
 
     Args:
-        module: The subnetwork, as `Supernetwork.extract` returns it.
-        program: The same, with a free batch size.
+        subnetwork: The subnetwork.
+        title: What it is, in one line.
+        module: The same as a module, as `Subnetwork.extract` returns it.
+        program: The same traced, with a free batch size.
         views: How each input sees images, by the input's name.
         homes: Where operators belong, by the path of the module around them.
     """
 
+    subnetwork: Subnetwork
+    title: str
     module: nn.Module
     program: torch.export.ExportedProgram
     views: Mapping[str, View]
     homes: Mapping[str, Home]
 
     def home(self, node: fx.Node) -> Home | None:
-        """Where an operator of the program belongs; None for what only handles sizes."""
+        """Where an operator of the program belongs; None for what only handles sizes.
+
+        Args:
+            node: The operator.
+        """
         around = (node.meta.get("nn_module_stack") or {}).values()
         return next((self.homes[path] for path, _ in around if path in self.homes), None)
 
 
-def trace(supernetwork: Supernetwork, genotype: Genotype) -> Traced:
+def trace(subnetwork: Subnetwork, *, title: str = "A stitched network") -> Traced:
     """Extract a subnetwork and trace it with ``torch.export``.
 
     Args:
-        supernetwork: What it is part of.
-        genotype: Which subnetwork.
+        subnetwork: The subnetwork.
+        title: What it is, in one line; the head of the source code.
 
     Returns:
-        The subnetwork, its program and where everything in it comes from. The program finishes
-        what one value needs before it turns to the next, so that one parent's operators lie
-        together.
+        Its program, and where everything in it comes from. The program finishes what one value
+        needs before it turns to the next, so that one parent's operators lie together.
 
     Raises:
         ExportError: If torch cannot trace it.
     """
-    extracted: Any = supernetwork.extract(genotype)
-    steps = supernetwork.supergraph.resolve(genotype).steps
+    supergraph = subnetwork.supergraph
+    extracted: Any = subnetwork.extract()
     nodes = [node for node in extracted.graph.nodes if not _is_extra(node)]
-    operations = [supernetwork.supergraph.operations[place] for place, _ in steps]
+    operations = [supergraph.operations[place] for place, _ in subnetwork.resolved.steps]
     operation_of = dict(zip(nodes, operations, strict=True))
     inputs = [node for node in nodes if node.op == "placeholder"]
     names = ["images"] if len(inputs) == 1 else [node.name for node in inputs]
     places = [operation_of[node].number for node in inputs]
-    views = {name: supernetwork.views[n] for name, n in zip(names, places, strict=True)}
+    views = {name: supergraph.views[n] for name, n in zip(names, places, strict=True)}
 
     rewired, homes = _rewire(extracted, operation_of, dict(zip(inputs, names, strict=True)))
     images = tuple(torch.zeros(TRACED_BATCH, *view.input_size) for view in views.values())
@@ -96,9 +106,9 @@ def trace(supernetwork: Supernetwork, genotype: Genotype) -> Traced:
     except Exception as error:  # tracing runs the parents' own code
         raise ExportError(
             f"The network cannot be traced by torch.export ({first_line(error)}). Export another "
-            "trial, or use `supernetwork.extract` from Python."
+            "trial, or use `Subnetwork.extract` from Python."
         ) from error
-    return Traced(extracted, program, views, homes)
+    return Traced(subnetwork, title, extracted, program, views, homes)
 
 
 def _is_extra(node: fx.Node) -> bool:
@@ -110,9 +120,9 @@ def _is_extra(node: fx.Node) -> bool:
 def _rewire(
     extracted: fx.GraphModule, operation_of: Mapping[fx.Node, Operation], names: dict[fx.Node, str]
 ) -> tuple[fx.GraphModule, dict[str, Home]]:
-    """The same module in another order, its parts under the names they have in their parents.
+    """Put the operations into another order, and parts under the names of their parents' parts.
 
-    Functions become modules too: the path of a module is what torch.export remembers.
+    Functions become modules too: torch.export remembers the path of a module.
 
     Args:
         extracted: The subnetwork.
@@ -126,7 +136,7 @@ def _rewire(
     parts: dict[str, Any] = {}
     homes: dict[str, Home] = {}
     made: dict[fx.Node, fx.Node] = {}
-    paths = _settled(extracted.graph, operation_of)
+    paths = _paths(extracted.graph, operation_of)
     for node in _ordered(extracted.graph):
         values = tuple(made[read] for read in node.all_input_nodes)
         if node.op == "placeholder":
@@ -135,7 +145,7 @@ def _rewire(
             graph.output(*values)
         elif node.op == "get_attr":
             path = paths[node]
-            parts[path] = _attribute(extracted, str(node.target))
+            parts[path] = attrgetter(str(node.target))(extracted)
             made[node] = graph.get_attr(path)
         else:
             path = paths.get(node, f"steps.{len(homes)}")
@@ -159,7 +169,7 @@ def _ordered(graph: fx.Graph) -> list[fx.Node]:
     return list(ordered)
 
 
-def _settled(graph: fx.Graph, operation_of: Mapping[fx.Node, Operation]) -> dict[fx.Node, str]:
+def _paths(graph: fx.Graph, operation_of: Mapping[fx.Node, Operation]) -> dict[fx.Node, str]:
     """Paths of modules and tensors; what is recalibrated takes its parent's, where it is free."""
     named = [node for node in graph.nodes if node.op in ("call_module", "get_attr")]
     paths = {node: str(node.target) for node in named}
@@ -193,12 +203,6 @@ def _module_of(operation: Operation) -> str:
     return str(module).partition("@")[0]  # torch.fx numbers the calls of one module: "act@1"
 
 
-def _attribute(owner: Any, path: str) -> Any:
-    for part in path.split("."):
-        owner = getattr(owner, part)
-    return owner
-
-
 class _Function(nn.Module):
     """A function as a module."""
 
@@ -208,9 +212,6 @@ class _Function(nn.Module):
 
     def forward(self, *inputs: Any) -> Any:
         return self._run(*inputs)
-
-
-_LOGGERS = ("torch.export", "torch.onnx", "onnxscript", "onnx_ir", "torch.fx")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""From a run and the number of a trial to a folder that anybody can load."""
+"""Export a trial of a run: its network, figures on the test split, and whose weights it has."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_stitch.export.card import Ancestor, Origin
-from optuna_stitch.export.export import FILES, check_folder, export_network
-from optuna_stitch.export.formats import chosen
+from optuna_stitch.export.card import Comparison, Figures, Origin, ParentOrigin, Results
+from optuna_stitch.export.export import FILES, check_folder, export_subnetwork
+from optuna_stitch.export.formats import select_formats
 from optuna_stitch.export.hub import check_push, push_folder
 from optuna_stitch.models.parent import Parent
+from optuna_stitch.report.front import Entry, Front
 from optuna_stitch.run.report import versions
 from optuna_stitch.run.schema import ParentConfig, TuneConfig
-from optuna_stitch.search.study import content_of
-from optuna_stitch.utils.errors import ExportError, RunError
+from optuna_stitch.search.study import load_study
+from optuna_stitch.utils.errors import ExportError, RunError, StudyNotFoundError
 
 if TYPE_CHECKING:
     from optuna_stitch.run.run import Run
@@ -35,7 +36,7 @@ def export_trial(
     force: bool = False,
     push: str | None = None,
     private: bool = True,
-    command: str = "",
+    command: str | None = None,
     show_progress_bar: bool = False,
 ) -> Path:
     """Export the network of one trial of a run, with its figures on the test split.
@@ -43,7 +44,7 @@ def export_trial(
     Args:
         run: The run.
         number: Number of the trial.
-        to: Folder to write into; see `export_network`.
+        to: Folder to write into; see `export_subnetwork`.
         formats: ``python``, ``program``, ``onnx``, ``all``.
         force: Whether to replace files of an earlier export.
         push: Repository on the Hugging Face Hub to upload the folder to, ``user/name``.
@@ -56,36 +57,34 @@ def export_trial(
 
     Raises:
         RunError: If the run has no study yet.
-        ExportError: If there is no such trial or it is not complete, or as `export_network` and
-            `push_folder` say.
+        ExportError: If there is no such trial or it is not complete, or as `export_subnetwork`
+            and `push_folder` say.
     """
     to = Path(to)
-    # what can be refused is refused before anything is computed
-    chosen(formats)
+    # what can be checked is checked before anything is computed
+    select_formats(formats)
     check_folder(to, force=force)
     if push is not None:
         check_push(push)
     trial = _complete_trial(run, number)
     supernetwork = run.build(show_progress_bar=show_progress_bar)
     _, front = run.judge(supernetwork, only=[number], show_progress_bar=show_progress_bar)
-    parents = run.study_file.parents
+    config = run.study_file
     origin = Origin(
+        parents={
+            "a": parent_origin(supernetwork.a, config.parents.a, config.tune),
+            "b": parent_origin(supernetwork.b, config.parents.b, config.tune),
+        },
         trial=number,
         study=run.name,
-        front=front,
-        ancestors={
-            "a": _ancestor(supernetwork.a, parents.a, run.study_file.tune),
-            "b": _ancestor(supernetwork.b, parents.b, run.study_file.tune),
-        },
+        results=results_of(front, number, dataset=config.data.dataset or "images"),
         data=_data(run),
         command=command,
         facts=[("supernetwork", supernetwork.content_hash()), ("versions", versions())],
         class_names=run.data.class_names,
     )
-    genotype = supernetwork.genotype(trial.params)
-    export_network(
-        supernetwork,
-        genotype,
+    export_subnetwork(
+        supernetwork.subnetwork(trial.params),
         to,
         split=run.data.test,
         origin=origin,
@@ -97,13 +96,102 @@ def export_trial(
     return to
 
 
+def results_of(front: Front, trial: int, *, dataset: str) -> Results:
+    """Take what a card says of a trial's figures from a front.
+
+    Args:
+        front: The trial and its baselines on the test split.
+        trial: Number of the trial.
+        dataset: What the data set is called.
+
+    Raises:
+        StudyError: If the front has no such trial.
+    """
+    entry = front.entry(trial)
+    comparisons = {
+        one.baseline: Comparison(one.difference, one.p_value) for one in entry.comparisons
+    }
+    baselines = [
+        _figures(other)
+        for other in front.baselines
+        if other is not entry
+        and (other.name in comparisons or other.kind in ("parent", "ensemble"))
+    ]
+    return Results(
+        _figures(entry), baselines, comparisons, front.images, dataset, metric=front.metric
+    )
+
+
+def _figures(entry: Entry) -> Figures:
+    others = {
+        name: value
+        for name, value in entry.test.items()
+        if name not in (entry.metric, "macs", "parameters")
+    }
+    return Figures(
+        entry.name, entry.quality, entry.interval, entry.test["macs"], entry.parameters, others
+    )
+
+
+def parent_origin(parent: Parent, config: ParentConfig, tune: TuneConfig | None) -> ParentOrigin:
+    """Say what is known of a parent's weights.
+
+    Args:
+        parent: The parent.
+        config: What the study file says of it.
+        tune: What the study file says of tuning.
+
+    Returns:
+        With a licence only where the weights are pretrained ones of timm's.
+    """
+    name = Path(parent.name).name if parent.source == "program" else parent.name
+    licence = repo = None
+    if config.train is not None:
+        weights = f"trained in this run, {config.train.epochs} epochs on its train split"
+    elif config.checkpoint is not None:
+        weights = f"the user's own checkpoint, {config.checkpoint.name}"
+    elif config.random_weights:
+        weights = "random: the run only tried something out"
+    elif parent.source == "program":
+        weights = "the user's own, in an exported program"
+    elif parent.source == "torchvision":
+        weights = "pretrained, from torchvision"
+    else:
+        stated: dict[str, Any] = getattr(parent.module, "pretrained_cfg", None) or {}
+        licence, repo = stated.get("license"), stated.get("hf_hub_id")
+        link = f": [{repo}](https://huggingface.co/{repo})" if repo else ""
+        weights = f"pretrained, from timm{link}"
+    tuned = "; tuned further in this run" if tune is not None and tune.thaw else ""
+    return ParentOrigin(name, weights + tuned, licence, repo)
+
+
+def _data(run: Run) -> list[tuple[str, str]]:
+    """Which images there are of each split, by names that tell nothing of the machine."""
+    config, data = run.study_file.data, run.data
+    purposes = {
+        "train": (config.train, data.train, "the stitches were fitted on"),
+        "val": (config.val, data.val, "the search evaluated networks on"),
+        "test": (config.test, data.test, "the figures are measured on"),
+    }
+    lines = []
+    for name, (own, split, purpose) in purposes.items():
+        root = own.root or config.root
+        source = own.dataset or config.dataset or "images"
+        folder = f" in the folder {root.name}" if root is not None else ""
+        part = f", its part {own.split}" if own.split else ""
+        lines.append((name, f"{len(split):,} images that {purpose}: {source}{folder}{part}"))
+    named = f": {', '.join(data.class_names)}" if data.class_names else ""
+    return [*lines, ("classes", f"{data.classes}{named}")]
+
+
 def _complete_trial(run: Run, number: int) -> FrozenTrial:
     """A trial of a run's study that has a network to export."""
-    if content_of(run.name, run.storage) is None:
+    try:
+        study = load_study(study_name=run.name, storage=run.storage_url)
+    except StudyNotFoundError as error:
         raise RunError(
             f"{run.folder} has no study yet; run `optuna-stitch search {run.folder}` first."
-        )
-    study = optuna.load_study(study_name=run.name, storage=run.storage)
+        ) from error
     trials = study.get_trials(deepcopy=False)
     found = next((trial for trial in trials if trial.number == number), None)
     if found is None:
@@ -123,46 +211,3 @@ def _best(study: optuna.Study) -> str:
     numbers = [str(trial.number) for trial in study.best_trials]
     more = f" and {len(numbers) - _NAMED} more" if len(numbers) > _NAMED else ""
     return f"On the front are {', '.join(numbers[:_NAMED]) or 'none'}{more}."
-
-
-def _ancestor(parent: Parent, config: ParentConfig, tune: TuneConfig | None) -> Ancestor:
-    """What is known of a parent's weights; only pretrained ones come with a licence."""
-    name = Path(parent.name).name if parent.source == "program" else parent.name
-    licence = None
-    if config.train is not None:
-        weights = f"trained in this run, {config.train.epochs} epochs on its train split"
-    elif config.checkpoint is not None:
-        weights = f"the user's own checkpoint, {config.checkpoint.name}"
-    elif config.random_weights:
-        weights = "random: the run only tried something out"
-    elif parent.source == "program":
-        weights = "the user's own, in an exported program"
-    elif parent.source == "torchvision":
-        weights = "pretrained, from torchvision"
-    else:
-        stated: dict[str, Any] = getattr(parent.module, "pretrained_cfg", None) or {}
-        licence = stated.get("license")
-        where = stated.get("hf_hub_id")
-        link = f": [{where}](https://huggingface.co/{where})" if where else ""
-        weights = f"pretrained, from timm{link}"
-    thawed = tune is not None and tune.thaw
-    return Ancestor(name, f"{weights}{'; tuned further in this run' if thawed else ''}", licence)
-
-
-def _data(run: Run) -> list[tuple[str, str]]:
-    """Which images there are of each split, by names that say nothing of this machine."""
-    config, data = run.study_file.data, run.data
-    purposes = {
-        "train": (config.train, data.train, "the stitches were fitted on"),
-        "val": (config.val, data.val, "the search judged networks on"),
-        "test": (config.test, data.test, "the figures are measured on"),
-    }
-    lines = []
-    for name, (own, split, purpose) in purposes.items():
-        root = own.root or config.root
-        source = own.dataset or config.dataset or "images"
-        folder = f" in the folder {root.name}" if root is not None else ""
-        part = f", its part {own.split}" if own.split else ""
-        lines.append((name, f"{len(split):,} images that {purpose}: {source}{folder}{part}"))
-    named = f": {', '.join(data.class_names)}" if data.class_names else ""
-    return [*lines, ("classes", f"{data.classes}{named}")]

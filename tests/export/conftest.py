@@ -6,49 +6,81 @@ import importlib.metadata
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache as once
+from pathlib import Path
 
-import pandas as pd
 import pytest
 
 import optuna_stitch as st
-from optuna_stitch.export.card import Ancestor, Origin
-from optuna_stitch.report.front import Entry, Front, PairedComparison
+from optuna_stitch.export.card import Comparison, Figures, Origin, ParentOrigin, Results
+from optuna_stitch.export.export import export_subnetwork
+from tests.helpers.exports import best_single_stitch, some
+
+# A network that was exported in every format, and where.
+Exported = tuple[st.Subnetwork, Path]
 
 
 @pytest.fixture(scope="session")
 def origin(data: st.Data) -> Origin:
-    def entry(name: str, kind: str, accuracy: float, macs: float) -> Entry:
-        test = {"accuracy": accuracy, "macs": macs}
-        interval = {"accuracy": (accuracy - 0.02, accuracy + 0.01)}
-        return Entry(name, kind, test, "accuracy", interval, parameters=1234)
+    def figures(name: str, accuracy: float, macs: float) -> Figures:
+        return Figures(name, accuracy, (accuracy - 0.02, accuracy + 0.01), macs, 1234)
 
-    trial = entry("trial 7", "stitched", 0.96, 3e6)
-    trial.trial = 7
-    trial.comparisons = [
-        PairedComparison("parent a", 0.01, 0.004),
-        PairedComparison("parent b", -0.005, 0.3),
-        PairedComparison("ensemble", -0.02, 1.0),
-    ]
-    entries = [
-        entry("parent a", "parent", 0.95, 4e6),
-        entry("parent b", "parent", 0.965, 5e6),
-        entry("ensemble", "ensemble", 0.98, 9e6),
-        trial,
-    ]
+    results = Results(
+        network=figures("trial 7", 0.96, 3e6),
+        baselines=[
+            figures("parent a", 0.95, 4e6),
+            figures("parent b", 0.965, 5e6),
+            figures("ensemble", 0.98, 9e6),
+        ],
+        comparisons={
+            "parent a": Comparison(0.01, 0.004),
+            "parent b": Comparison(-0.005, 0.3),
+            "ensemble": Comparison(-0.02, 1.0),
+        },
+        images=1297,
+        dataset="sklearn/digits",
+    )
     return Origin(
+        parents={
+            "a": ParentOrigin("test_resnet", "pretrained, from timm", "apache-2.0", "timm/r"),
+            "b": ParentOrigin("test_efficientnet", "trained in this run, 6 epochs"),
+        },
         trial=7,
         study="scans",
-        front=Front(entries, ["accuracy", "macs"], pd.DataFrame(), images=1297),
-        ancestors={
-            "a": Ancestor("test_resnet", "pretrained, from timm", "apache-2.0"),
-            "b": Ancestor("test_efficientnet", "trained in this run, 6 epochs"),
-        },
+        results=results,
         data=[("test", "1,297 images that the figures are measured on: sklearn/digits")],
         command="optuna-stitch export runs/scans --trial 7 --to trial-7",
         facts=[("versions", "torch 2")],
         class_names=data.class_names,
     )
+
+
+@pytest.fixture(scope="session")
+def exported(
+    request: pytest.FixtureRequest,
+    data: st.Data,
+    origin: Origin,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str, str | int], Exported]:
+    """Networks in every format, each exported once for all tests that look at it.
+
+    By the pair, and by the output of its best network with one stitch or the seed of `some`.
+    """
+
+    @once
+    def export(pair: str, which: str | int) -> Exported:
+        supernetwork: st.Supernetwork = request.getfixturevalue(pair)
+        subnetwork = (
+            some(supernetwork, which)
+            if isinstance(which, int)
+            else best_single_stitch(supernetwork, which, data.val)
+        )
+        to = tmp_path_factory.mktemp("export") / "to"
+        export_subnetwork(subnetwork, to, split=data.test, origin=origin, formats=["all"])
+        return subnetwork, to
+
+    return export
 
 
 @pytest.fixture(scope="session")

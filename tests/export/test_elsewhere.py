@@ -1,97 +1,104 @@
-"""Exported networks answer as they were judged, in a process that has none of us."""
+"""Exported networks answer as they were evaluated, in a process that has none of us."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
-import torch
 
 import optuna_stitch as st
-from optuna_stitch.evaluation.evaluator import Evaluator
-from optuna_stitch.export.card import Origin
-from optuna_stitch.export.export import export_network
+from optuna_stitch.run.run import Run
+from tests.helpers.commands import call
+from tests.helpers.exports import answers, write_pictures
 
-SCRIPT = Path(__file__).with_name("answers.py")
-
-
-def write_pictures(split: st.Split, folder: Path) -> list[int]:
-    """The split's images as files, and their labels."""
-    folder.mkdir()
-    labels = []
-    for position in range(len(split)):
-        image, label = split.read(position)
-        image.save(folder / f"{position:05}.png")
-        labels.append(int(label))  # type: ignore[arg-type]
-    return labels
+STUDY = Path(__file__).parents[2] / "studies" / "digits.yaml"
 
 
-def answers(folder: Path, pictures: Path, python: str = sys.executable) -> dict[str, Any]:
-    """What a process says that has nothing but the folder, in an empty one of its own."""
-    done = subprocess.run(
-        [python, "-I", str(SCRIPT), str(folder), str(pictures)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+@pytest.fixture(scope="module")
+def pictures(data: st.Data, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[int]]:
+    """The test images as files, and their labels."""
+    folder = tmp_path_factory.mktemp("images") / "pictures"
+    return folder, write_pictures(data.test, folder)
 
 
-def crossing(supernetwork: st.Supernetwork, output: Any, split: st.Split) -> st.Genotype:
-    """The best network with one stitch."""
-    switches = range(len(supernetwork.switches))
-    singles = [supernetwork.canonical(st.Genotype(output, frozenset([s]))) for s in switches]
-    crossed = [genotype for genotype in singles if genotype.on]
-    judged = Evaluator(supernetwork, split, ["accuracy"]).evaluate(crossed)
-    qualities = [evaluation.figures["accuracy"] for evaluation in judged]
-    return crossed[qualities.index(max(qualities))]
+def expected_of(
+    supernetwork: st.Supernetwork, subnetwork: st.Subnetwork, split: st.Split
+) -> tuple[list[int], float]:
+    """The classes that the evaluator says, and their accuracy."""
+    evaluator = st.Evaluator(supernetwork, split, ["accuracy"], kernels="plain")
+    (evaluation,) = evaluator.evaluate([subnetwork])
+    guesses = [
+        guess
+        for _, (logits,) in evaluator.answers([subnetwork])
+        for guess in logits.argmax(1).tolist()
+    ]
+    return guesses, evaluation["accuracy"]
 
 
 @pytest.mark.parametrize(("pair", "output"), [("supernetwork", "b"), ("cnn_vit", "ensemble")])
 def test_the_very_figures_are_reproduced_elsewhere(
     pair: str,
-    output: Any,
+    output: str,
+    exported: Any,
     request: pytest.FixtureRequest,
     data: st.Data,
-    origin: Origin,
-    tmp_path: Path,
+    pictures: tuple[Path, list[int]],
 ) -> None:
-    supernetwork = request.getfixturevalue(pair)
-    genotype = crossing(supernetwork, output, data.val)
-    folder = tmp_path / "to"
-    export_network(supernetwork, genotype, folder, split=data.test, origin=origin, formats=["all"])
-    labels = write_pictures(data.test, tmp_path / "pictures")
-    evaluator = Evaluator(supernetwork, data.test, ["accuracy"], kernels="plain")
-    (judged,) = evaluator.evaluate([genotype])
-    expected = evaluator.logits([genotype])[0].argmax(1).tolist()
-
-    found = answers(folder, tmp_path / "pictures")
+    subnetwork, folder = exported(pair, output)
+    expected, accuracy = expected_of(request.getfixturevalue(pair), subnetwork, data.test)
+    images, labels = pictures
+    found = answers(folder, images)
     assert "optuna_stitch" in found["modules"]  # where the script made them impossible to import
     assert not [name for name in found["modules"] if name.startswith("optuna_stitch.")]
     assert list(found["labels"]) == ["python", "program", "onnx"]
     for form, guesses in found["labels"].items():
         assert guesses == expected, form
         hits = sum(guess == label for guess, label in zip(guesses, labels, strict=True))
-        assert hits / len(labels) == judged.figures["accuracy"], form
-    assert 0.12 < judged.figures["accuracy"] < 1  # neither chance nor a foregone conclusion
+        assert hits / len(labels) == accuracy, form
+    assert 0.12 < accuracy < 1  # neither chance nor a foregone conclusion
 
 
+@pytest.mark.slow
 def test_in_a_fresh_environment(
-    fresh: str, supernetwork: st.Supernetwork, data: st.Data, origin: Origin, tmp_path: Path
+    fresh: str,
+    exported: Any,
+    cnn_vit: st.Supernetwork,
+    data: st.Data,
+    pictures: tuple[Path, list[int]],
 ) -> None:
-    genotype = crossing(supernetwork, "ensemble", data.val)
-    folder = tmp_path / "to"
-    export_network(supernetwork, genotype, folder, split=data.test, origin=origin, formats=["all"])
-    labels = write_pictures(data.test, tmp_path / "pictures")
-    evaluator = Evaluator(supernetwork, data.test, ["accuracy"], kernels="plain")
-    expected = evaluator.logits([genotype])[0].argmax(1)
-    found = answers(folder, tmp_path / "pictures", fresh)["labels"]
-    assert found == dict.fromkeys(("python", "program", "onnx"), expected.tolist())
-    hits = int((torch.tensor(labels) == expected).sum())
-    assert hits == round(evaluator.evaluate([genotype])[0].figures["accuracy"] * len(labels))
+    subnetwork, folder = exported("cnn_vit", "ensemble")
+    expected, accuracy = expected_of(cnn_vit, subnetwork, data.test)
+    images, labels = pictures
+    found = answers(folder, images, fresh)["labels"]
+    assert found == dict.fromkeys(("python", "program", "onnx"), expected)
+    hits = sum(guess == label for guess, label in zip(expected, labels, strict=True))
+    assert hits == round(accuracy * len(labels))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_every_front_trial_of_digits(
+    fresh: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every network of the digits study's front, in every format, in a fresh environment."""
+    monkeypatch.chdir(tmp_path)
+    assert call("run", str(STUDY)) == 0
+    run = Path("runs/digits")
+    front = pd.read_csv(run / "front.csv").set_index("name")
+    predictions = pd.read_csv(run / "predictions.csv")
+    labels = write_pictures(Run.open(run).data.test, tmp_path / "pictures")
+    stitched = front[front["kind"] == "stitched"]
+    assert len(stitched) >= 3
+    for name, row in stitched.iterrows():
+        folder = tmp_path / str(row["trial"])
+        number = str(int(row["trial"]))
+        to = ("--to", str(folder), "--format", "all")
+        assert call("export", str(run), "--trial", number, *to) == 0
+        found = answers(folder, tmp_path / "pictures", fresh)["labels"]
+        assert list(found) == ["python", "program", "onnx"]
+        for form, guesses in found.items():
+            assert guesses == predictions[name].tolist(), (name, form)
+            right = sum(guess == label for guess, label in zip(guesses, labels, strict=True))
+            assert right / len(labels) == pytest.approx(row["test_accuracy"], abs=1e-12)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
+import json
 import os
 import re
 import resource
@@ -14,26 +14,25 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 import optuna_stitch as st
-from optuna_stitch.export import formats
-from optuna_stitch.export.card import Origin
-from optuna_stitch.export.export import export_network
-from optuna_stitch.export.source import inlined
+from optuna_stitch.export.export import export_subnetwork
+from optuna_stitch.export.formats import FORMATS
+from optuna_stitch.export.trace import Traced
 from optuna_stitch.utils.errors import ExportError
+from tests.helpers.exports import assert_same, images_of, load_code, small_pair
 
 Export = Callable[..., Path]
 PRODUCTS = {"README.md", "config.json", "network.py", "network.safetensors", "network.svg"}
 
 
-@pytest.fixture
-def export(supernetwork: st.Supernetwork, data: st.Data, origin: Origin) -> Export:
+@pytest.fixture(scope="module")
+def export(data: st.Data) -> Export:
+    """Export a network that costs next to nothing to trace."""
+    subnetwork = small_pair().subnetwork({"output": "b"})
+
     def run(to: Path, **options: Any) -> Path:
-        genotype = st.Genotype("b")
-        return export_network(
-            supernetwork, genotype, to, split=data.test, origin=origin, **options
-        )
+        return export_subnetwork(subnetwork, to, split=data.test, **options)
 
     return run
 
@@ -97,7 +96,7 @@ def room(size: int) -> Iterator[None]:
 def test_a_full_disk(form: str, export: Export, tmp_path: Path) -> None:
     export(tmp_path / "to")
     before = {path.name: path.read_bytes() for path in (tmp_path / "to").iterdir()}
-    with room(100_000), pytest.raises(ExportError, match=r"cannot be written.*File too large"):
+    with room(10_000), pytest.raises(ExportError, match=r"cannot be written.*File too large"):
         export(tmp_path / "to", formats=[form], force=True)
     assert {path.name: path.read_bytes() for path in (tmp_path / "to").iterdir()} == before
     assert names(tmp_path) == {"to"}
@@ -109,8 +108,8 @@ def test_an_interruption_leaves_nothing(
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    stopped = dataclasses.replace(formats.FORMATS["program"], write=interrupt)
-    monkeypatch.setitem(formats.FORMATS, "program", stopped)
+    stopped = dataclasses.replace(FORMATS["program"], write=interrupt)
+    monkeypatch.setitem(FORMATS, "program", stopped)
     with pytest.raises(KeyboardInterrupt):
         export(tmp_path / "to", formats=["python", "program"])
     assert names(tmp_path) == set()
@@ -125,24 +124,6 @@ def test_what_a_killed_export_left_does_not_matter(export: Export, tmp_path: Pat
     assert names(tmp_path) == {"to"}
 
 
-def test_unknown_formats(export: Export, tmp_path: Path) -> None:
-    for wanted in (["python", "tflite"], []):
-        with pytest.raises(ExportError, match="there are python, program, onnx and all"):
-            export(tmp_path / "to", formats=wanted)
-    assert names(tmp_path) == set()
-
-
-def test_onnx_is_an_extra(export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name)
-    )
-    expected = r"needs onnxscript: pip install 'optuna-stitch\[onnx\]'"
-    with pytest.raises(ExportError, match=expected):
-        export(tmp_path / "to", formats=["all"])
-    export(tmp_path / "to", formats=["python", "program"])
-
-
 @pytest.mark.parametrize(
     "returned",
     ["torch.nextafter({}, {} + 1)", "torch.full_like({}, torch.nan)", "torch.cat([{}, {}])"],
@@ -150,10 +131,10 @@ def test_onnx_is_an_extra(export: Export, tmp_path: Path, monkeypatch: pytest.Mo
 def test_another_network_than_the_extracted_one_is_not_kept(
     returned: str, export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = formats.FORMATS["python"]
+    honest = FORMATS["python"]
 
-    def write(subject: formats.Subject, folder: Path) -> None:
-        honest.write(subject, folder)
+    def write(traced: Traced, folder: Path) -> None:
+        honest.write(traced, folder)
         path = folder / "network.py"
         text, changed = re.subn(
             r"        return (\w+)\n\n",
@@ -163,37 +144,32 @@ def test_another_network_than_the_extracted_one_is_not_kept(
         assert changed == 1
         path.write_text(text)
 
-    monkeypatch.setitem(formats.FORMATS, "python", dataclasses.replace(honest, write=write))
+    monkeypatch.setitem(FORMATS, "python", dataclasses.replace(honest, write=write))
     with pytest.raises(ExportError, match=r"As python the network's logits differ"):
         export(tmp_path / "to")
     assert names(tmp_path) == set()
 
 
-class Regions(nn.Module):
-    """Parts without gradients and without autocast, one inside the other."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.rand(3))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            scale = (x * self.weight).sum(1, keepdim=True)
-            with torch.autocast("cpu", enabled=False):
-                low, high = torch.aminmax(scale * x, dim=1, keepdim=True)
-        return (x - low) * scale + high.cos()
+def test_without_a_run(supernetwork: st.Supernetwork, tmp_path: Path) -> None:
+    """No images to compare on, and no story for the card."""
+    subnetwork = supernetwork.subnetwork({"output": "b"})
+    assert subnetwork.export(tmp_path / "to") == tmp_path / "to"
+    assert names(tmp_path / "to") == PRODUCTS
+    assert_same(load_code(tmp_path / "to"), subnetwork, images_of(supernetwork, 7))
+    card = (tmp_path / "to" / "README.md").read_text()
+    assert "# test_resnet × test_efficientnet\n" in card
+    config = json.loads((tmp_path / "to" / "config.json").read_text())
+    assert config["architecture"] == "test_resnet--test_efficientnet"
+    assert "label_names" not in config["pretrained_cfg"]
 
 
-def test_regions_become_part_of_one_graph() -> None:
-    module = Regions()
-    x = torch.rand(4, 3)
-    program = torch.export.export(module, (x,), strict=False)
-    regions = [n for n in program.graph.nodes if "wrap_with" in str(n.target)]
-    assert regions
-    graph = inlined(program.graph_module)
-    assert not [n for n in graph.nodes if "wrap_with" in str(n.target)]
-    flat = torch.fx.GraphModule(program.graph_module, graph)
-    (answer,) = flat(module.weight, x)
-    assert torch.equal(answer, module(x))
-    kept = {n.target for n in graph.nodes if n.op == "call_function"}
-    assert {torch.ops.aten.cos.default, torch.ops.aten.aminmax.default} <= kept
+def test_random_images_find_another_network(
+    supernetwork: st.Supernetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = dataclasses.replace(
+        FORMATS["python"], load=lambda folder: lambda images: torch.zeros(len(images), 10)
+    )
+    monkeypatch.setitem(FORMATS, "python", other)
+    with pytest.raises(ExportError, match=r"logits differ .* on 1 random images"):
+        supernetwork.subnetwork({"output": "b"}).export(tmp_path / "to")
+    assert names(tmp_path) == set()
