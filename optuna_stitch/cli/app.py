@@ -12,9 +12,15 @@ from rich.console import Console
 from rich.markup import escape
 
 from optuna_stitch.cli.networks import init, inspect, zoo
-from optuna_stitch.cli.options import FolderOption, StudyArgument, open_run
+from optuna_stitch.cli.options import (
+    FolderOption,
+    StudyArgument,
+    check_study_file,
+    open_run,
+    start_run,
+)
 from optuna_stitch.cli.results import compare, export
-from optuna_stitch.utils.errors import OptunaStitchError, RunError
+from optuna_stitch.utils.errors import OptunaStitchError
 from optuna_stitch.utils.progress import console
 
 if TYPE_CHECKING:
@@ -72,11 +78,10 @@ def main() -> None:
 def run(study: StudyArgument, folder: FolderOption = None, smoke: SmokeOption = False) -> None:
     """Build, search and report; after an interruption, go on where it was."""
     with _resumable():
-        opened = open_run(study, folder, smoke)
-        opened.reach_storage()
-        supernetwork = opened.build(show_progress_bar=True)
-        opened.search(supernetwork, show_progress_bar=True)
-        _show(opened, opened.report(supernetwork, show_progress_bar=True))
+        started = start_run(study, folder, smoke=smoke)
+        started.build(show_progress_bar=True)
+        started.search(show_progress_bar=True)
+        _show(started, started.report(show_progress_bar=True))
 
 
 @app.command()
@@ -86,20 +91,24 @@ def build(study: StudyArgument, folder: FolderOption = None) -> None:
     Several processes share the images under
     `torchrun --nproc-per-node 2 -m -- optuna_stitch build STUDY`.
     """
+    check_study_file(study)
+    from optuna_stitch.report.tables import stitch_quality_table, summary
     from optuna_stitch.utils.distributed import barrier, processes, share
 
     with _resumable(), processes():
         if share()[0] > 0:
             barrier()  # the first one makes the folder
-        opened = open_run(study, folder)
+        started = start_run(study, folder)
         if share()[0] == 0:
             barrier()
-        supernetwork = opened.build(show_progress_bar=share()[0] == 0)
+        supernetwork = started.build(show_progress_bar=share()[0] == 0)
         if share()[0] == 0:
-            opened.show_stitch_quality(Console())
-            Console().print(
+            out = Console()
+            out.print(stitch_quality_table(started.stitch_quality))
+            out.print(summary(started.stitch_quality))
+            out.print(
                 f"{supernetwork.a.name} × {supernetwork.b.name}: {len(supernetwork.matches)} "
-                f"matches, {len(supernetwork.switches)} stitches, in {opened.folder}"
+                f"matches, {len(supernetwork.switches)} stitches, in {started.folder}"
             )
 
 
@@ -124,11 +133,9 @@ def search(
     work on the same study. One that joins fetches the supernetwork from the artifact store.
     """
     with _resumable():
-        opened = open_run(study, folder)
-        opened.reach_storage()
-        supernetwork = opened.build(show_progress_bar=True)
-        found = opened.search(supernetwork, n_trials=trials, batch=batch, show_progress_bar=True)
-    Console().print(f"{len(found.trials)} trials; next: optuna-stitch report {opened.folder}")
+        started = start_run(study, folder)
+        found = started.search(n_trials=trials, batch=batch, show_progress_bar=True)
+    Console().print(f"{len(found.trials)} trials; next: optuna-stitch report {started.folder}")
 
 
 @app.command()
@@ -136,8 +143,7 @@ def report(study: StudyArgument, folder: FolderOption = None) -> None:
     """Evaluate the front on the test split and write the report."""
     with _resumable():
         opened = open_run(study, folder)
-        supernetwork = opened.build(show_progress_bar=True)
-        _show(opened, opened.report(supernetwork, show_progress_bar=True))
+        _show(opened, opened.report(show_progress_bar=True))
 
 
 # what comes after a report
@@ -154,18 +160,12 @@ def dashboard(
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
 ) -> None:
     """Open optuna-dashboard on a run's study."""
-    import optuna
-
+    opened = open_run(study, folder)
+    name = opened.study.study_name
     from optuna_stitch.report.dashboard_server import serve_dashboard
 
-    opened = open_run(study, folder)
-    storage = opened.storage
-    if opened.name not in optuna.get_all_study_names(storage):
-        raise RunError(
-            f"{opened.folder} has no study yet; run `optuna-stitch search {opened.folder}` first."
-        )
-    console.print(f"The study {opened.name!r} is at http://{host}:{port}/ (stop with Ctrl-C)")
-    serve_dashboard(storage, artifact_store=opened.artifact_store, host=host, port=port)
+    console.print(f"The study {name!r} is at http://{host}:{port}/ (stop with Ctrl-C)")
+    serve_dashboard(opened.storage, artifact_store=opened.artifact_store, host=host, port=port)
 
 
 @app.command()
@@ -176,22 +176,22 @@ def proxy(
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 13000,
 ) -> None:
     """Serve a study's storage to workers elsewhere, by Optuna's gRPC proxy."""
+    # made where there is none, since workers elsewhere may be the first to search
+    storage = start_run(study, folder).storage
     from optuna_stitch.storage.open import serve_proxy
 
-    opened = open_run(study, folder)
-    opened.reach_storage()
     console.print(f"Workers reach the storage as grpc://{host}:{port} (stop with Ctrl-C)")
-    serve_proxy(opened.storage, host=host, port=port)
+    serve_proxy(storage, host=host, port=port)
 
 
-def _show(opened: Run, front: Front) -> None:
+def _show(reported: Run, front: Front) -> None:
     from optuna_stitch.report.front import headline
     from optuna_stitch.report.tables import rich_table
 
     out = Console()
     out.print(rich_table(front))
     out.print(headline(front), highlight=False)
-    folder = opened.folder
+    folder = reported.folder
     out.print(f"\nThe report is {folder}/report.md, the plot {folder}/front.html", soft_wrap=True)
     out.print(f"Look at every trial: optuna-stitch dashboard {folder}", soft_wrap=True)
 

@@ -24,20 +24,47 @@ FolderOption = Annotated[
 ]
 
 
-def open_run(study: Path, folder: Path | None, smoke: bool = False) -> Run:
-    """Open a run's folder, or begin or go on with the run of a study file.
+def start_run(study: Path, folder: Path | None, *, smoke: bool = False) -> Run:
+    """Begin the run of a study file, or go on with it or with the run of a folder.
 
     Args:
         study: Either of them.
         folder: Where the run is kept, if not in its usual place.
-        smoke: Whether to try the study file out; see `config.smoke`.
+        smoke: Whether to try the study file out; see `Run.start`.
+    """
+    run = _import_run(study)
+    return run.open(study) if study.is_dir() else run.start(study, folder, smoke=smoke)
+
+
+def open_run(study: Path, folder: Path | None) -> Run:
+    """Open a run to read it; see `Run.open`.
+
+    Args:
+        study: Its folder, or its study file.
+        folder: Where the run is kept, if not in its usual place.
+    """
+    return _import_run(study).open(study, folder)
+
+
+def check_study_file(study: Path) -> None:
+    """Raise if a study file is wrong, before torch and timm are imported.
+
+    Args:
+        study: A study file, or the folder of a run, which is not looked at.
+
+    Raises:
+        ConfigError: If it is wrong.
     """
     if not study.is_dir():
-        load_study_file(study)  # its errors should not wait for the imports below
+        load_study_file(study)
+
+
+def _import_run(study: Path) -> type[Run]:
+    check_study_file(study)
     with console.status("Loading torch and timm"):
         import optuna
 
         from optuna_stitch.run.run import Run
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return Run.open(study) if study.is_dir() else Run.start(study, folder, tiny=smoke)
+    return Run

@@ -11,12 +11,9 @@ import pandas as pd
 from optuna_stitch.data.load import Data
 from optuna_stitch.evaluation.stitch_quality import StitchQuality, best_stitches, measure_stitches
 from optuna_stitch.models.parent import Parent, load_parent
-from optuna_stitch.models.recipe import Recipe
 from optuna_stitch.models.train import train_parent
 from optuna_stitch.report.tables import draw_stitch_quality
-from optuna_stitch.run.schema import ParentConfig, StudyFile
-from optuna_stitch.stitching.fit import StitchFit
-from optuna_stitch.stitching.settings import Tuning
+from optuna_stitch.run.schema import KeepConfig, ParentConfig, StudyFile
 from optuna_stitch.stitching.supernetwork import Supernetwork, stitch
 from optuna_stitch.utils.distributed import barrier, share
 from optuna_stitch.utils.errors import DataError, MatchError
@@ -61,26 +58,33 @@ def build(
             f"{study_file.data.dataset!r} has {data.classes}. Give parents trained on it, or a "
             "`class_map`."
         )
-    options: dict[str, Any] = study_file.fit.model_dump()
-    fits = supernetwork.fit(data.train, **options, show_progress_bar=show_progress_bar)
+    fits = supernetwork.fit(data.train, study_file.fit, show_progress_bar=show_progress_bar)
     if study_file.tune is not None:
         tuned = supernetwork.tune(
             data.train,
-            Tuning(**study_file.tune.model_dump()),
+            study_file.tune,
             checkpoint=folder / "tuning.pt",
             show_progress_bar=show_progress_bar,
         )
         if share()[0] == 0:
             _write_table(folder / "tuning.csv", pd.DataFrame(tuned))
     if share()[0] == 0:
-        supernetwork = _keep(study_file, supernetwork, fits, data, folder, show_progress_bar)
+        judged = data.val.take(study_file.keep.images)
+        stitch_qualities = measure_stitches(
+            supernetwork, fits, judged, show_progress_bar=show_progress_bar
+        )
+        supernetwork = _keep(supernetwork, stitch_qualities, study_file.keep, folder)
         supernetwork.save(folder)
     barrier()
     return supernetwork
 
 
 def read_stitch_quality(folder: Path) -> list[StitchQuality]:
-    """The quality report that `build` left in a folder."""
+    """The quality report that `build` left in a folder.
+
+    Args:
+        folder: The run's.
+    """
     rows: list[dict[str, Any]] = pd.read_csv(folder / "fit.csv").to_dict("records")  # type: ignore[assignment]
     return [StitchQuality(**row) for row in rows]
 
@@ -92,6 +96,10 @@ def make_parent(config: ParentConfig, data: Data, *, show_progress_bar: bool = F
         config: What it says.
         data: The images to train on.
         show_progress_bar: Whether to show a progress bar.
+
+    Raises:
+        UnknownNetworkError: If there is no network of such a name.
+        CheckpointError: If weights are missing, broken, or those of another network.
     """
     arguments = dict(config.model_args)
     if config.train is not None:
@@ -109,25 +117,18 @@ def make_parent(config: ParentConfig, data: Data, *, show_progress_bar: bool = F
         output=config.output,
     )
     if config.train is not None:
-        recipe = Recipe(**config.train.model_dump())
-        train_parent(parent, data.train, recipe, show_progress_bar=show_progress_bar)
+        train_parent(parent, data.train, config.train, show_progress_bar=show_progress_bar)
     return parent
 
 
 def _keep(
-    study_file: StudyFile,
     supernetwork: Supernetwork,
-    fits: list[StitchFit],
-    data: Data,
+    stitch_qualities: list[StitchQuality],
+    config: KeepConfig,
     folder: Path,
-    show_progress_bar: bool,
 ) -> Supernetwork:
     """Write the quality report, and keep the stitches that the study file wants."""
-    judged = data.val.take(study_file.keep.images)
-    stitch_qualities = measure_stitches(
-        supernetwork, fits, judged, show_progress_bar=show_progress_bar
-    )
-    kept = best_stitches(stitch_qualities, **study_file.keep.model_dump(exclude={"images"}))
+    kept = best_stitches(stitch_qualities, **config.model_dump(exclude={"images"}))
     stitch_qualities = [
         replace(entry, kept=place in kept) for place, entry in enumerate(stitch_qualities)
     ]

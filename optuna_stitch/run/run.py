@@ -3,105 +3,155 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import optuna
-from optuna.trial import FrozenTrial
-from rich.console import Console
 
 from optuna_stitch.data.load import Data, load_data
 from optuna_stitch.evaluation.metrics import resolve_metrics
+from optuna_stitch.evaluation.stitch_quality import StitchQuality
 from optuna_stitch.report.dashboard import publish
 from optuna_stitch.report.evaluate import evaluate_front
 from optuna_stitch.report.front import Front, find
-from optuna_stitch.report.tables import stitch_quality_table, summary
 from optuna_stitch.run.build import build, make_parent, read_stitch_quality
+from optuna_stitch.run.export import export_trial
 from optuna_stitch.run.report import export_command, facts, write_results
-from optuna_stitch.run.schema import StudyFile, smoke
-from optuna_stitch.run.search import LATENCY, make_objective, make_study
+from optuna_stitch.run.schema import StudyFile, smoke_test
+from optuna_stitch.run.search import LATENCY, known_genotypes, make_objective, sampler_for
 from optuna_stitch.run.study_file import check_same_study, dump_study_file, load_study_file
 from optuna_stitch.search.objective import Objective, resolve_constraints
 from optuna_stitch.search.samplers.by_name import make_sampler
-from optuna_stitch.search.study import content_of
+from optuna_stitch.search.study import CONTENT, create_study, load_study
 from optuna_stitch.search.worker import optimize
+from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.stitching.io import FILES, is_saved
 from optuna_stitch.stitching.supernetwork import Supernetwork
 from optuna_stitch.storage.artifacts import download_files, open_artifact_store, upload_files
 from optuna_stitch.storage.buffered import BufferedStorage
-from optuna_stitch.storage.open import open_storage
-from optuna_stitch.utils.errors import ArtifactError, RunError
+from optuna_stitch.storage.open import open_storage, result_cache_engine
+from optuna_stitch.utils.errors import ArtifactError, RunError, StudyNotFoundError
 from optuna_stitch.utils.files import write_text
 from optuna_stitch.utils.progress import console
 
+if TYPE_CHECKING:
+    from optuna.artifacts._protocol import ArtifactStore
+
+# The study file of a run, with every default, in its folder.
+_COPY = "study.yaml"
+
 
 class Run:
-    """The stages of a study file, each of which picks up where it was.
+    """A study file, the folder of its results, and the stages between them.
+
+    Each stage goes on where it was. `build` and `search` write; what only reads (`study`,
+    `supernetwork`, `evaluate_front`, `report`, `export`) fails before there is a study, and leaves
+    nothing behind then.
 
     Args:
         study_file: What to do.
+        folder: Where everything is kept; `start` and `open` check it.
+
+    Attributes:
+        study_file: What to do.
         folder: Where everything is kept.
+        name: Name of the study.
+
+    Example:
+        >>> from optuna_stitch.run.template import study_file_for
+        >>> file = tmp_path / "tiny.yaml"
+        >>> _ = file.write_text(study_file_for("test_resnet", "test_efficientnet"))
+        >>> run = st.Run.start(file, tmp_path / "tiny", smoke=True)  # random weights and images
+        >>> supernetwork = run.build()
+        >>> study = run.search()
+        >>> front = run.report()
+        >>> network = run.export(study.best_trials[0].number, tmp_path / "network")
+        >>> st.Run.open(tmp_path / "tiny").study.study_name
+        'tiny'
     """
 
-    def __init__(self, study_file: StudyFile, folder: Path) -> None:
+    def __init__(self, study_file: StudyFile, folder: str | Path) -> None:
         self.study_file = study_file
-        self.folder = folder
-        self.name = study_file.study.name or folder.name
-        self._data: Data | None = None
+        self.folder = Path(folder)
+        self.name = study_file.study.name or self.folder.name
+        self._called = str(folder)
         self._storage: BufferedStorage | None = None
+        self._supernetwork: Supernetwork | None = None
 
     @staticmethod
-    def start(path: Path, folder: Path | None = None, *, tiny: bool = False) -> Run:
-        """Begin, or go on with, the run of a study file.
+    def start(
+        study_file: str | Path, folder: str | Path | None = None, *, smoke: bool = False
+    ) -> Run:
+        """Begin the run of a study file, or go on with it.
 
         Args:
-            path: The study file.
+            study_file: Path of the study file.
             folder: Where the run is kept; ``runs/<name of the file>`` if None.
-            tiny: Whether to try the file out, with random weights and images; see `smoke`.
+            smoke: Whether to try the file out, with random weights and images; see `smoke_test`.
 
         Raises:
             ConfigError: If the study file is wrong.
             RunError: If the folder belongs to another study file.
         """
+        run = Run._of_file(Path(study_file), folder, smoke)
+        run._write_study_file()
+        return run
+
+    @staticmethod
+    def open(run: str | Path, folder: str | Path | None = None) -> Run:
+        """Open a run to read it; nothing is written.
+
+        Args:
+            run: The run's folder, or the path of its study file.
+            folder: Where the run of a study file is kept; ``runs/<name of the file>`` if None.
+
+        Raises:
+            ConfigError: If the study file is wrong.
+            RunError: If the folder is no run, or belongs to another study file.
+        """
+        path = Path(run)
+        if path.is_file():
+            return Run._of_file(path, folder, smoke=False)
+        if not (path / _COPY).is_file():
+            raise RunError(f"{path} is no run: it has no {_COPY}. Start with a study file.")
+        return Run(load_study_file(path / _COPY), path)
+
+    @staticmethod
+    def _of_file(path: Path, folder: str | Path | None, smoke: bool) -> Run:
         study_file = load_study_file(path)
-        if tiny:
-            study_file = smoke(study_file)
-        folder = folder or Path("runs") / f"{path.stem}{'-smoke' if tiny else ''}"
-        copy = folder / "study.yaml"
-        begun = folder.is_dir() and any(path.name != copy.name for path in folder.iterdir())
+        if smoke:
+            study_file = smoke_test(study_file)
+        place = Path(folder or Path("runs") / f"{path.stem}{'-smoke' if smoke else ''}")
+        copy = place / _COPY
+        begun = place.is_dir() and any(entry.name != _COPY for entry in place.iterdir())
         if copy.is_file() and begun:
-            check_same_study(study_file, load_study_file(copy), path, folder)
+            check_same_study(study_file, load_study_file(copy), path, place)
         elif begun:
             raise RunError(
-                f"The folder {folder} has files in it but no study.yaml, so it is no run. Choose "
+                f"The folder {place} has files in it but no {_COPY}, so it is no run. Choose "
                 "another with `--run`."
             )
         # checked before anything is made, so that a typing error costs nothing
         make_sampler(study_file.study.sampler.name, study_file.study.sampler.arguments, seed=0)
         resolve_metrics(study_file.study.objectives)
         resolve_constraints(study_file.study.constraints)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(copy, dump_study_file(study_file))
-        return Run(study_file, folder)
+        run = Run(study_file, place)
+        if not copy.is_file():
+            run._called = f"{path}{f' --run {folder}' if folder else ''}"
+        return run
 
-    @staticmethod
-    def open(folder: Path) -> Run:
-        """Open an existing run.
+    def _write_study_file(self) -> None:
+        write_text(self.folder / _COPY, dump_study_file(self.study_file))
+
+    @cached_property
+    def data(self) -> Data:
+        """The three splits.
 
         Raises:
-            RunError: If the folder is no run.
+            DataError: If they cannot be read, or are too small.
         """
-        copy = folder / "study.yaml"
-        if not copy.is_file():
-            raise RunError(f"{folder} is no run: it has no study.yaml. Start with a study file.")
-        return Run(load_study_file(copy), folder)
-
-    @property
-    def data(self) -> Data:
-        """The three splits."""
-        if self._data is None:
-            self._data = load_data(**self.study_file.data.model_dump())
-        return self._data
+        return load_data(**self.study_file.data.model_dump())
 
     @property
     def storage_url(self) -> str:
@@ -110,61 +160,140 @@ class Run:
 
     @property
     def storage(self) -> BufferedStorage:
-        """The storage, with its tables made.
+        """The storage of the study, made where there is none.
 
         Raises:
             StudyError: If it cannot be reached.
         """
+        return self._open_storage(create=True)
+
+    def _open_storage(self, *, create: bool) -> BufferedStorage:
         if self._storage is None:
-            self._storage = open_storage(self.storage_url)
+            self._storage = open_storage(self.storage_url, create=create)
         return self._storage
 
-    def reach_storage(self) -> None:
-        """Open the storage before work is done that would need it.
+    @property
+    def artifact_store(self) -> ArtifactStore:
+        """Where the study's files are kept: the supernetwork, drawings."""
+        place = self.study_file.study.artifacts.replace("{run}", self.folder.as_posix())
+        return open_artifact_store(place)
+
+    @property
+    def study(self) -> optuna.Study:
+        """The study, to read it.
 
         Raises:
-            StudyError: If it cannot be reached.
+            RunError: If no search has begun yet.
+            StudyError: If its storage cannot be reached.
         """
-        _ = self.storage
+        try:
+            return load_study(study_name=self.name, storage=self._open_storage(create=False))
+        except StudyNotFoundError:
+            raise RunError(
+                f"{self.folder} has no study yet; run `optuna-stitch search {self._called}` first."
+            ) from None
+
+    @property
+    def supernetwork(self) -> Supernetwork:
+        """The supernetwork that was built; where the study has begun elsewhere, from there.
+
+        Raises:
+            RunError: If none was built yet.
+            ArtifactError: If it is broken, or cannot be fetched.
+        """
+        if self._supernetwork is None:
+            if not is_saved(self.folder) and not self._fetch():
+                raise RunError(
+                    f"{self.folder} has no supernetwork yet; run `optuna-stitch build "
+                    f"{self._called}` first."
+                )
+            self._supernetwork = Supernetwork.load(self.folder)
+        return self._supernetwork
+
+    def _fetch(self) -> bool:
+        """Fetch the supernetwork of a study that has begun elsewhere; whether there is one."""
+        try:
+            study = self.study
+        except RunError:
+            return False
+        self._write_study_file()
+        download_files(study, self.artifact_store, self.folder)
+        found, wanted = Supernetwork.load(self.folder).content_hash(), study.user_attrs[CONTENT]
+        if found != wanted:
+            raise ArtifactError(
+                f"The artifact store has the supernetwork {found}, but the study {self.name!r} "
+                f"was made for {wanted}. Remove {self.folder} and see who wrote to the store."
+            )
+        return True
+
+    @property
+    def stitch_quality(self) -> list[StitchQuality]:
+        """How well each stitch was fitted, and whether the search may use it; see `build`."""
+        return read_stitch_quality(self.folder)
 
     def build(self, *, show_progress_bar: bool = False) -> Supernetwork:
         """Load or train the parents, match them, fit the stitches, save the supernetwork.
 
-        Returns:
-            The supernetwork: from the run's folder where it was built before, or from the
-            artifact store where the study has begun elsewhere.
-        """
-        if is_saved(self.folder):
-            return Supernetwork.load(self.folder)
-        if self._joins():
-            return Supernetwork.load(self.folder)
-        return build(self.study_file, self.data, self.folder, show_progress_bar=show_progress_bar)
+        Args:
+            show_progress_bar: Whether to show progress bars.
 
-    def show_stitch_quality(self, to: Console) -> None:
-        """Print the quality report of the fit."""
-        stitch_qualities = read_stitch_quality(self.folder)
-        to.print(stitch_quality_table(stitch_qualities))
-        to.print(summary(stitch_qualities))
+        Returns:
+            The supernetwork; what was built before, here or where the study has begun, is loaded.
+
+        Raises:
+            StudyError: If the study's storage cannot be reached, before anything is computed.
+            DataError: If the parents tell other classes apart than the data set has.
+            MatchError: If the parents cannot be stitched, or no stitch is kept.
+        """
+        _ = self.storage
+        if is_saved(self.folder) or self._fetch():
+            return self.supernetwork
+        self._supernetwork = build(
+            self.study_file, self.data, self.folder, show_progress_bar=show_progress_bar
+        )
+        return self._supernetwork
 
     def search(
         self,
-        supernetwork: Supernetwork,
         *,
         n_trials: int | None = None,
         batch: int | None = None,
         show_progress_bar: bool = False,
     ) -> optuna.Study:
-        """Search until the study has as many trials as its file says.
+        """Search until the study has as many trials as its file says; build first, if need be.
 
         Args:
-            supernetwork: What `build` returned.
-            n_trials: How many trials this worker shall add, instead.
-            batch: How many it judges together, if not as the study file says.
+            n_trials: How many trials this worker adds; up to the study file's number, if None.
+            batch: How many trials are judged together; the study file's number, if None.
             show_progress_bar: Whether to show a progress bar.
+
+        Raises:
+            StudyError: If the storage fails, or the study was made for another supernetwork.
+            RunError: If there is no study whose front the search shall start from.
         """
-        config = self.study_file.study
-        objective = self._objective(supernetwork)
-        study = self._study(objective)
+        supernetwork = self.build(show_progress_bar=show_progress_bar)
+        config, storage = self.study_file.study, self.storage
+        cache = self.study_file.evaluation.remember
+        objective = make_objective(
+            self.study_file,
+            supernetwork,
+            self.data.val,
+            self.folder,
+            result_cache=result_cache_engine(storage, self.folder) if cache else None,
+        )
+        study = create_study(
+            objective,
+            study_name=self.name,
+            storage=storage,
+            load_if_exists=True,
+            population=config.start.population,
+            probability=config.start.probability,
+            stitch_qualities=self.stitch_quality,
+            genotypes=self._other_front(supernetwork),
+            seed=config.seed,
+            prepare=self._share,
+        )
+        study.sampler = sampler_for(study, objective, config)
         optimize(
             study,
             objective,
@@ -176,21 +305,82 @@ class Run:
         )
         return study
 
-    def report(
+    def _other_front(self, supernetwork: Supernetwork) -> list[Genotype]:
+        """What a new study starts from: the front of another run, where the study file names it.
+
+        Args:
+            supernetwork: The supernetwork of this run.
+        """
+        other = self.study_file.study.start.front_of
+        if other is None:
+            return []
+        try:
+            _ = self.study
+        except RunError:
+            return known_genotypes(Run.open(other).study.best_trials, supernetwork)
+        return []  # it has begun
+
+    def _share(self, study: optuna.Study) -> None:
+        """Put what another worker needs into the artifact store; the description last."""
+        paths = [self.folder / name for name in ("fit.csv", LATENCY, *FILES)]
+        upload_files(study, self.artifact_store, [path for path in paths if path.exists()])
+
+    def evaluate_front(
+        self, *, only: Sequence[int] | None = None, show_progress_bar: bool = False
+    ) -> Front:
+        """Evaluate the front on the test split, beside the baselines.
+
+        Args:
+            only: Numbers of trials to evaluate; the front's, if None.
+            show_progress_bar: Whether to show a progress bar.
+
+        Raises:
+            RunError: If no search has begun yet.
+            StudyError: If no trial is complete, or one of ``only`` is not.
+            DataError: If the test split has no labels, or a baseline tells other classes apart.
+        """
+        study = self.study  # before a supernetwork is fetched
+        objective = self._reading_objective()
+        others = [make_parent(other, self.data) for other in self.study_file.report.baselines]
+        return evaluate_front(
+            study,
+            objective,
+            self.data.test,
+            others=others,
+            only=only,
+            show_progress_bar=show_progress_bar,
+        )
+
+    def judge(
         self,
         supernetwork: Supernetwork,
         *,
+        only: Sequence[int] | None = None,
         show_progress_bar: bool = False,
-    ) -> Front:
+    ) -> tuple[optuna.Study, Front]:
+        """Until run/export.py follows."""
+        return self.study, self.evaluate_front(only=only, show_progress_bar=show_progress_bar)
+
+    def _reading_objective(self) -> Objective:
+        """The objective of the study, without what keeps results for others."""
+        return make_objective(self.study_file, self.supernetwork, self.data.val, self.folder)
+
+    def report(self, *, show_progress_bar: bool = False) -> Front:
         """Evaluate the front on the test split, and write tables, pictures and the report.
 
         What optuna-dashboard shows of the study is written into its storage.
 
         Args:
-            supernetwork: What `build` returned.
             show_progress_bar: Whether to show a progress bar.
+
+        Raises:
+            RunError: If no search has begun yet.
+            StudyError: If no trial is complete.
+            DataError: If the test split has no labels, or a baseline tells other classes apart.
         """
-        study, front = self.judge(supernetwork, show_progress_bar=show_progress_bar)
+        front = self.evaluate_front(show_progress_bar=show_progress_bar)
+        study, supernetwork = self.study, self.supernetwork
+        self._write_study_file()
         figures = write_results(
             front,
             study,
@@ -213,81 +403,46 @@ class Run:
             console.print(f"Notes that were edited in the dashboard stay: {', '.join(left)}.")
         return front
 
-    def judge(
+    def export(
         self,
-        supernetwork: Supernetwork,
+        trial: int,
+        to: str | Path,
         *,
-        only: Sequence[int] | None = None,
+        formats: Sequence[str] = ("python",),
+        force: bool = False,
+        push: str | None = None,
+        private: bool = True,
+        command: str | None = None,
         show_progress_bar: bool = False,
-    ) -> tuple[optuna.Study, Front]:
-        """Evaluate the front, or some trials, on the test split, beside the baselines.
+    ) -> Path:
+        """Export the network of one trial, with its figures on the test split.
 
         Args:
-            supernetwork: What `build` returned.
-            only: Numbers of trials; the front's, if None.
+            trial: Number of the trial.
+            to: Folder to write into.
+            formats: ``python``, ``program``, ``onnx``, ``all``.
+            force: Whether to replace the files of an earlier export.
+            push: Repository on the Hugging Face Hub to upload the folder to, ``user/name``.
+            private: Whether a new repository is private.
+            command: What the user called, for the model card.
             show_progress_bar: Whether to show a progress bar.
 
         Returns:
-            The study, and what was found.
+            The folder.
+
+        Raises:
+            RunError: If no search has begun yet.
+            ExportError: If there is no such trial, it is not complete, or its network cannot be
+                written or pushed.
         """
-        objective = self._objective(supernetwork)
-        study = self._study(objective)
-        front = evaluate_front(
-            study,
-            objective,
-            self.data.test,
-            others=[make_parent(other, self.data) for other in self.study_file.report.baselines],
-            only=only,
+        return export_trial(
+            self,
+            trial,
+            to,
+            formats=formats,
+            force=force,
+            push=push,
+            private=private,
+            command=command,
             show_progress_bar=show_progress_bar,
         )
-        return study, front
-
-    def _objective(self, supernetwork: Supernetwork) -> Objective:
-        return make_objective(
-            self.study_file, supernetwork, self.data.val, self.storage, self.folder
-        )
-
-    def _study(self, objective: Objective) -> optuna.Study:
-        warm = self.study_file.study.start.front_of
-        begins = warm is not None and content_of(self.name, self.storage) is None
-        return make_study(
-            self.study_file,
-            self.name,
-            objective,
-            self.storage,
-            stitch_qualities=read_stitch_quality(self.folder),
-            front=Run.open(warm)._front() if warm is not None and begins else (),
-            prepare=self._share,
-        )
-
-    def _front(self) -> list[FrozenTrial]:
-        """The best trials of this run, for another to start from."""
-        if content_of(self.name, self.storage) is None:
-            raise RunError(f"{self.folder} has no study whose front another could start from.")
-        return optuna.load_study(study_name=self.name, storage=self.storage).best_trials
-
-    def _joins(self) -> bool:
-        """Fetch the supernetwork of a study that was begun elsewhere; whether there is one."""
-        content = content_of(self.name, self.storage)
-        if content is None:
-            return False
-        study = optuna.load_study(study_name=self.name, storage=self.storage)
-        download_files(study, self.artifact_store, self.folder)
-        found = Supernetwork.load(self.folder).content_hash()
-        if found != content:
-            raise ArtifactError(
-                f"The artifact store has the supernetwork {found}, but the study {self.name!r} "
-                f"was made for {content}. Remove {self.folder} and see who wrote to the store."
-            )
-        return True
-
-    def _share(self, study: optuna.Study) -> None:
-        """Put what another worker needs into the artifact store; the description last."""
-        paths = [self.folder / name for name in ("fit.csv", LATENCY, *FILES)]
-        upload_files(study, self.artifact_store, [path for path in paths if path.exists()])
-
-    @property
-    def artifact_store(self) -> Any:
-        """Where the study's files are kept: the supernetwork, drawings."""
-        place = self.study_file.study.artifacts.replace("{run}", self.folder.as_posix())
-        return open_artifact_store(place)

@@ -7,22 +7,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from optuna_stitch.evaluation.settings import EvaluationSettings, LatencySettings
+from optuna_stitch.models.recipe import Recipe
+from optuna_stitch.stitching.settings import FitSettings, Tuning
 from optuna_stitch.utils.files import PROGRAM
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
-
-
-class RecipeConfig(_Section):
-    """How to train a parent; see `Recipe`."""
-
-    epochs: int = Field(gt=0)
-    learning_rate: float = Field(2e-3, gt=0)
-    weight_decay: float = Field(0.05, ge=0)
-    batch_size: int = Field(50, gt=1)
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    seed: int = 0
 
 
 class ParentConfig(_Section):
@@ -31,7 +23,7 @@ class ParentConfig(_Section):
     network: str
     pretrained: bool = False
     checkpoint: Path | None = None
-    train: RecipeConfig | None = None
+    train: Recipe | None = None
     random_weights: bool = False
     output: str | None = None
     model_args: dict[str, Any] = {}
@@ -97,37 +89,6 @@ class StitchingConfig(_Section):
     similarity_images: int | None = Field(None, gt=1)
 
 
-class FitConfig(_Section):
-    """How stitches are fitted; see `fit`."""
-
-    images: int | None = Field(None, gt=0)
-    positions: int | None = Field(None, gt=0)
-    kernel: Literal[1, 3] = 3
-    rank_loss: float | None = Field(0.01, ge=0)
-    budget: float | None = Field(0.1, gt=0)
-    match_variance: bool = True
-    by_position: bool = True
-    recalibrate: int = Field(64, ge=0)
-    memory: float = Field(2.0, gt=0)
-    seed: int = 0
-
-
-class TuneConfig(_Section):
-    """How fitted stitches are tuned by gradients; see `Tuning`. Absent: not at all."""
-
-    steps: int = Field(500, gt=0)
-    batch_size: int = Field(32, gt=1)
-    networks: int = Field(6, gt=0)
-    accumulate: int = Field(1, gt=0)
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(1e-5, ge=0)
-    task: float = Field(0.5, ge=0)
-    several: float = Field(0.3, ge=0, le=1)
-    thaw: bool = False
-    bfloat16: bool = False
-    seed: int = 0
-
-
 class KeepConfig(_Section):
     """Which stitches the search may use; see `best_stitches`. All of them, if nothing is said."""
 
@@ -137,30 +98,16 @@ class KeepConfig(_Section):
     images: int = Field(300, gt=0)
 
 
-class RacingConfig(_Section):
-    """When trials stop early; see `Racing`."""
+class EvaluationConfig(EvaluationSettings):
+    """How subnetworks are judged in the search; see `Evaluator`.
 
-    error_rate: float = Field(0.01, gt=0, lt=1)
-    first: int = Field(100, gt=0)
-    growth: float = Field(2.0, gt=1)
+    Args:
+        remember: Whether figures are kept in a database, for other workers and later searches.
+        latency: What ``latency_ms`` means.
+    """
 
-
-class LatencyConfig(_Section):
-    """What `latency_ms` means; see `measure_latency`."""
-
-    batch_size: int = Field(1, gt=0)
-    threads: int | None = Field(None, gt=0)
-
-
-class EvaluationConfig(_Section):
-    """How subnetworks are judged in the search; see `Evaluator`."""
-
-    batch_size: int | None = Field(None, gt=0)
-    kernels: Literal["plain", "fast", "bfloat16"] = "fast"
-    memory: float = Field(4.0, gt=0)
-    racing: RacingConfig | None = None
     remember: bool = True
-    latency: LatencyConfig = LatencyConfig()
+    latency: LatencySettings = LatencySettings()
 
 
 class SamplerConfig(BaseModel):
@@ -224,18 +171,30 @@ class StudyFile(_Section):
     parents: ParentsConfig
     data: DataConfig = DataConfig()
     stitching: StitchingConfig = StitchingConfig()
-    fit: FitConfig = FitConfig()
-    tune: TuneConfig | None = None
+    fit: FitSettings = FitSettings()
+    tune: Tuning | None = None
     keep: KeepConfig = KeepConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     study: StudyConfig = StudyConfig()
     report: ReportConfig = ReportConfig()
 
+    @model_validator(mode="after")
+    def _one_seed(self) -> StudyFile:
+        """Let races draw their images by the seed of the study, unless they have their own."""
+        racing = self.evaluation.racing
+        if racing is not None and "seed" not in racing.model_fields_set:
+            racing = racing.model_copy(update={"seed": self.study.seed})
+            self.evaluation = self.evaluation.model_copy(update={"racing": racing})
+        return self
 
-def smoke(study_file: StudyFile) -> StudyFile:
+
+def smoke_test(study_file: StudyFile) -> StudyFile:
     """The same study, tiny: random weights, random images and few trials.
 
     It shows whether a study file works from end to end where neither weights nor data are at hand.
+
+    Args:
+        study_file: The study; it is left as it is.
     """
     tiny = study_file.model_copy(deep=True)
     segments = "mean_iou" in tiny.study.objectives or "pixel_accuracy" in tiny.study.objectives
@@ -251,12 +210,14 @@ def smoke(study_file: StudyFile) -> StudyFile:
         dataset=f"noise/{classes}{'/pixels' if segments else ''}", train=part, val=part, test=part
     )
     tiny.stitching.similarity_images = tiny.stitching.similarity_images and 4
-    tiny.fit.images, tiny.fit.positions, tiny.fit.recalibrate = 12, 8, 4
+    tiny.fit = tiny.fit.model_copy(update={"images": 12, "positions": 8, "recalibrate": 4})
     if tiny.tune is not None:
-        tiny.tune.steps, tiny.tune.batch_size = 2, 4
-        if segments:
-            tiny.tune = None
+        few = {"steps": 2, "batch_size": 4}
+        tiny.tune = None if segments else tiny.tune.model_copy(update=few)
     tiny.report = ReportConfig()
     tiny.keep = KeepConfig()  # random stitches would all be dropped
     tiny.study.trials, tiny.study.batch, tiny.study.start.population = 6, 3, 6
     return tiny
+
+
+TuneConfig = Tuning  # until run/export.py follows
