@@ -16,9 +16,9 @@ from optuna_stitch.export.hub import check_push, push_folder
 from optuna_stitch.models.parent import Parent
 from optuna_stitch.report.front import Entry, Front
 from optuna_stitch.run.report import versions
-from optuna_stitch.run.schema import ParentConfig, TuneConfig
-from optuna_stitch.search.study import load_study
-from optuna_stitch.utils.errors import ExportError, RunError, StudyNotFoundError
+from optuna_stitch.run.schema import DataConfig, ParentConfig, SplitConfig
+from optuna_stitch.stitching.settings import Tuning
+from optuna_stitch.utils.errors import ExportError
 
 if TYPE_CHECKING:
     from optuna_stitch.run.run import Run
@@ -66,10 +66,9 @@ def export_trial(
     check_folder(to, force=force)
     if push is not None:
         check_push(push)
-    trial = _complete_trial(run, number)
-    supernetwork = run.build(show_progress_bar=show_progress_bar)
-    _, front = run.judge(supernetwork, only=[number], show_progress_bar=show_progress_bar)
-    config = run.study_file
+    trial = _complete_trial(run.study, number)
+    supernetwork, config = run.supernetwork, run.study_file
+    front = run.evaluate_front(only=[number], show_progress_bar=show_progress_bar)
     origin = Origin(
         parents={
             "a": parent_origin(supernetwork.a, config.parents.a, config.tune),
@@ -77,7 +76,7 @@ def export_trial(
         },
         trial=number,
         study=run.name,
-        results=results_of(front, number, dataset=config.data.dataset or "images"),
+        results=results_of(front, number, dataset=_name_of(config.data, config.data.test)),
         data=_data(run),
         command=command,
         facts=[("supernetwork", supernetwork.content_hash()), ("versions", versions())],
@@ -133,7 +132,7 @@ def _figures(entry: Entry) -> Figures:
     )
 
 
-def parent_origin(parent: Parent, config: ParentConfig, tune: TuneConfig | None) -> ParentOrigin:
+def parent_origin(parent: Parent, config: ParentConfig, tune: Tuning | None) -> ParentOrigin:
     """Say what is known of a parent's weights.
 
     Args:
@@ -176,32 +175,32 @@ def _data(run: Run) -> list[tuple[str, str]]:
     lines = []
     for name, (own, split, purpose) in purposes.items():
         root = own.root or config.root
-        source = own.dataset or config.dataset or "images"
         folder = f" in the folder {root.name}" if root is not None else ""
         part = f", its part {own.split}" if own.split else ""
-        lines.append((name, f"{len(split):,} images that {purpose}: {source}{folder}{part}"))
+        lines.append(
+            (name, f"{len(split):,} images that {purpose}: {_name_of(config, own)}{folder}{part}")
+        )
     named = f": {', '.join(data.class_names)}" if data.class_names else ""
     return [*lines, ("classes", f"{data.classes}{named}")]
 
 
-def _complete_trial(run: Run, number: int) -> FrozenTrial:
-    """A trial of a run's study that has a network to export."""
-    try:
-        study = load_study(study_name=run.name, storage=run.storage_url)
-    except StudyNotFoundError as error:
-        raise RunError(
-            f"{run.folder} has no study yet; run `optuna-stitch search {run.folder}` first."
-        ) from error
+def _name_of(config: DataConfig, own: SplitConfig) -> str:
+    """What the data set of a split is called."""
+    return own.dataset or config.dataset or "images"
+
+
+def _complete_trial(study: optuna.Study, number: int) -> FrozenTrial:
+    """A trial of a study that has a network to export."""
     trials = study.get_trials(deepcopy=False)
     found = next((trial for trial in trials if trial.number == number), None)
     if found is None:
         numbers = f"has {len(trials)}, 0 to {len(trials) - 1}" if trials else "has none yet"
         raise ExportError(
-            f"There is no trial {number}: the study {run.name!r} {numbers}. {_best(study)}"
+            f"There is no trial {number}: the study {study.study_name!r} {numbers}. {_best(study)}"
         )
     if found.state != TrialState.COMPLETE:
         raise ExportError(
-            f"Trial {number} of the study {run.name!r} is not complete: its state is "
+            f"Trial {number} of the study {study.study_name!r} is not complete: its state is "
             f"{found.state.name}. {_best(study)}"
         )
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import shutil
 import subprocess
 import sys
@@ -11,11 +12,12 @@ from functools import cache as once
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 import optuna_stitch as st
 from optuna_stitch.export.card import Comparison, Figures, Origin, ParentOrigin, Results
 from optuna_stitch.export.export import export_subnetwork
-from tests.helpers.exports import best_single_stitch, some
+from tests.helpers.exports import best_single_stitch
 
 # A network that was exported in every format, and where.
 Exported = tuple[st.Subnetwork, Path]
@@ -62,22 +64,22 @@ def exported(
     data: st.Data,
     origin: Origin,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Callable[[str, str | int], Exported]:
-    """Networks in every format, each exported once for all tests that look at it.
+) -> Callable[[str, str], Exported]:
+    """The best network of a pair with one stitch and some output, in every format.
 
-    By the pair, and by the output of its best network with one stitch or the seed of `some`.
+    Each is exported once for all tests that look at it, whichever worker runs them.
     """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
     @once
-    def export(pair: str, which: str | int) -> Exported:
+    def export(pair: str, output: str) -> Exported:
         supernetwork: st.Supernetwork = request.getfixturevalue(pair)
-        subnetwork = (
-            some(supernetwork, which)
-            if isinstance(which, int)
-            else best_single_stitch(supernetwork, which, data.val)
-        )
-        to = tmp_path_factory.mktemp("export") / "to"
-        export_subnetwork(subnetwork, to, split=data.test, origin=origin, formats=["all"])
+        subnetwork = best_single_stitch(supernetwork, output, data.val)
+        to = shared / f"exported-{pair}-{output}"
+        with FileLock(f"{to}.lock"):
+            if not to.exists():
+                export_subnetwork(subnetwork, to, split=data.test, origin=origin, formats=["all"])
         return subnetwork, to
 
     return export

@@ -21,6 +21,7 @@ from optuna_stitch.export.trace import trace
 from optuna_stitch.utils.errors import ExportError
 from tests.helpers.exports import (
     Foreign,
+    Small,
     Tied,
     assert_same,
     images_of,
@@ -59,16 +60,10 @@ def test_onnx_answers_alike(pair: str, output: str, exported: Any, data: st.Data
 
 
 @pytest.fixture(scope="module")
-def two_views(a: st.Parent, b: st.Parent) -> st.Supernetwork:
+def two_views() -> st.Supernetwork:
     """Parents that see the same image in two sizes and colours."""
-    grey = st.load_parent(
-        "test_resnet", num_classes=10, view=st.View((1, 40, 40), (0.3,), (0.2,), "bilinear", 0.9),
-        model_args={"in_chans": 1},
-    )  # fmt: skip
-    made = st.stitch(grey, b, points="all")
-    for parameter in made.stitches.parameters():
-        parameter.data.normal_(std=0.05, generator=torch.Generator().manual_seed(0))
-    return made
+    view = st.View((1, 40, 40), (0.3,), (0.2,), "bilinear", 0.9)
+    return small_pair(lambda: Small(channels=1), Tied, view)
 
 
 def inputs_of(subnetwork: st.Subnetwork) -> int:

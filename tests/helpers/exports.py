@@ -19,6 +19,8 @@ import optuna_stitch as st
 
 Network = Callable[..., Tensor]
 
+VIEW = st.View((3, 32, 32))
+
 SCRIPT = Path(__file__).with_name("answers.py")
 
 
@@ -109,9 +111,9 @@ def answers(folder: Path, pictures: Path, python: str = sys.executable) -> dict[
 class Small(nn.Module):
     """A network that costs next to nothing to trace."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int = 3) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, 16, 3, stride=4, padding=1)
+        self.stem = nn.Conv2d(channels, 16, 3, stride=4, padding=1)
         self.norm = nn.BatchNorm2d(16)
         self.conv = nn.Conv2d(16, 16, 3, padding=1)
         self.head = nn.Linear(16, 10)
@@ -160,12 +162,18 @@ class Foreign(Small):
         return super().forward(torch.ops.stitch_tests.twice(images))
 
 
-def small_pair(a: type[nn.Module] = Small, b: type[nn.Module] = Small) -> st.Supernetwork:
-    """Two small networks with random weights and stitches."""
+def small_pair(
+    a: Callable[[], nn.Module] = Small,
+    b: Callable[[], nn.Module] = Small,
+    view: st.View = VIEW,
+) -> st.Supernetwork:
+    """Two small networks with random weights and stitches; a sees images by the view."""
     torch.manual_seed(0)
-    view = st.View((3, 32, 32))
-    parents = [st.load_parent(made(), view=view, name=made.__name__) for made in (a, b)]
-    supernetwork = st.stitch(*parents, points="all")
+    one, two = (
+        st.load_parent(a(), view=view, name="one"),
+        st.load_parent(b(), view=VIEW, name="two"),
+    )
+    supernetwork = st.stitch(one, two, points="all")
     for parameter in supernetwork.stitches.parameters():
         parameter.data.normal_(std=0.05)
     return supernetwork
