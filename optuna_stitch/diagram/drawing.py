@@ -1,201 +1,34 @@
-"""A subnetwork as a picture: both parents as lanes, and the path that its genotype takes."""
+"""Two parents side by side: a pair with its matches, or the path that a subnetwork takes."""
 
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import NamedTuple
 
 from optuna_stitch.diagram import svg
-from optuna_stitch.diagram.lanes import (
-    BETWEEN,
-    DROP,
-    MARGIN,
-    SPACE,
-    WIDEST_BAR,
-    Lane,
-    Row,
-    anchor_of,
-    bar_width,
-    direction_of,
-    draw_labels,
-    labelled,
-    lay_out,
-    millions,
-    pitch_of,
-    thickness_of,
-)
-from optuna_stitch.diagram.segments import Crossing, Dissection, dissect
+from optuna_stitch.diagram.lanes import BETWEEN, DROP, Lane, Shown, anchor_of, lay_out
+from optuna_stitch.diagram.segments import Crossing, Segment, dissect, divide
 from optuna_stitch.models.graph import NetworkGraph
-from optuna_stitch.models.points import Point
-from optuna_stitch.stitching.genotype import Genotype, Output, Side
-from optuna_stitch.stitching.matching import Match, PointKind, select_points
-from optuna_stitch.stitching.supergraph import SIDES
-from optuna_stitch.stitching.supernetwork import Supernetwork
-from optuna_stitch.utils.text import shape_text
+from optuna_stitch.stitching.genotype import SIDES, Output, Side
+from optuna_stitch.stitching.matching import Match, PointKind, candidates_of, select_points
+from optuna_stitch.stitching.subnetwork import Subnetwork
+from optuna_stitch.utils.text import millions_text
 
-_PAIR_HEADER = 150.0
+# In pixels.
+_MARGIN, _LINE = 20.0, 21.0
+
+_FOOTER = 56.0  # where the output stands
+
+_ARROW = 9.0
+
+_BUDGET = 360.0  # width of the bar of all multiply-accumulates
 
 _CANDIDATES: dict[PointKind, str] = {
-    "auto": "dominators",
     "all": "points",
     "dominators": "dominators (points that everything flows through)",
     "blocks": "outputs of blocks",
 }
-
-
-def draw_pair(
-    a: NetworkGraph, b: NetworkGraph, matches: Sequence[Match], *, points: PointKind
-) -> svg.Drawing:
-    """Draw both networks side by side, from input (top) to output (bottom).
-
-    Every candidate point is a bar, as wide as its share of its network's multiply-accumulates
-    since the point above. A line across stands for the two stitches of a match. Labels are
-    thinned out where points are dense, the outputs of blocks last.
-
-    Args:
-        a: Parent a, on the left.
-        b: Parent b, on the right.
-        matches: Pairs of points.
-        points: Which points were candidates for matching.
-    """
-    graphs = (a, b)
-    candidates = [select_points(graph, points) for graph in graphs]
-    matched = [{pair.a.node for pair in matches}, {pair.b.node for pair in matches}]
-    dense = max(map(len, candidates)) + 2
-    pitch = pitch_of(dense)
-    lanes = [_rows(*of, pitch * dense) for of in zip(graphs, candidates, matched, strict=True)]
-    shares = [_shares(*of) for of in zip(graphs, candidates, strict=True)]
-    widest = max(share for of_lane in shares for share in of_lane)
-
-    title = f"{a.name} × {b.name}"
-    subtitle = f"{len(matches)} matches among their {_CANDIDATES[points]}"
-    beside = max(
-        *(row.width + WIDEST_BAR + SPACE for rows in lanes for row in rows),
-        *(svg.text_width(text) for graph in graphs for text in (graph.name, _sizes(graph))),
-        (svg.text_width(title, svg.TITLE_SIZE) - BETWEEN) / 2,
-        200.0,
-    )
-    width = 2 * (MARGIN + beside) + BETWEEN
-    root = svg.document(width, _PAIR_HEADER + pitch * dense + MARGIN, f"{title}: {subtitle}")
-    svg.text(root, "title", (width / 2, 32), title, "middle")
-    svg.text(root, "note", (width / 2, 52), subtitle, "middle")
-    _legend(root, width / 2, widest)
-
-    body = ET.SubElement(root, "g", transform=f"translate(0 {_PAIR_HEADER:.0f})")
-    left, right = MARGIN + beside, MARGIN + beside + BETWEEN
-    y_of_a, y_of_b = (
-        {point.node: row.y for point, row in zip(of, rows[1:-1], strict=True)}
-        for of, rows in zip(candidates, lanes, strict=True)
-    )
-    for pair in matches:
-        _stitches(body, pair, (left, y_of_a[pair.a.node]), (right, y_of_b[pair.b.node]))
-    for side, graph, rows, of_lane, x in zip(
-        SIDES, graphs, lanes, shares, (left, right), strict=True
-    ):
-        anchor = anchor_of(direction_of(side))
-        svg.text(root, "parent", (x, _PAIR_HEADER - 26), graph.name, anchor)
-        svg.text(root, "note", (x, _PAIR_HEADER - 10), _sizes(graph), anchor)
-        _draw_lane(body, side, rows, of_lane, x, widest, pitch)
-    return svg.Drawing(root)
-
-
-def _rows(
-    graph: NetworkGraph, points: Sequence[Point], matched: set[str], length: float
-) -> list[Row]:
-    """A lane from its input to its output, evenly spread."""
-    pitch = length / (len(points) + 2)
-    rows = [Row("images", shape_text(graph.input_shape), "end", "end", 0, pitch / 2)]
-    for place, point in enumerate(points, start=1):
-        row = Row(
-            name=point.name,
-            detail=str(point.layout),
-            kind="block" if point.block else "point",
-            state="matched" if point.node in matched else "unused",
-            rank=(1 if point.block else 3) + (point.node not in matched),
-            y=pitch * (place + 0.5),
-        )
-        rows.append(row)
-    return [*rows, Row("output", f"{graph.classes} classes", "end", "end", 0, length - pitch / 2)]
-
-
-def _shares(graph: NetworkGraph, points: Sequence[Point]) -> list[float]:
-    """The share of a network's MACs that each row of its lane is preceded by."""
-    place = {point.node: index for index, point in enumerate(points, start=1)}
-    since = [0] * (len(points) + 1)
-    running = 0
-    for name, cost in graph.costs.items():  # in the order of execution
-        running += cost.macs
-        if name in place:
-            since[place[name]], running = running, 0
-    return [macs / max(graph.macs, 1) for macs in (*since, running)]
-
-
-def _draw_lane(
-    body: ET.Element,
-    side: Side,
-    rows: Sequence[Row],
-    shares: Sequence[float],
-    x: float,
-    widest: float,
-    pitch: float,
-) -> None:
-    """Draw a lane: its spine, a bar for each row, and the labels that find room."""
-    direction = direction_of(side)
-    svg.line(body, "spine", (x, rows[0].y), (x, rows[-1].y))
-    ends = []
-    for row, share in zip(rows, shares, strict=True):
-        width = direction * bar_width(share / widest if widest else 0.0)
-        kind = f"{row.state} {side}" if row.state == "matched" else row.state
-        bar = svg.bar(body, kind, (x, row.y), width, thickness_of(pitch))
-        note = ", not matched" if row.state == "unused" else ""
-        svg.tooltip(bar, f"{row.name}, {row.detail}: {share:.2%} of the MACs{note}")
-        ends.append(x + width)
-    edge = x + direction * (WIDEST_BAR + SPACE)
-    draw_labels(body, [(rows[i], ends[i]) for i in sorted(labelled(rows, pitch))], edge, direction)
-
-
-def _sizes(graph: NetworkGraph) -> str:
-    return f"{graph.macs / 1e6:,.1f} M MACs, {graph.parameters / 1e6:,.2f} M parameters"
-
-
-def _stitches(
-    parent: ET.Element, pair: Match, start: tuple[float, float], end: tuple[float, float]
-) -> None:
-    """Draw one line for the two stitches of a match, with their names as a tooltip."""
-    resampled = pair.a.layout.grid != pair.b.layout.grid
-    line = svg.line(parent, "stitch resampled" if resampled else "stitch", start, end)
-    a, b = f"a.{pair.a.name}", f"b.{pair.b.name}"
-    svg.tooltip(line, f"{a} -> {b}\n{b} -> {a}")
-
-
-def _legend(root: ET.Element, middle: float, widest: float) -> None:
-    """Say what the marks mean, centred above the lanes."""
-    marks = {
-        "stitch": "stitches, same grid",
-        "stitch resampled": "stitches, grid resampled",
-        "unused": "not matched",
-    }
-    y, mark, space = 74, 22, 44
-    x = middle - sum(svg.text_width(text) + space for text in marks.values()) / 2 + 10
-    for kind, text in marks.items():
-        if kind == "unused":
-            svg.bar(root, kind, (x, y - 4), mark, 10)
-        else:
-            # a sample is no stitch of the pair, so it is not in the body
-            svg.line(root, kind, (x, y - 4), (x + mark, y - 4))
-        svg.text(root, "note", (x + mark + 6, y), text, "start")
-        x += svg.text_width(text) + space
-    note = f"bar: share of the MACs since the point above; the widest is {widest:.1%}"
-    svg.text(root, "note", (middle, y + 20), note, "middle")
-
-
-# In pixels.
-_HEADER, _FOOTER = 184.0, 92.0
-
-_BUDGET = 360.0  # width of the bar of all multiply-accumulates
-
-_ARROW = 9.0
 
 _OUTPUTS: dict[Output, str] = {
     "a": "output of a",
@@ -204,143 +37,322 @@ _OUTPUTS: dict[Output, str] = {
 }
 
 
-def draw_subnetwork(
-    supernetwork: Supernetwork, params: Mapping[str, Any] | Genotype, *, title: str | None = None
+def draw_pair(
+    a: NetworkGraph, b: NetworkGraph, matches: Sequence[Match], *, points: PointKind = "auto"
 ) -> svg.Drawing:
-    """Draw what a genotype computes: both parents from input (top) to output (bottom).
+    """Draw both networks side by side, from input (top) to output (bottom).
 
-    What is used has the colour of its parent, all else is grey. A bar is as wide as the
-    multiply-accumulates since the row above; where only some of these are computed, so much of
-    the bar is coloured. Rows are the outputs of blocks and the points that have a stitch; matched
-    ones are at one height. An arrow is a stitch that is on and reaches the output: it begins at
-    the value that it reads, and ends below the value whose place it takes. Faint lines across are
-    the other stitches.
+    Every candidate point is a bar, as wide as its share of its network's multiply-accumulates
+    since the point above. Matched points are at one height; a line across stands for the two
+    stitches of a match. Labels are thinned out where points are dense, the outputs of blocks last.
 
     Args:
-        supernetwork: What the subnetwork is of.
-        params: A trial's parameters, or a genotype.
+        a: Parent a, on the left.
+        b: Parent b, on the right.
+        matches: Pairs of points, in topological order of both networks.
+        points: Which points were candidates for matching.
+
+    Example:
+        >>> graphs = a.graph(), b.graph()
+        >>> matches = supernetwork.matches
+        >>> st.draw_pair(*graphs, matches).write(tmp_path / "pair.svg")
+    """
+    graphs: dict[Side, NetworkGraph] = {"a": a, "b": b}
+    points = candidates_of(matches, points)
+    segments: dict[Side, list[Segment]] = {}
+    place: dict[Side, dict[str, int]] = {}
+    for side, graph in graphs.items():
+        ends = {"a": {pair.a.node for pair in matches}, "b": {pair.b.node for pair in matches}}
+        candidates = {point.node for point in select_points(graph, points)}
+        segments[side] = divide(graph, candidates | ends[side])
+        place[side] = {s.point.node: index for index, s in enumerate(segments[side]) if s.point}
+    levels = [(place["a"][pair.a.node], place["b"][pair.b.node]) for pair in matches]
+    last = len(segments["a"]) - 1, len(segments["b"]) - 1
+    heights, pitch = lay_out(last, levels)
+    widest = max(
+        segment.macs / max(graphs[side].macs, 1) for side in SIDES for segment in segments[side]
+    )
+    lanes = {
+        side: Lane(
+            side=side,
+            graph=graphs[side],
+            segments=segments[side],
+            shown=_shown_in_pair(graphs[side], segments[side], {level[n] for level in levels}),
+            heights=heights[side],
+            crossed=frozenset(),
+            pitch=pitch,
+            widest=widest * graphs[side].macs,
+        )
+        for n, side in enumerate(SIDES)
+    }
+    title = f"{a.name} × {b.name}"
+    subtitle = f"{len(matches)} matches among their {_CANDIDATES[points]}"
+    header = _Header(title)
+    header.text("note", subtitle)
+    header.legend(
+        _Mark("stitch", "stitches, same grid", line=True),
+        _Mark("stitch resampled", "stitches, grid resampled", line=True),
+        _Mark("unused", "not matched"),
+    )
+    header.text(
+        "note", f"bar: share of the MACs since the point above; the widest is {widest:.1%}"
+    )
+    headings = {side: (graph.name, _sizes(graph)) for side, graph in graphs.items()}
+    page = _Page(f"{title}: {subtitle}", header, lanes, headings)
+    for pair, (index, _) in zip(matches, levels, strict=True):
+        _draw_match(page.across, pair, heights["a"][index + 1])
+    return svg.Drawing(page.root)
+
+
+def draw_subnetwork(subnetwork: Subnetwork, *, title: str | None = None) -> svg.Drawing:
+    """Draw what a subnetwork computes: both parents from input (top) to output (bottom).
+
+    What is used has the colour of its parent, all else is grey. A bar is as wide as the
+    multiply-accumulates since the row above; where only some of these are computed, that share of
+    the bar is coloured. Rows are the outputs of blocks and the points that have a stitch; matched
+    ones are at one height. An arrow is a stitch that is on and reaches the output: it begins at
+    the value that it reads, and ends below the value that it replaces. Faint lines across are the
+    other stitches.
+
+    Args:
+        subnetwork: The subnetwork.
         title: Above the drawing; the parents' names, if None.
 
-    Raises:
-        StudyError: If a parameter is no switch of this supernetwork.
+    Example:
+        >>> subnetwork = supernetwork.subnetwork({"output": "ensemble"})
+        >>> st.draw_subnetwork(subnetwork, title="ensemble").write(tmp_path / "ensemble.svg")
     """
-    parts = dissect(supernetwork, params)
-    graphs = supernetwork.graphs
-    lanes = lay_out(graphs, parts)
+    parts = dissect(subnetwork)
+    graphs = subnetwork.supergraph.graphs
+    levels = {(c.at["a"], c.at["b"]) for c in parts.crossings}
+    crossed = {(c.at["a"], c.at["b"]) for c in parts.crossings if c.used}
+    last = len(parts.segments["a"]) - 1, len(parts.segments["b"]) - 1
+    heights, pitch = lay_out(last, levels, crossed)
+    widest = max(segment.macs for side in SIDES for segment in parts.segments[side])
+    lanes = {
+        side: Lane(
+            side=side,
+            graph=graphs[side],
+            segments=parts.segments[side],
+            shown=_shown_in_subnetwork(parts.segments[side]),
+            heights=heights[side],
+            crossed={level[n] for level in crossed},
+            pitch=pitch,
+            widest=widest,
+        )
+        for n, side in enumerate(SIDES)
+    }
     names = f"{graphs['a'].name} × {graphs['b'].name}"
-    figures = _figures(supernetwork, parts)
-    beside = max(
-        *(lane.width for lane in lanes.values()),
-        *(svg.text_width(_name(lane)) for lane in lanes.values()),
-        *((svg.text_width(text) - BETWEEN) / 2 for text in (names, figures)),
-        (svg.text_width(title or names, svg.TITLE_SIZE) - BETWEEN) / 2,
-    )
-    middle = MARGIN + beside + BETWEEN / 2
-    bottom = _HEADER + lanes["a"].heights[-1]
-    root = svg.document(2 * middle, bottom + _FOOTER, f"{title}: {names}" if title else names)
-    svg.text(root, "title", (middle, 32), title or names, "middle")
+    header = _Header(title or names)
     if title:
-        svg.text(root, "note", (middle, 53), names, "middle")
-    svg.text(root, "figures", (middle, 78), figures, "middle")
-    _draw_budget(root, middle, parts.macs, sum(graph.macs for graph in graphs.values()))
-
-    across = _group(root, "across", middle, _HEADER)
-    _draw_idle(across, parts.crossings, lanes)
-    widest = max(segment.macs for lane in lanes.values() for segment in lane.segments)
-    for side, lane in lanes.items():
-        group = _group(root, f"lane {side}", middle + lane.direction * BETWEEN / 2, _HEADER)
-        svg.text(group, "parent", (0, -14), _name(lane), anchor_of(lane.direction))
-        lane.draw(group, widest)
-    stitches = _group(root, "stitches", middle, _HEADER)
+        header.text("note", names)
+    header.text("figures", _figures(subnetwork))
+    header.budget(parts.macs, sum(graph.macs for graph in graphs.values()))
+    note = f"bar: MACs since the row above, {macs_text(widest)} the widest; grey: not computed"
+    header.text("note", note)
+    headings = {side: (f"{side}: {graph.name}",) for side, graph in graphs.items()}
+    told = f"{title}: {names}" if title else names
+    page = _Page(told, header, lanes, headings, footer=_FOOTER)
+    idle = sorted(heights["a"][level[0] + 1] for level in levels - crossed)
+    if idle:
+        half = BETWEEN / 2
+        svg.path(page.across, "idle", *[part for y in idle for part in ("M", -half, y, "H", half)])
     for crossing in parts.crossings:
         if crossing.used:
-            _draw_stitch(stitches, crossing, lanes)
-    _draw_output(_group(root, "output", middle, bottom), parts.genotype.output, lanes)
-    note = f"bar: MACs since the row above, {millions(widest)} the widest; grey: not computed"
-    svg.text(root, "note", (middle, bottom + _FOOTER - 16), note, "middle")
-    return svg.Drawing(root)
+            source = lanes["b" if crossing.switch.into == "a" else "a"]
+            _draw_stitch(page.stitches, crossing, source)
+    _draw_output(page, subnetwork.output, lanes)
+    return svg.Drawing(page.root)
 
 
-def _figures(supernetwork: Supernetwork, parts: Dissection) -> str:
-    genotype = parts.genotype
-    macs = f"{millions(supernetwork.macs(genotype))} MACs"
-    parameters = f"{supernetwork.parameters(genotype) / 1e6:,.2f} M parameters"
-    stitches = f"{len(genotype.on)} of {len(parts.crossings)} stitches"
-    return f"{macs}, {parameters}, {stitches}, {_OUTPUTS[genotype.output]}"
+def macs_text(macs: int) -> str:
+    """Multiply-accumulates in millions: ``4.223 M``, ``11,513.4 M``.
+
+    Args:
+        macs: How many.
+    """
+    return millions_text(macs, (3 if macs < 10e6 else 1) if macs else 0)
 
 
-def _name(lane: Lane) -> str:
-    return f"{lane.side}: {lane.graph.name}"
+class _Mark(NamedTuple):
+    """A mark of a legend: its class, what it means, and whether it is a line or a bar."""
+
+    kind: str
+    text: str
+    line: bool = False
+
+    @property
+    def width(self) -> float:
+        return 22.0 if self.line else 10.0
 
 
-def _group(root: ET.Element, kind: str, x: float, y: float) -> ET.Element:
-    """What is drawn around a place of its own."""
-    move = f"translate({svg.number(x)} {svg.number(y)})"
-    return ET.SubElement(root, "g", {"class": kind, "transform": move})
+class _Header:
+    """What stands above the lanes, centred around x = 0, one line below the other."""
+
+    def __init__(self, title: str) -> None:
+        self.group = ET.Element("g", {"class": "header"})
+        self.height = 32.0
+        self.width = 0.0
+        self.text("title", title, svg.TITLE_SIZE)
+
+    def text(self, kind: str, content: str, size: int = svg.TEXT_SIZE) -> None:
+        """Add a line of text."""
+        svg.text(self.group, kind, (0, self.height), content, "middle")
+        self._add(svg.text_width(content, size))
+
+    def legend(self, *marks: _Mark) -> None:
+        """Add a line that says what marks mean."""
+        gap, space = 6.0, 20.0
+        widths = [mark.width + gap + svg.text_width(mark.text) for mark in marks]
+        whole = sum(widths) + space * (len(marks) - 1)
+        x, y = -whole / 2, self.height - 4
+        for mark, width in zip(marks, widths, strict=True):
+            if mark.line:
+                svg.line(self.group, mark.kind, (x, y), (x + mark.width, y))
+            else:
+                svg.bar(self.group, mark.kind, (x, y), mark.width, 10)
+            svg.text(self.group, "note", (x + mark.width + gap, self.height), mark.text, "start")
+            x += width + space
+        self._add(whole)
+
+    def budget(self, macs: Mapping[str, int], parents: int) -> None:
+        """Add what is computed as shares of both parents and the stitches, and its legend."""
+        whole = parents + macs["stitch"]
+        shares = {**macs, "unused": whole - sum(macs.values())}
+        legend = {
+            "a": "parent a",
+            "stitch": "stitches",
+            "b": "parent b",
+            "unused": "not computed",
+        }
+        x = -_BUDGET / 2
+        for kind in legend:
+            width = _BUDGET * shares[kind] / max(whole, 1)
+            svg.bar(self.group, kind, (x, self.height - 4), width, 10)
+            x += width
+        self._add(_BUDGET)
+        marks = (_Mark(kind, f"{text} {macs_text(shares[kind])}") for kind, text in legend.items())
+        self.legend(*marks)
+
+    def _add(self, width: float) -> None:
+        self.height += _LINE
+        self.width = max(self.width, width)
 
 
-def _draw_budget(root: ET.Element, middle: float, macs: Mapping[str, int], parents: int) -> None:
-    """Draw what is computed as shares of both parents and the stitches, with a legend."""
-    whole = parents + macs["stitch"]
-    shares = {**macs, "unused": whole - sum(macs.values())}
-    legend = {
-        "a": "parent a",
-        "stitch": "stitches",
-        "b": "parent b",
-        "unused": "not computed",
-    }
-    texts = {kind: f"{text} {millions(shares[kind])}" for kind, text in legend.items()}
-    mark, space = 10.0, 26.0
-    x = middle - _BUDGET / 2
-    of_text = middle - sum(svg.text_width(t) + mark + space for t in texts.values()) / 2
-    for kind, text in texts.items():
-        width = _BUDGET * shares[kind] / max(whole, 1)
-        svg.bar(root, kind, (x, 98), width, 10)
-        svg.bar(root, kind, (of_text, 120), mark, mark)
-        svg.text(root, "note", (of_text + mark + 6, 124), text, "start")
-        x += width
-        of_text += svg.text_width(text) + mark + space
+class _Page:
+    """An empty drawing of two lanes under a header, with places for what lies between them."""
+
+    def __init__(
+        self,
+        told: str,
+        header: _Header,
+        lanes: Mapping[Side, Lane],
+        headings: Mapping[Side, Sequence[str]],
+        footer: float = 0.0,
+    ) -> None:
+        beside = max(
+            *(lane.width for lane in lanes.values()),
+            *(svg.text_width(text) for lines in headings.values() for text in lines),
+            (header.width - BETWEEN) / 2,
+        )
+        middle = _MARGIN + beside + BETWEEN / 2
+        lines = max(map(len, headings.values()))
+        top = header.height + 16 * lines + 8
+        self.bottom = top + max(lane.heights[-1] for lane in lanes.values())
+        height = self.bottom + (footer or lanes["a"].pitch / 2) + _MARGIN
+        self.root = svg.document(2 * middle, height, told)
+        header.group.set("transform", f"translate({svg.number(middle)} 0)")
+        self.root.append(header.group)
+        self.across = self._group("across", middle, top)
+        for side, lane in lanes.items():
+            group = self._group(f"lane {side}", middle + lane.x, top)
+            for place, text in enumerate(reversed(headings[side])):
+                kind = "parent" if text is headings[side][0] else "note"
+                svg.text(group, kind, (0, -10 - 16 * place), text, anchor_of(lane.direction))
+            lane.draw(group)
+        self.stitches = self._group("stitches", middle, top)
+        self.output = self._group("output", middle, self.bottom)
+
+    def _group(self, kind: str, x: float, y: float) -> ET.Element:
+        """What is drawn around a place of its own."""
+        move = f"translate({svg.number(x)} {svg.number(y)})"
+        return ET.SubElement(self.root, "g", {"class": kind, "transform": move})
 
 
-def _draw_idle(
-    parent: ET.Element, crossings: Sequence[Crossing], lanes: Mapping[Side, Lane]
-) -> None:
-    """Draw the matches without a stitch that is used, as lines across."""
-    idle = {crossing.at["a"] for crossing in crossings} - lanes["a"].crossed
-    levels = sorted(lanes["a"].heights[index + 1] for index in idle)
-    if levels:
-        half = BETWEEN / 2
-        ways = [part for y in levels for part in ("M", -half, y, "H", half)]
-        svg.path(parent, "idle", *ways)
+def _shown_in_pair(
+    graph: NetworkGraph, segments: Sequence[Segment], matched: set[int]
+) -> list[Shown]:
+    shown = [Shown(1.0, used=True)]
+    for index, segment in enumerate(segments):
+        note = f": {segment.macs / max(graph.macs, 1):.2%} of the MACs"
+        if segment.point is None or index in matched:
+            shown.append(Shown(1.0, used=True, note=note))
+        else:
+            shown.append(Shown(0.0, used=False, note=f"{note}, not matched"))
+    return shown
 
 
-def _draw_stitch(parent: ET.Element, crossing: Crossing, lanes: Mapping[Side, Lane]) -> None:
+def _shown_in_subnetwork(segments: Sequence[Segment]) -> list[Shown]:
+    shown = [Shown(float(segments[0].entered), segments[0].entered)]
+    for segment in segments:
+        note = f": {macs_text(segment.macs)} MACs"
+        if 0 < segment.used < segment.macs:
+            note += f", {macs_text(segment.used)} computed"
+        elif not segment.used and not segment.computed:
+            note += ", not computed"
+        share = segment.used / segment.macs if segment.macs else float(segment.computed)
+        note += ", replaced" if segment.replaced else ""
+        shown.append(Shown(share, segment.computed or segment.replaced, note))
+    return shown
+
+
+def _sizes(graph: NetworkGraph) -> str:
+    parameters = millions_text(graph.parameters, 2)
+    return f"{millions_text(graph.macs)} MACs, {parameters} parameters"
+
+
+def _figures(subnetwork: Subnetwork) -> str:
+    macs = f"{macs_text(subnetwork.macs)} MACs"
+    parameters = f"{millions_text(subnetwork.parameters, 2)} parameters"
+    stitches = f"{len(subnetwork.on)} of {len(subnetwork.supergraph.switches)} stitches"
+    return f"{macs}, {parameters}, {stitches}, {_OUTPUTS[subnetwork.output]}"
+
+
+def _draw_match(parent: ET.Element, pair: Match, y: float) -> None:
+    """Draw one line for the two stitches of a match, with their names as a tooltip."""
+    resampled = pair.a.layout.grid != pair.b.layout.grid
+    kind = "stitch resampled" if resampled else "stitch"
+    line = svg.line(parent, kind, (-BETWEEN / 2, y), (BETWEEN / 2, y))
+    a, b = f"a.{pair.a.name}", f"b.{pair.b.name}"
+    svg.tooltip(line, f"{a} -> {b}\n{b} -> {a}")
+
+
+def _draw_stitch(parent: ET.Element, crossing: Crossing, source: Lane) -> None:
     """Draw an arrow from the value that a stitch reads to below the one that it replaces."""
-    direction = lanes[crossing.switch.into].direction
-    start, tip = -direction * BETWEEN / 2, direction * (BETWEEN / 2 - 2)
+    direction, start = -source.direction, source.x
+    tip = -start - 2 * direction
     neck = tip - direction * _ARROW
-    y = lanes["a"].heights[crossing.at["a"] + 1]
+    y = source.heights[crossing.at[source.side] + 1]
     to = y + DROP
     arrow = ET.SubElement(parent, "g", {"class": "crossing"})
-    svg.tooltip(arrow, f"{crossing.switch.name}\n{millions(crossing.macs)} MACs")
+    svg.tooltip(arrow, f"{crossing.switch.name}\n{macs_text(crossing.macs)} MACs")
     svg.path(arrow, "stitch", "M", start, y, "C", 0.0, y, 0.0, to, neck, to)
     corners = [(tip, to), (neck, to - _ARROW / 2), (neck, to + _ARROW / 2)]
     svg.polygon(arrow, "stitch", corners)
     svg.dot(arrow, "stitch", (start, y))
     label = (start + 12 * direction, y - 4)
-    svg.text(arrow, "macs", label, millions(crossing.macs), anchor_of(direction))
+    svg.text(arrow, "macs", label, macs_text(crossing.macs), anchor_of(direction))
 
 
-def _draw_output(parent: ET.Element, output: Output, lanes: Mapping[Side, Lane]) -> None:
+def _draw_output(page: _Page, output: Output, lanes: Mapping[Side, Lane]) -> None:
     """Draw the output, and the lanes that lead to it."""
     text = _OUTPUTS[output]
     half, y, turn = svg.text_width(text) / 2 + 10, 36.0, 10.0
     for side, lane in lanes.items():
         if output in (side, "ensemble"):
-            x = lane.direction * BETWEEN / 2
-            way = ("M", x, 0.0, "V", y - turn, "Q", x, y, x - lane.direction * turn, y)
-            svg.path(parent, f"path {side}", *way, "H", lane.direction * half)
+            way = ("M", lane.x, 0.0, "V", y - turn, "Q", lane.x, y, lane.x - lane.direction * turn)
+            svg.path(page.output, f"path {side}", *way, y, "H", lane.direction * half)
     place = {"x": -half, "y": y - 13, "width": 2 * half, "height": 26, "rx": 13}
     box = {"class": f"answer {output}", **{k: svg.number(v) for k, v in place.items()}}
-    ET.SubElement(parent, "rect", box)
-    svg.text(parent, "figures", (0, y + 4), text, "middle")
+    ET.SubElement(page.output, "rect", box)
+    svg.text(page.output, "figures", (0, y + 4), text, "middle")

@@ -1,55 +1,73 @@
-"""Lanes: a network from its input (top) to its output (bottom), as drawings of pairs show it."""
+"""Lanes: a parent from its input (top) to its output (bottom), as all drawings show it."""
 
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from optuna_stitch.diagram import svg
-from optuna_stitch.diagram.segments import Dissection, Segment
+from optuna_stitch.diagram.segments import Segment
 from optuna_stitch.models.graph import NetworkGraph
-from optuna_stitch.stitching.genotype import Side
-from optuna_stitch.stitching.supergraph import SIDES
+from optuna_stitch.stitching.genotype import SIDES, Side
 from optuna_stitch.utils.text import shape_text
 
 # All lengths are in pixels. Rows are far apart where there are few of them, and close where there
-# are many, so that a deep pair still fits a page that one scrolls.
+# are many, so that a deep parent still fits a page that one scrolls.
 _WIDEST_PITCH, _NARROWEST_PITCH, _LENGTH = 24.0, 6.0, 1200.0
 
-LABEL_HEIGHT = 14
+_LABEL_HEIGHT, _LONGEST_NAME = 14, 36
 
-_LONGEST_NAME = 36
+_WIDEST_BAR, _NARROWEST_BAR, _THICKEST_BAR = 90.0, 5.0, 12.0
 
-WIDEST_BAR, _NARROWEST_BAR, _THICKEST_BAR = 90.0, 5.0, 12.0
+_SPACE = 8.0  # between the widest bar and the labels
 
 BETWEEN = 260.0  # the lanes, for the stitches
 
-MARGIN, SPACE = 20.0, 8.0
+# A stitch drops from where it reads to where it enters the other lane; more room below keeps its
+# arrow clear of the next one.
+DROP, _ROOM = 12.0, 22.0
+
+
+class Shown(NamedTuple):
+    """How a row is shown.
+
+    Args:
+        share: How much of its bar is coloured, from 0 to 1.
+        used: Whether its label is as dark as other text.
+        note: What its tooltip says after name and layout.
+    """
+
+    share: float
+    used: bool
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What a lane shows at one height: the input, a point, or the output.
+    """What a lane shows at one height: the images, a point, or the output.
 
     Args:
         name: The point's.
         detail: What stands beside the name, its layout.
         kind: Whether it is an end of the lane, the output of a block, or another point.
-        state: What the style knows besides: ``matched``, ``unused``, ….
         rank: Rows of lower rank are labelled first.
-        y: Its height.
+        y: Its height, in pixels.
+        macs: Multiply-accumulates per image since the row above.
+        shown: How it is shown.
     """
 
     name: str
     detail: str
     kind: Literal["end", "block", "point"]
-    state: str
     rank: int
     y: float
+    macs: int
+    shown: Shown
 
     @property
     def label(self) -> str:
@@ -61,77 +79,8 @@ class Row:
 
     @property
     def width(self) -> float:
-        """How wide the label is, in pixels."""
+        """Width of the label, in pixels."""
         return svg.LABEL_CHARACTER * (len(self.label) + 2 + len(self.detail))
-
-
-def pitch_of(rows: int) -> float:
-    """How far apart rows are, in pixels, where a lane has so many of them."""
-    return min(max(_LENGTH / rows, _NARROWEST_PITCH), _WIDEST_PITCH)
-
-
-def thickness_of(pitch: float) -> float:
-    """How thick bars are, in pixels, at some pitch."""
-    return min(pitch - 1.5, _THICKEST_BAR)
-
-
-def bar_width(share: float) -> float:
-    """How wide a bar is, in pixels: from a tick for nothing to the widest for a share of 1."""
-    return _NARROWEST_BAR + (WIDEST_BAR - _NARROWEST_BAR) * share
-
-
-def labelled(rows: Sequence[Row], pitch: float) -> set[int]:
-    """Which rows have room for a label: by rank, points that are no blocks where it is ample."""
-    ample = LABEL_HEIGHT if pitch >= LABEL_HEIGHT else 1.5 * LABEL_HEIGHT
-    kept: dict[int, float] = {}
-    for index in sorted(range(len(rows)), key=lambda index: rows[index].rank):
-        row = rows[index]
-        room = ample if row.kind == "point" else LABEL_HEIGHT
-        if all(abs(row.y - y) >= room for y in kept.values()):
-            kept[index] = row.y
-    return set(kept)
-
-
-def draw_labels(
-    parent: ET.Element, rows: Sequence[tuple[Row, float]], x: float, direction: int
-) -> None:
-    """Draw the labels of a lane beside its bars.
-
-    Args:
-        parent: What they are put into.
-        rows: Those that are labelled, each with where its bar ends, in pixels.
-        x: The edge of the labels.
-        direction: -1 for a lane whose bars and labels go to the left, 1 for the right.
-    """
-    leaders: list[str | float] = []
-    for row, end in rows:
-        if direction * (x - end) > SPACE:
-            leaders += ["M", end, row.y, "H", x - direction * 3]
-    if leaders:
-        svg.path(parent, "leader", *leaders)
-    for row, _ in rows:
-        kind = f"label {row.state} {row.kind}"
-        label = svg.text(parent, kind, (x, row.y + 4), "", anchor_of(direction))
-        parts = [("name", row.label), ("detail", row.detail)]
-        # names stand next to the bars on both sides
-        for place, (part, content) in enumerate(parts[::direction]):
-            shift = {"dx": svg.number(2 * svg.LABEL_CHARACTER)} if place else {}
-            ET.SubElement(label, "tspan", {"class": part, **shift}).text = content
-
-
-def direction_of(side: Side) -> int:
-    """Where a parent's bars and labels go from its spine: -1 to the left, 1 to the right."""
-    return -1 if side == "a" else 1
-
-
-def anchor_of(direction: int) -> str:
-    """Which end of a text is next to its lane."""
-    return "end" if direction < 0 else "start"
-
-
-# A stitch drops from where it reads to where it enters the other lane; more room below keeps its
-# arrow clear of the next one. In pixels.
-DROP, _ROOM = 12.0, 22.0
 
 
 @dataclass(frozen=True)
@@ -141,77 +90,84 @@ class Lane:
     Args:
         side: Which parent.
         graph: The parent.
-        segments: What is computed of it.
+        segments: What is between its rows, with what is computed of it.
+        shown: How its rows are shown: the images, then the end of every segment.
+        heights: Where its rows are, in pixels.
         crossed: The segments that a stitch which is used reads from, or enters below.
-        heights: Where the images are, then where each segment ends, in pixels.
-        pitch: How far apart rows are, at least, in pixels.
+        pitch: Least distance between rows, in pixels.
+        widest: The multiply-accumulates that the widest bar stands for.
     """
 
     side: Side
     graph: NetworkGraph
-    segments: list[Segment]
-    crossed: set[int]
-    heights: list[float]
+    segments: Sequence[Segment]
+    shown: Sequence[Shown]
+    heights: Sequence[float]
+    crossed: AbstractSet[int]
     pitch: float
+    widest: float
 
     @property
     def direction(self) -> int:
         """Where its bars and labels go: -1 to the left, 1 to the right."""
-        return direction_of(self.side)
+        return -1 if self.side == "a" else 1
+
+    @property
+    def x(self) -> float:
+        """Where its spine is, in pixels from the middle between both lanes."""
+        return self.direction * BETWEEN / 2
 
     @cached_property
     def rows(self) -> list[Row]:
         """The images, then a row for the end of every segment."""
-        images, *heights = self.heights
-        state = _state(self.segments[0].entered)
-        rows = [Row("images", shape_text(self.graph.input_shape), "end", state, 0, images)]
-        for index, (segment, y) in enumerate(zip(self.segments, heights, strict=True)):
-            point, state = segment.point, _state(segment.computed or segment.replaced)
+        size = shape_text(self.graph.input_shape)
+        rows = [Row("images", size, "end", 0, self.heights[0], 0, self.shown[0])]
+        for index, segment in enumerate(self.segments):
+            point, y, shown = segment.point, self.heights[index + 1], self.shown[index + 1]
             if point is None:
-                rows.append(Row("output", f"{self.graph.classes} classes", "end", state, 0, y))
+                classes = f"{self.graph.classes} classes"
+                rows.append(Row("output", classes, "end", 0, y, segment.macs, shown))
                 continue
             # the ends of stitches are labelled first, then what is used
-            rank = (2 if point.block else 4) + (state == "unused")
+            rank = (2 if point.block else 4) + (not shown.used)
             row = Row(
                 name=point.name,
                 detail=str(point.layout),
                 kind="block" if point.block else "point",
-                state=state,
                 rank=1 if index in self.crossed else rank,
                 y=y,
+                macs=segment.macs,
+                shown=shown,
             )
             rows.append(row)
         return rows
 
     @cached_property
-    def labelled(self) -> list[int]:
-        """The rows that have a label."""
-        return sorted(labelled(self.rows, self.pitch))
+    def labelled(self) -> list[Row]:
+        """The rows that have room for a label; points other than blocks need ample room."""
+        ample = _ample_room(self.pitch)
+        kept: list[Row] = []
+        for row in sorted(self.rows, key=lambda row: row.rank):
+            room = ample if row.kind == "point" else _LABEL_HEIGHT
+            if all(abs(row.y - other.y) >= room for other in kept):
+                kept.append(row)
+        return sorted(kept, key=lambda row: row.y)
 
     @property
     def width(self) -> float:
         """How far it reaches from its spine, in pixels."""
-        return WIDEST_BAR + SPACE + max(self.rows[index].width for index in self.labelled)
+        return _WIDEST_BAR + _SPACE + max(row.width for row in self.labelled)
 
-    def draw(self, parent: ET.Element, widest: int) -> None:
+    def draw(self, parent: ET.Element) -> None:
         """Draw its spine, bars and labels.
 
         Args:
             parent: What they are put into.
-            widest: The multiply-accumulates of the widest bar.
         """
         self._draw_spine(parent)
-        images = self.direction * bar_width(0)
-        self._draw_bar(parent, self.rows[0], 1.0 if self.segments[0].entered else 0.0, images)
-        ends = [images]
-        for segment, row in zip(self.segments, self.rows[1:], strict=True):
-            end = self.direction * bar_width(segment.macs / max(widest, 1))
-            share = segment.used / segment.macs if segment.macs else float(segment.computed)
-            self._draw_bar(parent, row, share, end, _tip(segment))
-            ends.append(end)
-        edge = self.direction * (WIDEST_BAR + SPACE)
-        rows = [(self.rows[index], ends[index]) for index in self.labelled]
-        draw_labels(parent, rows, edge, self.direction)
+        for row in self.rows:
+            self._draw_bar(parent, row)
+        self._draw_labels(parent)
 
     def _draw_spine(self, parent: ET.Element) -> None:
         """Colour it where a value flows, cut it where a stitch puts another in its place."""
@@ -235,70 +191,94 @@ class Lane:
             if way:
                 svg.path(parent, kind, *way)
 
-    def _draw_bar(
-        self, parent: ET.Element, row: Row, share: float, end: float, told: str = ""
-    ) -> None:
-        """Draw a bar of which a share is coloured."""
-        thickness = thickness_of(self.pitch)
+    def _draw_bar(self, parent: ET.Element, row: Row) -> None:
+        """Draw a bar, of which a share is coloured."""
+        share, end = row.shown.share, self._end_of(row)
+        thickness = min(self.pitch - 1.5, _THICKEST_BAR)
         bar = ET.SubElement(parent, "g")
-        svg.tooltip(bar, f"{row.name}, {row.detail}{told}")
+        svg.tooltip(bar, f"{row.name}, {row.detail}{row.shown.note}")
         if share < 1:
             svg.bar(bar, "unused", (0, row.y), end, thickness)
         if share > 0:
             svg.bar(bar, self.side, (0, row.y), end * share, thickness)
 
+    def _end_of(self, row: Row) -> float:
+        """Where a row's bar ends: a tick for no multiply-accumulates, up to the widest."""
+        share = row.macs / self.widest if self.widest else 0.0
+        return self.direction * (_NARROWEST_BAR + (_WIDEST_BAR - _NARROWEST_BAR) * share)
 
-def lay_out(graphs: dict[Side, NetworkGraph], parts: Dissection) -> dict[Side, Lane]:
+    def _draw_labels(self, parent: ET.Element) -> None:
+        """Draw the labels beside the bars, and thin lines to those whose bar is short."""
+        x = self.direction * (_WIDEST_BAR + _SPACE)
+        leaders: list[str | float] = []
+        for row in self.labelled:
+            end = self._end_of(row)
+            if self.direction * (x - end) > _SPACE:
+                leaders += ["M", end, row.y, "H", x - self.direction * 3]
+        if leaders:
+            svg.path(parent, "leader", *leaders)
+        for row in self.labelled:
+            kind = f"label {'used' if row.shown.used else 'unused'} {row.kind}"
+            label = svg.text(parent, kind, (x, row.y + 4), "", anchor_of(self.direction))
+            parts = [("name", row.label), ("detail", row.detail)]
+            # names stand next to the bars on both sides
+            for place, (part, content) in enumerate(parts[:: self.direction]):
+                shift = {"dx": svg.number(2 * svg.LABEL_CHARACTER)} if place else {}
+                ET.SubElement(label, "tspan", {"class": part, **shift}).text = content
+
+
+def anchor_of(direction: int) -> str:
+    """Which end of a text is next to its lane.
+
+    Args:
+        direction: -1 for a text to the left of it, 1 for one to the right.
+    """
+    return "end" if direction < 0 else "start"
+
+
+def _ample_room(pitch: float) -> float:
+    """How far apart labels must be, in pixels, where one is of a point that is no block."""
+    return _LABEL_HEIGHT if pitch >= _LABEL_HEIGHT else 1.5 * _LABEL_HEIGHT
+
+
+class Places(NamedTuple):
+    """Where rows are.
+
+    Args:
+        heights: By parent the heights of the images and of the end of every segment, in pixels.
+        pitch: Least distance between rows, in pixels.
+    """
+
+    heights: Mapping[Side, list[float]]
+    pitch: float
+
+
+def lay_out(
+    last: tuple[int, int],
+    matched: Collection[tuple[int, int]],
+    crossed: AbstractSet[tuple[int, int]] = frozenset(),
+) -> Places:
     """Place the rows of both parents.
 
     Matched points are at one height; rows between two matches are spread evenly. Below a stitch
     that is used there is room for where it enters.
 
     Args:
-        graphs: The parents by side.
-        parts: What the subnetwork computes of them.
-
-    Returns:
-        The lanes by side.
+        last: Index of the last segment of a and of b.
+        matched: Pairs of segments, of a and of b, whose last points are matched. They keep the
+            order of both.
+        crossed: Those of them with a stitch that is used.
     """
-    crossed = {
-        side: {crossing.at[side] for crossing in parts.crossings if crossing.used}
-        for side in SIDES
-    }
-    matched = {(crossing.at["a"], crossing.at["b"]) for crossing in parts.crossings}
-    last = (len(parts.segments["a"]) - 1, len(parts.segments["b"]) - 1)
     levels = [(-1, -1), *sorted(matched), last]
     steps = [max(q - p for p, q in zip(*both, strict=True)) for both in pairwise(levels)]
-    pitch = pitch_of(sum(steps) + 1)
+    pitch = min(max(_LENGTH / (sum(steps) + 1), _NARROWEST_PITCH), _WIDEST_PITCH)
     y = pitch / 2
-    heights: dict[Side, list[float]] = {"a": [y], "b": [y]}
-    y += max(LABEL_HEIGHT - pitch, 0.0)  # so that the first row can have a label, as the images do
+    heights: dict[Side, list[float]] = {side: [y] for side in SIDES}
+    y += max(_ample_room(pitch) - pitch, 0.0)  # the row below the images has a label too
     for (above, below), step in zip(pairwise(levels), steps, strict=True):
-        y += _ROOM if above[0] in crossed["a"] else 0.0
+        y += _ROOM if above in crossed else 0.0
         for side, begin, end in zip(SIDES, above, below, strict=True):
             count = end - begin
             heights[side] += [y + pitch * step * row / count for row in range(1, count + 1)]
         y += pitch * step
-    return {
-        side: Lane(side, graphs[side], parts.segments[side], crossed[side], heights[side], pitch)
-        for side in SIDES
-    }
-
-
-def millions(macs: int) -> str:
-    """Multiply-accumulates as people read them: ``4.223 M``, ``11,513.4 M``."""
-    decimals = (3 if macs < 10e6 else 1) if macs else 0
-    return f"{macs / 1e6:,.{decimals}f} M"
-
-
-def _state(used: bool) -> str:
-    return "used" if used else "unused"
-
-
-def _tip(segment: Segment) -> str:
-    told = f": {millions(segment.macs)} MACs"
-    if 0 < segment.used < segment.macs:
-        told += f", {millions(segment.used)} computed"
-    elif not segment.used and not segment.computed:
-        told += ", not computed"
-    return f"{told}, replaced" if segment.replaced else told
+    return Places(heights, pitch)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from optuna_stitch.models.graph import NetworkGraph
 from optuna_stitch.models.points import Point
-from optuna_stitch.stitching.genotype import Genotype, Side, Switch
-from optuna_stitch.stitching.supergraph import SIDES, Resolved
-from optuna_stitch.stitching.supernetwork import Supernetwork
+from optuna_stitch.stitching.genotype import SIDES, Side, Switch
+from optuna_stitch.stitching.subnetwork import Subnetwork
 
 
 @dataclass
@@ -21,7 +20,7 @@ class Segment:
     Args:
         point: The point it ends with; None for the last, which ends with the output.
         macs: Multiply-accumulates per image of all its operations.
-        used: The same of those that the subnetwork computes.
+        used: Multiply-accumulates per image of the operations that the subnetwork computes.
         computed: Whether the value it ends with is computed.
         entered: Whether a value of this parent, or one stitched into it, flows into or past it.
         left: Whether such a value flows on past its end; one that is stitched in there does not
@@ -43,23 +42,16 @@ class Crossing:
     """A stitch between two segments.
 
     Args:
-        number: Index of its switch.
-        switch: The switch.
+        switch: Its switch.
         macs: Multiply-accumulates per image.
-        at: By parent the segment whose last value it reads or replaces.
+        at: The index, by parent, of the segment whose last value it reads or replaces.
         used: Whether it is on and reaches the output.
     """
 
-    number: int
     switch: Switch
     macs: int
-    at: dict[Side, int]
+    at: Mapping[Side, int]
     used: bool
-
-    @property
-    def source(self) -> Side:
-        """The parent that it reads from."""
-        return "a" if self.switch.into == "b" else "b"
 
 
 @dataclass(frozen=True)
@@ -67,69 +59,78 @@ class Dissection:
     """A subnetwork in its parts.
 
     Args:
-        genotype: With every switch off that cannot reach the output.
         segments: Of both parents, in order of execution, divided at the outputs of blocks and at
             the points that have a stitch.
-        crossings: All stitches, in the switches' order.
+        crossings: All stitches of the supernetwork, in the switches' order.
         macs: Multiply-accumulates per image by owner: ``a``, ``b`` and ``stitch``.
     """
 
-    genotype: Genotype
-    segments: dict[Side, list[Segment]]
+    segments: Mapping[Side, list[Segment]]
     crossings: list[Crossing]
     macs: Mapping[str, int]
 
 
-def dissect(supernetwork: Supernetwork, params: Mapping[str, Any] | Genotype) -> Dissection:
-    """Find out what a genotype computes, and where it crosses.
+def divide(graph: NetworkGraph, nodes: Collection[str]) -> list[Segment]:
+    """Divide a parent into segments, of which nothing is marked as computed.
 
     Args:
-        supernetwork: What the subnetwork is of.
-        params: A trial's parameters, or a genotype.
+        graph: The parent.
+        nodes: Names of the points' nodes that segments end with.
 
-    Raises:
-        StudyError: If a parameter is no switch of this supernetwork.
+    Returns:
+        A segment per point, in order of execution, and the last, which ends with the output.
     """
-    genotype = supernetwork.canonical(supernetwork.genotype(params))
-    resolved = supernetwork.supergraph.resolve(genotype)
-    operations = supernetwork.supergraph.operations
+    points = [point for point in graph.points if point.node in nodes]
+    segments = [*map(Segment, points), Segment(None)]
+    ends = {point.node: index for index, point in enumerate(points)}
+    place = 0
+    for node, cost in graph.costs.items():  # in the order of execution
+        segments[place].macs += cost.macs
+        place = ends.get(node, place - 1) + 1
+    return segments
+
+
+def dissect(subnetwork: Subnetwork) -> Dissection:
+    """Find out what a subnetwork computes, and where it crosses.
+
+    Args:
+        subnetwork: The subnetwork.
+    """
+    supergraph = subnetwork.supergraph
     macs: Counter[str] = Counter(a=0, b=0, stitch=0)
-    for step, _ in resolved.steps:
-        macs[operations[step].owner] += operations[step].macs
-    segments = {side: _segments(supernetwork, resolved, side) for side in SIDES}
+    for step, _ in subnetwork.resolved.steps:
+        macs[supergraph.operations[step].owner] += supergraph.operations[step].macs
+    segments = {side: _segments(subnetwork, side) for side in SIDES}
     place = {
         side: {s.point.node: index for index, s in enumerate(segments[side]) if s.point}
         for side in SIDES
     }
     crossings = [
         Crossing(
-            number=number,
             switch=switch,
             macs=stitch.macs,
             at={side: place[side][_node(switch, side)] for side in SIDES},
-            used=number in resolved.used,
+            used=number in subnetwork.on,
         )
         for number, (switch, stitch) in enumerate(
-            zip(supernetwork.switches, supernetwork.laid, strict=True)
+            zip(supergraph.switches, supergraph.stitches, strict=True)
         )
     ]
-    return Dissection(genotype, segments, crossings, macs)
+    return Dissection(segments, crossings, macs)
 
 
-def _segments(supernetwork: Supernetwork, resolved: Resolved, side: Side) -> list[Segment]:
-    graph = supernetwork.graphs[side]
-    stitched = {_node(switch, side) for switch in supernetwork.switches}
-    points = [point for point in graph.points if point.block or point.node in stitched]
+def _segments(subnetwork: Subnetwork, side: Side) -> list[Segment]:
+    """A parent's segments, marked with what the subnetwork computes of them."""
+    supergraph = subnetwork.supergraph
+    graph, operations = supergraph.graphs[side], supergraph.operations
+    stitched = {_node(switch, side) for switch in supergraph.switches}
+    segments = divide(graph, {p.node for p in graph.points if p.block} | stitched)
+    nodes = [segment.point.node if segment.point else graph.output.name for segment in segments]
     order = {node: index for index, node in enumerate(graph.costs)}
-    ends = [order[point.node] for point in points]
-    segments = [*map(Segment, points), Segment(None)]
-    for node, cost in graph.costs.items():
-        segments[bisect_left(ends, order[node])].macs += cost.macs
-
-    operations = supernetwork.supergraph.operations
+    ends = [order[node] for node in nodes[:-1]]
     of_images: set[int] = set()  # a constant needs no way from above
     computed: set[int] = set()
-    for step, reads in resolved.steps:
+    for step, reads in subnetwork.resolved.steps:
         operation = operations[step]
         if operation.owner == "input" or any(read in of_images for read in reads):
             of_images.add(step)
@@ -142,7 +143,7 @@ def _segments(supernetwork: Supernetwork, resolved: Resolved, side: Side) -> lis
         for value in [operations[read] for read in reads if read in of_images]:
             stitch = value.owner == "stitch"
             if stitch:
-                origin = order[supernetwork.switches[value.number].target]
+                origin = order[supergraph.switches[value.number].target]
                 segments[bisect_left(ends, origin)].replaced = True
             else:
                 origin = order[value.node.name] if value.node else -1  # -1: the images
@@ -151,7 +152,6 @@ def _segments(supernetwork: Supernetwork, resolved: Resolved, side: Side) -> lis
                 segment.entered = True
             for segment in segments[below if stitch else bisect_left(ends, origin) : reader]:
                 segment.left = True
-    nodes = [*(point.node for point in points), graph.output.name]
     for segment, node in zip(segments, nodes, strict=True):
         segment.computed = order[node] in computed
     return segments

@@ -1,4 +1,4 @@
-"""The marks that drawings are made of, as SVG that suits light and dark backgrounds."""
+"""The marks that drawings consist of, as SVG that suits light and dark backgrounds."""
 
 from __future__ import annotations
 
@@ -53,6 +53,12 @@ class Drawing:
 
     Args:
         root: The document's root.
+
+    Example:
+        >>> drawing = supernetwork.subnetwork({"output": "a"}).draw(title="parent a")
+        >>> drawing.write(tmp_path / "a.svg")
+        >>> str(drawing)[:4]
+        '<svg'
     """
 
     def __init__(self, root: ET.Element) -> None:
@@ -62,7 +68,11 @@ class Drawing:
         return ET.tostring(self.root, encoding="unicode")
 
     def write(self, path: str | Path) -> None:
-        """Write it as an SVG file."""
+        """Write it as an SVG file.
+
+        Args:
+            path: The file; its folder must exist.
+        """
         ET.ElementTree(self.root).write(path, encoding="utf-8", xml_declaration=True)
 
     def _repr_svg_(self) -> str:
@@ -76,6 +86,9 @@ def document(width: float, height: float, title: str) -> ET.Element:
         width: In pixels.
         height: In pixels.
         title: What a screen reader says.
+
+    Returns:
+        The root, to put marks into.
     """
     root = ET.Element(
         "svg",
@@ -96,14 +109,27 @@ def document(width: float, height: float, title: str) -> ET.Element:
 def line(
     parent: ET.Element, kind: str, start: tuple[float, float], end: tuple[float, float]
 ) -> ET.Element:
-    """A straight line of a kind that the style knows."""
+    """Draw a straight line.
+
+    Args:
+        parent: What it is put into.
+        kind: Its class, which the style knows.
+        start: x and y of one end, in pixels.
+        end: x and y of the other end, in pixels.
+    """
     (x1, y1), (x2, y2) = start, end
     ends = {"x1": number(x1), "y1": number(y1), "x2": number(x2), "y2": number(y2)}
     return ET.SubElement(parent, "line", {"class": kind, **ends})
 
 
 def path(parent: ET.Element, kind: str, *parts: str | float) -> ET.Element:
-    """A path of a kind that the style knows, of commands and coordinates."""
+    """Draw a path.
+
+    Args:
+        parent: What it is put into.
+        kind: Its class, which the style knows.
+        *parts: SVG's commands and their coordinates in pixels: ``"M", 0.0, 5.0, "V", 20.0``.
+    """
     steps = [part if isinstance(part, str) else number(part) for part in parts]
     return ET.SubElement(parent, "path", {"class": kind, "d": " ".join(steps)})
 
@@ -111,7 +137,15 @@ def path(parent: ET.Element, kind: str, *parts: str | float) -> ET.Element:
 def bar(
     parent: ET.Element, kind: str, start: tuple[float, float], width: float, thickness: float
 ) -> ET.Element:
-    """A horizontal bar from the middle of one end; a negative width goes to the left."""
+    """Draw a horizontal bar.
+
+    Args:
+        parent: What it is put into.
+        kind: Its class besides ``bar``, which the style knows.
+        start: x and y of the middle of one end, in pixels.
+        width: In pixels; a negative one goes to the left.
+        thickness: In pixels.
+    """
     place = {
         "x": number(min(start[0], start[0] + width)),
         "y": number(start[1] - thickness / 2),
@@ -122,13 +156,25 @@ def bar(
 
 
 def polygon(parent: ET.Element, kind: str, corners: Sequence[tuple[float, float]]) -> ET.Element:
-    """A filled polygon of a kind that the style knows."""
+    """Draw a filled polygon.
+
+    Args:
+        parent: What it is put into.
+        kind: Its class besides ``dot``, which the style knows.
+        corners: x and y of each corner, in pixels.
+    """
     points = " ".join(f"{number(x)},{number(y)}" for x, y in corners)
     return ET.SubElement(parent, "polygon", {"class": f"dot {kind}", "points": points})
 
 
 def dot(parent: ET.Element, kind: str, middle: tuple[float, float]) -> ET.Element:
-    """A dot of a kind that the style knows."""
+    """Draw a dot.
+
+    Args:
+        parent: What it is put into.
+        kind: Its class besides ``dot``, which the style knows.
+        middle: x and y of its middle, in pixels.
+    """
     place = {"cx": number(middle[0]), "cy": number(middle[1]), "r": "4"}
     return ET.SubElement(parent, "circle", {"class": f"dot {kind}", **place})
 
@@ -136,12 +182,12 @@ def dot(parent: ET.Element, kind: str, middle: tuple[float, float]) -> ET.Elemen
 def text(
     parent: ET.Element, kind: str, place: tuple[float, float], content: str, anchor: str
 ) -> ET.Element:
-    """A line of text.
+    """Draw a line of text.
 
     Args:
         parent: What it is put into.
-        kind: Its class.
-        place: x and y, of its base line.
+        kind: Its class, which the style knows.
+        place: x and y of its base line, in pixels.
         content: What it says.
         anchor: Which part of it is at x: ``start``, ``middle`` or ``end``.
     """
@@ -152,17 +198,31 @@ def text(
 
 
 def tooltip(element: ET.Element, content: str) -> None:
-    """What is shown while the pointer rests on an element."""
+    """Show a text while the pointer rests on an element.
+
+    Args:
+        element: The element.
+        content: The text; it may have several lines.
+    """
     ET.SubElement(element, "title").text = content
 
 
 def text_width(content: str, size: int = TEXT_SIZE) -> float:
-    """An upper estimate of how wide a text is in the proportional font."""
+    """An upper estimate of a text's width in the proportional font, in pixels.
+
+    Args:
+        content: The text.
+        size: Of the font, in pixels.
+    """
     return _TEXT_CHARACTER * size * len(content)
 
 
 def number(value: float) -> str:
-    """A length with the digits that matter on a screen."""
+    """A length with the digits that matter on a screen: ``12.35``.
+
+    Args:
+        value: In pixels.
+    """
     return f"{value:.2f}".rstrip("0").rstrip(".")
 
 
@@ -176,7 +236,7 @@ def _colours(scheme: int) -> str:
     return "\n".join(
         [
             f"& .background, & .answer {{ fill: {colour['background']}; }}",
-            f"& text, & .bar.end {{ fill: {colour['text']}; }}",
+            f"& text {{ fill: {colour['text']}; }}",
             f"& .note, & .detail, & .label.unused {{ fill: {colour['faint']}; }}",
             f"& .bar.unused {{ fill: {colour['unused']}; }}",
             f"& .spine, & .leader {{ stroke: {colour['spine']}; }}",

@@ -7,12 +7,10 @@ from pathlib import Path
 import pytest
 
 import optuna_stitch as st
-from optuna_stitch.diagram.drawing import draw_subnetwork
-from optuna_stitch.diagram.lanes import DROP, millions
+from optuna_stitch.diagram.drawing import draw_subnetwork, macs_text
+from optuna_stitch.diagram.lanes import DROP
 from optuna_stitch.diagram.segments import dissect
-from optuna_stitch.stitching.genotype import OUTPUTS, Output
-from optuna_stitch.stitching.supergraph import SIDES
-from optuna_stitch.utils.errors import StudyError
+from optuna_stitch.stitching.genotype import OUTPUTS, SIDES, Genotype, Output
 from tests.helpers.drawings import (
     STRANGE,
     SVG,
@@ -52,15 +50,15 @@ def deep() -> st.Supernetwork:
     return st.stitch(a, b, points="blocks")
 
 
-def _random(supernetwork: st.Supernetwork, seed: int) -> st.Genotype:
+def _random(supernetwork: st.Supernetwork, seed: int) -> Genotype:
     draw = random.Random(seed)
     count = len(supernetwork.switches)
     on = draw.sample(range(count), draw.choice([1, 3, 8, count // 2]))
-    return st.Genotype(draw.choice(OUTPUTS), frozenset(on))
+    return Genotype(draw.choice(OUTPUTS), frozenset(on))
 
 
-def _drawn(supernetwork: st.Supernetwork, genotype: st.Genotype) -> ET.Element:
-    return ET.fromstring(str(draw_subnetwork(supernetwork, genotype, title="trial 12")))
+def _drawn(supernetwork: st.Supernetwork, genotype: Genotype) -> ET.Element:
+    return ET.fromstring(str(supernetwork.subnetwork(genotype).draw(title="trial 12")))
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -70,24 +68,22 @@ def test_it_shows_what_the_genotype_computes(
 ) -> None:
     supernetwork: st.Supernetwork = request.getfixturevalue(which)
     genotype = _random(supernetwork, seed)
-    canonical = supernetwork.canonical(genotype)
-    resolved = supernetwork.supergraph.resolve(canonical)
-    operations = [supernetwork.supergraph.operations[step] for step, _ in resolved.steps]
+    subnetwork = supernetwork.subnetwork(genotype)
+    steps = subnetwork.resolved.steps
+    operations = [supernetwork.supergraph.operations[step] for step, _ in steps]
     computed = {operation.name for operation in operations}
     root = _drawn(supernetwork, genotype)
 
     arrows = {tip(arrow) for arrow in of_kind(root, "g", "crossing")}
-    assert arrows == {
-        f"{supernetwork.switches[i].name}\n{millions(supernetwork.laid[i].macs)} MACs"
-        for i in canonical.on
-    }
+    macs = [macs_text(stitch.macs) for stitch in supernetwork.stitches]
+    assert arrows == {f"{supernetwork.switches[i].name}\n{macs[i]} MACs" for i in subnetwork.on}
     for side in SIDES:
         graph = supernetwork.graphs[side]
         nodes = {point.name: f"{side}.{point.node}" for point in graph.points}
         nodes["output"] = f"{side}.{graph.output.name}"
         images, *rows = rows_of(lane_of(root, side))
         assert images[0] == "images"
-        segments = dissect(supernetwork, genotype).segments[side]
+        segments = dissect(subnetwork).segments[side]
         for (name, _, coloured, grey), segment in zip(rows, segments, strict=True):
             assert segment.computed == (nodes[name] in computed)
             share = segment.used / segment.macs if segment.macs else segment.computed
@@ -131,7 +127,7 @@ def test_the_coloured_way_leads_from_images_and_stitches_to_stitches_and_the_out
 def test_what_flows_past_a_stitch_in_a_shortcut_is_not_cut(branching: st.Supernetwork) -> None:
     names = [switch.name for switch in branching.switches]
     (switch,) = (i for i, name in enumerate(names) if name.endswith("-> a.layer1.0.bn1"))
-    root = _drawn(branching, st.Genotype("a", frozenset([switch])))
+    root = _drawn(branching, Genotype("a", frozenset([switch])))
     (_, _, y, to), *_ = arrow_ends(root)
     stretches = coloured_stretches(lane_of(root, "a"), "a")
     assert any(begin < y and to < end for begin, end in stretches)
@@ -143,21 +139,21 @@ def test_of_what_is_computed_in_part_a_share_is_coloured() -> None:
     view = st.View((3, 8, 8))
     a, b = (st.load_parent(Forked(), view=view, name=f"forked {side}") for side in SIDES)
     whole = st.stitch(a, b, points="all")
-    number = [switch.name for switch in whole.switches].index("b.dear -> a.dear")
+    number = [switch.name for switch in whole.switches].index("b.wide -> a.wide")
     forked = whole.keep([number])  # so that one row stands for both convolutions
-    root = _drawn(forked, st.Genotype("a", frozenset([0])))
+    root = _drawn(forked, Genotype("a", frozenset([0])))
     for side, share in (("a", 1 / 4), ("b", 3 / 4)):
         rows = {name: widths for name, _, *widths in rows_of(lane_of(root, side))}
         stem = 3 * 4 / (4 * 8 + 3 * 4)  # its share of the MACs up to the second convolution
-        coloured, grey = rows["dear"]
+        coloured, grey = rows["wide"]
         assert coloured == pytest.approx((stem + share * (1 - stem)) * grey, abs=0.02)
     tips = [tip(group) for side in SIDES for group in lane_of(root, side).iter(f"{SVG}g")]
-    assert "dear, NCHW 6×8×8: 0.003 M MACs, 0.001 M computed, replaced" in tips
-    assert "dear, NCHW 6×8×8: 0.003 M MACs, 0.002 M computed" in tips
+    assert "wide, NCHW 6×8×8: 0.003 M MACs, 0.001 M computed, replaced" in tips
+    assert "wide, NCHW 6×8×8: 0.003 M MACs, 0.002 M computed" in tips
 
 
 def test_both_stitches_of_a_match_cross(pair: st.Supernetwork) -> None:
-    genotype = st.Genotype("ensemble", frozenset([20, 21]))
+    genotype = Genotype("ensemble", frozenset([20, 21]))
     root = _drawn(pair, genotype)
     there, back = arrow_ends(root)
     assert there[2:] == back[2:]
@@ -174,7 +170,7 @@ def test_both_stitches_of_a_match_cross(pair: st.Supernetwork) -> None:
 
 def test_a_value_that_is_replaced_may_be_read_raw_by_a_stitch(pair: st.Supernetwork) -> None:
     """`a -> b` reads above the stitch into a, so that the latter does not reach b's output."""
-    root = _drawn(pair, st.Genotype("b", frozenset([20, 21])))
+    root = _drawn(pair, Genotype("b", frozenset([20, 21])))
     ((source, _, y, _),) = arrow_ends(root)
     assert source == "a"
     (begin, end), *more = coloured_stretches(lane_of(root, "a"), "a")
@@ -186,7 +182,7 @@ def test_a_value_that_is_replaced_may_be_read_raw_by_a_stitch(pair: st.Supernetw
 def test_beside_a_parent_alone_the_other_is_grey(
     pair: st.Supernetwork, output: Output, other: str
 ) -> None:
-    root = _drawn(pair, st.Genotype(output))
+    root = _drawn(pair, Genotype(output))
     assert all(grey == 0 for _, _, _, grey in rows_of(lane_of(root, output)))
     assert all(coloured == 0 for _, _, coloured, _ in rows_of(lane_of(root, other)))
     assert not coloured_stretches(lane_of(root, other), other)
@@ -199,7 +195,7 @@ def test_beside_a_parent_alone_the_other_is_grey(
 
 
 def test_an_ensemble_is_where_both_lanes_join(pair: st.Supernetwork) -> None:
-    root = _drawn(pair, st.Genotype("ensemble", frozenset([3, 30])))
+    root = _drawn(pair, Genotype("ensemble", frozenset([3, 30])))
     (end,) = of_kind(root, "g", "output")
     for side in SIDES:
         assert len(of_kind(end, "path", f"path {side}")) == 1
@@ -210,38 +206,41 @@ def test_an_ensemble_is_where_both_lanes_join(pair: st.Supernetwork) -> None:
 
 def test_switches_that_do_not_matter_are_not_drawn(pair: st.Supernetwork) -> None:
     last = len(pair.switches) - 2  # into b, behind everything that a needs
-    genotype = st.Genotype("a", frozenset([last]))
-    assert str(draw_subnetwork(pair, genotype)) == str(draw_subnetwork(pair, st.Genotype("a")))
+    genotype = Genotype("a", frozenset([last]))
+    drawn = [str(pair.subnetwork(of).draw()) for of in (genotype, Genotype("a"))]
+    assert drawn[0] == drawn[1]
 
 
 def test_the_header_says_what_it_costs(pair: st.Supernetwork) -> None:
-    genotype = st.Genotype("ensemble", frozenset([8, 21, 33]))
-    macs = pair.macs(genotype)
-    root = _drawn(pair, genotype)
+    subnetwork = pair.subnetwork(Genotype("ensemble", frozenset([8, 21, 33])))
+    macs = subnetwork.macs
+    root = _drawn(pair, subnetwork.genotype)
     texts = [text.text or "" for text in root.iter(f"{SVG}text")]
     assert texts[:2] == ["trial 12", "test_resnet × test_efficientnet"]
     assert texts[2] == (
-        f"{macs / 1e6:,.3f} M MACs, {pair.parameters(genotype) / 1e6:,.2f} M parameters, "
-        f"{len(pair.canonical(genotype).on)} of {len(pair.switches)} stitches, ensemble of a and b"
+        f"{macs / 1e6:,.3f} M MACs, {subnetwork.parameters / 1e6:,.2f} M parameters, "
+        f"{len(subnetwork.on)} of {len(pair.switches)} stitches, ensemble of a and b"
     )
     told = {text.rsplit(" ", 2)[0]: float(text.rsplit(" ", 2)[1]) for text in texts[3:7]}
     assert set(told) == {"parent a", "stitches", "parent b", "not computed"}
     assert sum(told.values()) - told["not computed"] == pytest.approx(macs / 1e6, abs=0.002)
     both = sum(pair.graphs[side].macs for side in SIDES) / 1e6
     assert sum(told.values()) == pytest.approx(both + told["stitches"], abs=0.002)
-    bars = [bar for bar in root.findall(f"{SVG}rect") if bar.get("y") == "93"]
+    (header,) = of_kind(root, "g", "header")
+    bars = of_kind(header, "rect", "bar")[:4]  # those of the legend follow
     widths = {bar.attrib["class"].split()[1]: float(bar.attrib["width"]) for bar in bars}
     assert widths["a"] / widths["b"] == pytest.approx(told["parent a"] / told["parent b"], 0.05)
-    untitled = ET.fromstring(str(draw_subnetwork(pair, genotype)))
-    assert untitled.findtext(f"{SVG}text") == "test_resnet × test_efficientnet"
+    untitled = ET.fromstring(str(subnetwork.draw()))
+    (title,) = of_kind(untitled, "text", "title")
+    assert title.text == "test_resnet × test_efficientnet"
 
 
 def test_400_blocks_a_lane_are_legible(deep: st.Supernetwork) -> None:
     # to and fro, at neighbours and far apart, and at last both ways
     matches = [0, 1, 2, 50, 51, 200, 399]
     on = {2 * match + place % 2 for place, match in enumerate(matches)}
-    genotype = st.Genotype("ensemble", frozenset({*on, 798, 799}))
-    assert deep.canonical(genotype) == genotype
+    genotype = Genotype("ensemble", frozenset({*on, 798, 799}))
+    assert deep.subnetwork(genotype).genotype == genotype
     root = _drawn(deep, genotype)
     assert_texts_have_room(root)
     assert float(root.attrib["width"]) < 1300
@@ -260,12 +259,12 @@ def test_400_blocks_a_lane_are_legible(deep: st.Supernetwork) -> None:
 
 def test_it_is_small(deep: st.Supernetwork) -> None:
     """Since it is uploaded for every network of a front: in bytes."""
-    genotype = st.Genotype("ensemble", frozenset(range(0, 800, 81)))
-    assert len(str(draw_subnetwork(deep, genotype)).encode()) < 2 * 150_000
+    genotype = Genotype("ensemble", frozenset(range(0, 800, 81)))
+    assert len(str(deep.subnetwork(genotype).draw()).encode()) < 2 * 150_000
 
 
 def test_names_are_escaped(deep: st.Supernetwork, tmp_path: Path) -> None:
-    drawing = draw_subnetwork(deep, st.Genotype("a"), title="<trial> & 1")
+    drawing = deep.subnetwork(Genotype("a")).draw(title="<trial> & 1")
     drawing.write(tmp_path / "trial.svg")
     for root in (ET.parse(tmp_path / "trial.svg").getroot(), ET.fromstring(drawing._repr_svg_())):
         assert tip(root) == f"<trial> & 1: {STRANGE} a × {STRANGE} b"
@@ -284,17 +283,15 @@ def test_texts_have_room_and_suit_light_and_dark(
     assert_suits_light_and_dark(root)
 
 
-def test_it_takes_the_parameters_of_a_trial(pair: st.Supernetwork) -> None:
-    genotype = st.Genotype("b", frozenset([4]))
-    drawn = str(draw_subnetwork(pair, pair.params(genotype)))
-    assert drawn == str(draw_subnetwork(pair, genotype))
-    with pytest.raises(StudyError, match=r"'a\.stem -> b\.stem' is no switch"):
-        draw_subnetwork(pair, {"a.stem -> b.stem": "on", "output": "a"})
+def test_a_subnetwork_draws_itself(pair: st.Supernetwork) -> None:
+    subnetwork = pair.subnetwork(Genotype("b", frozenset([4])))
+    of_params = pair.subnetwork(subnetwork.params)
+    assert str(of_params.draw()) == str(draw_subnetwork(subnetwork))
 
 
 def test_stitches_that_are_not_kept_have_no_line(pair: st.Supernetwork) -> None:
     kept = pair.keep([3, 8, 9])
-    root = _drawn(kept, st.Genotype("a", frozenset([0])))
+    root = _drawn(kept, Genotype("a", frozenset([0])))
     assert len(arrow_ends(root)) == 1
     (idle,) = of_kind(root, "path", "idle")
     assert idle.attrib["d"].count("M") == 1

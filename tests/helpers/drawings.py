@@ -41,18 +41,18 @@ class Deep(nn.Module):
 
 
 class Forked(nn.Module):
-    """Two convolutions side by side; the second costs three times as much."""
+    """Two convolutions side by side; the second is three times as wide."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 4, 1)
-        self.cheap = nn.Conv2d(4, 2, 1)
-        self.dear = nn.Conv2d(4, 6, 1)
+        self.narrow = nn.Conv2d(4, 2, 1)
+        self.wide = nn.Conv2d(4, 6, 1)
         self.head = nn.Linear(8, 5)
 
     def forward(self, x):  # type: ignore[no-untyped-def]
         x = self.stem(x)
-        return self.head(torch.cat([self.cheap(x), self.dear(x)], dim=1).mean((2, 3)))
+        return self.head(torch.cat([self.narrow(x), self.wide(x)], dim=1).mean((2, 3)))
 
 
 def of_kind(root: ET.Element, tag: str, kind: str) -> list[ET.Element]:
@@ -178,7 +178,7 @@ def assert_bars_are_apart(lane: ET.Element) -> None:
 def assert_suits_light_and_dark(root: ET.Element) -> None:
     style = root.findtext(f"{SVG}style") or ""
     light, dark = style.split("@media (prefers-color-scheme: dark)")
-    for rule in (".answer {", ".bar.end {", ".bar.a, ", ".bar.b, ", "line.stitch,", ".unused {"):
+    for rule in (".answer {", ".bar.a, ", ".bar.b, ", "line.stitch,", ".unused {"):
         colours = [part.split(rule)[-1].split("#")[1][:6] for part in (light, dark)]
         assert colours[0] != colours[1]
     (background,) = of_kind(root, "rect", "background")
