@@ -24,7 +24,7 @@ _Key = tuple[int, int]
 
 
 @dataclass
-class _Kept:
+class KeptValue:
     """A value on all images, batch by batch: those of the split, and of the calibration."""
 
     size: int
@@ -40,14 +40,18 @@ class ActivationCache:
         supergraph: The operations.
         budget: Bytes.
         images: Images in the split and in the calibration.
+
+    Attributes:
+        kept: Values by point and by the stitches on the way to it.
+        points: The places whose values may be kept.
     """
 
     def __init__(self, supergraph: Supergraph, budget: float, images: int) -> None:
-        self._points = supergraph.points
+        self.points = supergraph.points
         self._macs = [operation.macs for operation in supergraph.operations]
         self._budget = budget
         self._images = images
-        self._kept: dict[_Key, _Kept] = {}
+        self.kept: dict[_Key, KeptValue] = {}
         self._age = 0.0
 
     def reuse(self, program: Program) -> Reuse:
@@ -61,31 +65,31 @@ class ActivationCache:
         for step, place in enumerate(program.places):
             before = [cost[read] for read in program.reads[step]]
             cost.append(self._macs[place] + (max(before) if before else 0))
-            if place in self._points:
+            if place in self.points:
                 at_points[step] = place, program.paths[step]
-        program.given = frozenset(s for s, key in at_points.items() if key in self._kept)
+        program.given = frozenset(s for s, key in at_points.items() if key in self.kept)
         running = set(program.steps)
-        given: dict[int, _Kept] = {}
-        asked: dict[_Key, tuple[int, _Kept]] = {}
+        given: dict[int, KeptValue] = {}
+        asked: dict[_Key, tuple[int, KeptValue]] = {}
         for step, key in at_points.items():
             size = _BYTES * program.operations[step].elements * self._images
             if step not in running or not size:
                 continue
             worth = self._age + cost[step] / size
             if step in program.given:
-                given[step] = self._kept[key]
+                given[step] = self.kept[key]
                 given[step].worth = worth  # used again: as young as a new one
             else:
-                asked[key] = step, _Kept(size, worth)
-        every = {**self._kept, **{key: kept for key, (_, kept) in asked.items()}}
+                asked[key] = step, KeptValue(size, worth)
+        every = {**self.kept, **{key: kept for key, (_, kept) in asked.items()}}
         chosen = self._choose(every)
         new = {asked[key][0]: (key, kept) for key, kept in chosen.items() if key in asked}
         program.outputs = [*program.outputs, *new]
         return Reuse(self, chosen, given, new)
 
-    def _choose(self, every: Mapping[_Key, _Kept]) -> dict[_Key, _Kept]:
+    def _choose(self, every: Mapping[_Key, KeptValue]) -> dict[_Key, KeptValue]:
         """The most worthy that fit."""
-        chosen: dict[_Key, _Kept] = {}
+        chosen: dict[_Key, KeptValue] = {}
         used = 0
         for key, kept in sorted(every.items(), key=lambda item: -item[1].worth):
             if kept.size > self._budget:
@@ -111,9 +115,9 @@ class Reuse:
     def __init__(
         self,
         values: ActivationCache,
-        chosen: dict[_Key, _Kept],
-        given: dict[int, _Kept],
-        new: dict[int, tuple[_Key, _Kept]],
+        chosen: dict[_Key, KeptValue],
+        given: dict[int, KeptValue],
+        new: dict[int, tuple[_Key, KeptValue]],
     ) -> None:
         self._values = values
         self._chosen = chosen
@@ -152,7 +156,7 @@ class Reuse:
 
     def finish(self) -> None:
         """All images were run: what was chosen takes the place of what was kept."""
-        self._values._kept = self._chosen
+        self._values.kept = self._chosen
 
 
 def _own(value: Tensor) -> Tensor:

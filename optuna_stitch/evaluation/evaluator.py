@@ -12,6 +12,7 @@ from torch import Tensor
 
 from optuna_stitch.data.splits import Split
 from optuna_stitch.evaluation.accumulator import Evaluation
+from optuna_stitch.evaluation.activation_cache import ActivationCache
 from optuna_stitch.evaluation.engine import Engine
 from optuna_stitch.evaluation.latency import Latencies, measure_latency, use_latencies
 from optuna_stitch.evaluation.metrics import (
@@ -142,6 +143,11 @@ class Evaluator:
     def batch_size(self) -> int:
         """Images per batch."""
         return self._engine.batch_size
+
+    @property
+    def activation_cache(self) -> ActivationCache:
+        """Values at points that are kept from one plan to the next."""
+        return self._runner.activation_cache
 
     def logits(self, subnetworks: Sequence[Subnetwork]) -> list[Tensor]:
         """What subnetworks answer on the whole split, ``(len(split), classes, ...)`` each.

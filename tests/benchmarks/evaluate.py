@@ -33,7 +33,8 @@ from optuna_stitch.evaluation.engine import Engine
 from optuna_stitch.evaluation.kernels import _Folded
 from optuna_stitch.search.worker import optimize
 from optuna_stitch.stitching.layer import Stitch, read_part
-from optuna_stitch.stitching.program import Program, shared_program
+from optuna_stitch.stitching.program import Program
+from tests.helpers.networks import networks
 
 sys.path.insert(0, str(Path(__file__).parent))
 from pairs import DATA, MISSING, Pair, load_pair, say, spread, state
@@ -51,7 +52,7 @@ def main() -> None:
         sys.exit(f"This benchmark {MISSING}.")
     pair = load_pair("cifar")
     supernetwork = st.stitch(pair.a, pair.b)
-    st.fit(supernetwork, pair.data.train.take(400))
+    supernetwork.fit(pair.data.train.take(400))
     if arguments.record:
         record(supernetwork, pair)
     candidates = read(supernetwork)
@@ -85,7 +86,7 @@ def record(supernetwork: st.Supernetwork, pair: Pair) -> None:
     study = optuna.create_study(directions=objective.directions, sampler=sampler)
     st.enqueue_starts(study, supernetwork, population=POPULATION)
     optimize(study, objective, n_trials=TRIALS, batch=POPULATION, show_progress_bar=True)
-    asked = [supernetwork.genotype(trial.params) for trial in study.trials]
+    asked = [supernetwork.subnetwork(trial.params).genotype for trial in study.trials]
     lines = [" ".join([g.output, *map(str, sorted(g.on))]) for g in asked]
     switches = [switch.name for switch in supernetwork.switches]
     CANDIDATES.write_text(json.dumps({"switches": switches, "candidates": lines}, indent=0) + "\n")
@@ -129,16 +130,16 @@ def against_loop(
         alone.append(seconds / sample_size)
         for kernels, ratios in together.items():
             evaluator = st.Evaluator(supernetwork, val, kernels=kernels, batch_size=BATCH)
-            taken, _ = timed(evaluator.evaluate, asked)
+            taken, _ = timed(judge, evaluator, asked)
             ratios.append(alone[-1] * POPULATION / taken)
             if kernels == "fast":
-                own = list(dict.fromkeys(map(supernetwork.canonical, asked)))
+                own = list({s.genotype: None for s in networks(supernetwork, asked)})
                 floor.append(taken / bare(supernetwork, own))
                 distinct.append(len(own))
-                macs = sum(supernetwork.macs(genotype) for genotype in own)
-                shared.append(macs / shared_program(supernetwork.supergraph, own).macs)
+                macs = sum(supernetwork.subnetwork(genotype).macs for genotype in own)
+                shared.append(macs / supernetwork.supergraph.program(own).macs)
             if kernels == "plain":
-                exact = evaluator.logits(drawn)
+                exact = evaluator.logits(networks(supernetwork, drawn))
                 for logits, expected in zip(exact, answers, strict=True):
                     assert torch.equal(logits, expected), "not exact"
         say(f"generation {place}: loop {alone[-1]:.2f} s a network, {together}")
@@ -161,7 +162,7 @@ def loop(
     """What anybody would do: take each network out, and run it."""
     answers: list[Tensor] = []
     for genotype in genotypes:
-        module = supernetwork.extract(genotype)
+        module = supernetwork.subnetwork(genotype).extract()
         with torch.inference_mode():
             batches = val.batches(supernetwork.views, BATCH)
             answers.append(torch.cat([module(*batch.images) for batch in batches]))
@@ -187,7 +188,9 @@ def whole_search(
         def judge(evaluator: st.Evaluator) -> list[st.Evaluation]:
             found: list[st.Evaluation] = []
             for start in range(0, len(candidates), POPULATION):
-                found += evaluator.evaluate(candidates[start : start + POPULATION])
+                found += evaluator.evaluate(
+                    networks(supernetwork, candidates[start : start + POPULATION])
+                )
             return found
 
         seconds[name], evaluations = timed(judge, evaluator)
@@ -220,7 +223,7 @@ def front(
 ) -> set[st.Genotype]:
     """Those that no other is at least as good as in both objectives, and better in one."""
     points = {
-        supernetwork.canonical(genotype): (-found["accuracy"], found["macs"])
+        supernetwork.subnetwork(genotype).genotype: (-found["accuracy"], found["macs"])
         for genotype, found in zip(asked, evaluations, strict=True)
     }
     return {
@@ -237,9 +240,9 @@ def bare(supernetwork: st.Supernetwork, genotypes: Sequence[st.Genotype]) -> flo
 
     Each runs as the plan runs it, on numbers that are at hand; calibration images count too.
     """
-    engine = Engine(supernetwork, "fast", 4.0, BATCH)
+    engine = Engine(supernetwork.supergraph, "fast", 4.0, BATCH)
     with torch.no_grad():
-        program = engine.prepare(shared_program(supernetwork.supergraph, genotypes))
+        program = engine.prepare(supernetwork.supergraph.program(genotypes))
         images = [torch.randn(BATCH, *view.input_size) for view in supernetwork.views]
         kernels = kernels_of(program, images)
         passes = math.ceil(IMAGES / BATCH) + len(supernetwork.calibration or ()) / BATCH
@@ -308,8 +311,10 @@ def growth(quick: bool) -> float:
         kept = random.Random(0).sample(range(len(large.switches)), switches)
         supernetwork = large.keep(kept)
         genotypes = sparse(supernetwork, count)
-        program = shared_program(supernetwork.supergraph, genotypes)
-        ratio = sum(supernetwork.macs(genotype) for genotype in genotypes) / program.macs
+        program = supernetwork.supergraph.program(genotypes)
+        ratio = (
+            sum(supernetwork.subnetwork(genotype).macs for genotype in genotypes) / program.macs
+        )
         alive = 4 * program.elements * BATCH / 2**30
         nothing = torch.zeros(BATCH, 1000)
         graph = supernetwork.supergraph
@@ -320,7 +325,7 @@ def growth(quick: bool) -> float:
         for _ in range(3):
             evaluator = st.Evaluator(supernetwork, split, batch_size=BATCH, kernels="plain")
             next(split.batches(supernetwork.views, BATCH))
-            taken, _ = timed(evaluator.evaluate, genotypes)
+            taken, _ = timed(judge, evaluator, genotypes)
             times.append(1e3 * taken / count)
         print(f"| {switches} | {count} | {spread(times)} | {ratio:.2f} | {alive:.2f} |")
         if (switches, count) == (200, 50):
@@ -346,8 +351,13 @@ def sparse(supernetwork: st.Supernetwork, count: int) -> list[st.Genotype]:
     found: dict[st.Genotype, None] = {}
     while len(found) < count:
         on = frozenset(rng.sample(places, rng.randint(1, 6)))
-        found[supernetwork.canonical(st.Genotype(rng.choice("ab"), on))] = None
+        found[supernetwork.subnetwork(st.Genotype(rng.choice("ab"), on)).genotype] = None
     return list(found)
+
+
+def judge(evaluator: st.Evaluator, genotypes: Sequence[st.Genotype]) -> list[Any]:
+    """All that a search does with genotypes, from making the subnetworks to their figures."""
+    return evaluator.evaluate(networks(evaluator.supernetwork, genotypes))
 
 
 def timed(work: Callable[..., Any], *args: Any) -> tuple[float, Any]:

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 import optuna_stitch as st
 from optuna_stitch.stitching.genotype import single_stitch_genotypes
 from optuna_stitch.stitching.layer import Stitch
+from tests.helpers.networks import networks
 
 sys.path.insert(0, str(__import__("pathlib").Path(__file__).parent))
 from pairs import DATA, MISSING, Pair, load_pair, say, spread, state
@@ -61,7 +62,7 @@ def main() -> None:
             supernetwork = st.stitch(pair.a, pair.b)
             began = time.perf_counter()
             train = pair.data.train.take(images)
-            st.fit(supernetwork, train, seed=seed, **options)
+            supernetwork.fit(train, seed=seed, **options)
             seconds = time.perf_counter() - began
             figures = judge(supernetwork, pair, test) | {"seconds": seconds}
             measured.setdefault(variant, []).append(figures)
@@ -81,13 +82,15 @@ def judge(supernetwork: st.Supernetwork, pair: Pair, test: int | None) -> dict[s
     """All single-stitch networks on test images, against the weaker parent there."""
     evaluator = st.Evaluator(supernetwork, pair.data.test.take(test), ["accuracy"])
     parents = [st.Genotype("a"), st.Genotype("b")]
-    figures = evaluator.evaluate([*parents, *single_stitch_genotypes(supernetwork.switches)])
+    figures = evaluator.evaluate(
+        networks(supernetwork, [*parents, *single_stitch_genotypes(supernetwork.switches)])
+    )
     a, b, *crossed = [entry["accuracy"] for entry in figures]
     losses = [min(a, b) - accuracy for accuracy in crossed]
     return {
         "within_2_points_share": sum(loss <= 0.02 for loss in losses) / len(losses),
         "median_loss": 100 * statistics.median(losses),
-        "macs": statistics.median(stitch.macs for stitch in supernetwork.laid) / 1e6,
+        "macs": statistics.median(stitch.macs for stitch in supernetwork.stitches) / 1e6,
     }
 
 
@@ -104,14 +107,14 @@ def tuned(
     few = 10
     times = []
     for steps in (1, few):
-        trial.lay([copy_of(stitch) for stitch in supernetwork.laid])
+        trial.lay([copy_of(stitch) for stitch in supernetwork.stitches])
         began = time.perf_counter()
-        st.tune(trial, train, st.Tuning(steps=steps, seed=seed))
+        trial.tune(train, st.Tuning(steps=steps, seed=seed))
         times.append(time.perf_counter() - began)
     a_step = max(times[1] - times[0], 1e-3) / (few - 1)
     steps = max(few, int((60 * minutes - times[0]) / a_step))
     began = time.perf_counter()
-    st.tune(supernetwork, train, st.Tuning(steps=steps, seed=seed))
+    supernetwork.tune(train, st.Tuning(steps=steps, seed=seed))
     seconds = time.perf_counter() - began
     figures = judge(supernetwork, pair, test) | {"seconds": seconds}
     say(f"seed {seed}, tuned for {steps} steps: {figures}")
@@ -143,14 +146,14 @@ def against_adamw(
     default fit.
     """
     supernetwork = st.stitch(pair.a, pair.b)
-    st.fit(supernetwork, pair.data.train.take(images), seed=seed, **EXACT)
+    supernetwork.fit(pair.data.train.take(images), seed=seed, **EXACT)
     count = len(supernetwork.switches)
     chosen = [(2 * place + 1) * count // (2 * probed) for place in range(probed)]
     train = read(supernetwork, pair.data.train.take(images), chosen)
     val = read(supernetwork, pair.data.val.take(200), chosen)
     not_worse, spent = 0, 0.0
     for index in chosen:
-        ours = supernetwork.laid[index]
+        ours = supernetwork.stitches[index]
         theirs = Stitch(ours.source, ours.target, kernel=ours.kernel, everywhere=ours.everywhere)
         goal = error(ours, *val[index])
         for seconds_, reached in adamw(theirs, *train[index], seed, *val[index]):
@@ -218,7 +221,7 @@ def full_size() -> dict[str, float]:
     part = {"images": 64}
     data = st.load_data("noise/1000", train=part, val={"images": 1}, test={"images": 1})
     began = time.perf_counter()
-    st.fit(supernetwork, data.train, show_progress_bar=True)
+    supernetwork.fit(data.train, show_progress_bar=True)
     return {
         "stitches": len(supernetwork.switches),
         "minutes": (time.perf_counter() - began) / 60,

@@ -21,6 +21,7 @@ from scipy.stats import kendalltau
 
 import optuna_stitch as st
 from optuna_stitch.evaluation.latency import measure_latency
+from optuna_stitch.evaluation.settings import LatencySettings
 
 sys.path.insert(0, str(Path(__file__).parent))
 from pairs import DATA, MISSING, load_pair, say, state
@@ -42,11 +43,12 @@ def main() -> None:
     genotypes = draw(supernetwork)
     began = time.perf_counter()
     latencies = measure_latency(
-        supernetwork, batch_size=arguments.batch_size, threads=arguments.threads
+        supernetwork.supergraph,
+        LatencySettings(batch_size=arguments.batch_size, threads=arguments.threads),
     )
     say(f"operations timed in {time.perf_counter() - began:.1f} s")
-    added = [latencies(supernetwork, genotype) for genotype in genotypes]
-    modules = [supernetwork.extract(genotype) for genotype in genotypes]
+    added = [latencies(supernetwork.subnetwork(genotype)) for genotype in genotypes]
+    modules = [supernetwork.subnetwork(genotype).extract() for genotype in genotypes]
     images = [torch.randn(arguments.batch_size, *view.input_size) for view in supernetwork.views]
     times: list[list[float]] = [[] for _ in modules]
     with torch.inference_mode():
@@ -57,7 +59,7 @@ def main() -> None:
                 column.append(1e3 * (time.perf_counter() - began))
     whole = [statistics.median(column) for column in times]
     halves = [[statistics.median(column[k::2]) for column in times] for k in (0, 1)]
-    macs = [supernetwork.macs(genotype) for genotype in genotypes]
+    macs = [supernetwork.subnetwork(genotype).macs for genotype in genotypes]
     last = {
         "pair": arguments.pair,
         "batch_size": arguments.batch_size,
@@ -80,7 +82,7 @@ def draw(supernetwork: st.Supernetwork) -> list[st.Genotype]:
     while len(found) < NETWORKS:
         on = rng.sample(range(len(supernetwork.switches)), rng.randint(1, 4))
         output = rng.choice(("a", "b", "ensemble"))
-        found[supernetwork.canonical(st.Genotype(output, frozenset(on)))] = None
+        found[supernetwork.subnetwork(st.Genotype(output, frozenset(on))).genotype] = None
     return list(found)
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import timm
 
 import optuna_stitch as st
+from tests.helpers.networks import networks
 
 sys.path.insert(0, str(Path(__file__).parent))
 from evaluate import sparse
@@ -43,9 +44,11 @@ def main() -> None:
     print(f"{state()}\n\n| budget, GiB | taken, GiB |\n|---|---|")
     for memory in arguments.memory:
         evaluator = st.Evaluator(supernetwork, split, memory=memory, batch_size=IMAGES)
-        evaluator.evaluate([st.Genotype("ensemble")])  # makes what is made once
+        evaluator.evaluate(
+            networks(supernetwork, [st.Genotype("ensemble")])
+        )  # makes what is made once
         with watched() as grown:
-            evaluator.evaluate(genotypes)
+            evaluator.evaluate(networks(supernetwork, genotypes))
         taken[str(memory)] = round(grown[0], 3)
         print(f"| {memory:g} | {grown[0]:.2f} |")
     print("\n" + json.dumps({"taken_gib": taken}))

@@ -23,6 +23,7 @@ from rich.table import Table
 import optuna_stitch as st
 from optuna_stitch.search.samplers.by_name import make_sampler
 from optuna_stitch.utils.progress import console
+from tests.helpers.networks import networks
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parent))
@@ -46,7 +47,7 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     pair = load_pair("cifar")
     supernetwork = st.stitch(pair.a, pair.b)
-    fits = st.fit(supernetwork, pair.data.train.take(400))
+    fits = supernetwork.fit(pair.data.train.take(400))
     val = pair.data.val.take(300)
     stitch_qualities = st.measure_stitches(supernetwork, fits, val)
 
@@ -81,17 +82,17 @@ def report(
     supernetwork: st.Supernetwork,
 ) -> None:
     weaker = min(
-        objective.evaluate([st.Genotype(side)])[0]["accuracy"]  # type: ignore[arg-type]
+        objective.evaluate(networks(supernetwork, [st.Genotype(side)]))[0]["accuracy"]  # type: ignore[arg-type]
         for side in ("a", "b")
     )
-    reference = (weaker - 0.05, 1.01 * supernetwork.macs(st.Genotype("ensemble")))
+    reference = (weaker - 0.05, 1.01 * supernetwork.subnetwork(st.Genotype("ensemble")).macs)
     everything = [point for runs in found.values() for points in runs for point in points]
     best = hypervolume(everything, reference)
     at = [count for count in (100, 200, 300, 500, 1000, 2000) if count <= trials]
     table = Table(
         "sampler", *(f"after {count}" for count in at), "best accuracy at parent b's MACs"
     )
-    budget = supernetwork.macs(st.Genotype("b"))
+    budget = supernetwork.subnetwork(st.Genotype("b")).macs
     result: dict[str, float] = {}
     for name, runs in found.items():
         cells = []

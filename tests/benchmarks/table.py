@@ -20,6 +20,7 @@ import torch
 
 import optuna_stitch as st
 from optuna_stitch.stitching.genotype import OUTPUTS
+from tests.helpers.networks import networks
 
 sys.path.insert(0, str(Path(__file__).parent))
 from pairs import DATA, MISSING, ROOT, load_pair, say, state
@@ -33,7 +34,7 @@ def main() -> None:
         sys.exit(f"This script {MISSING}.")
     pair = load_pair("cifar", 0)
     whole = st.stitch(pair.a, pair.b)
-    st.fit(whole, pair.data.train.take(FITTED_ON))
+    whole.fit(pair.data.train.take(FITTED_ON))
     small = whole.keep(spread_evenly(len(whole.matches)))
     val = pair.data.val.take(IMAGES)
     say(f"{len(small.switches)} of {len(whole.switches)} switches, {len(val)} images, {state()}")
@@ -45,11 +46,13 @@ def main() -> None:
     probabilities: dict[int, torch.Tensor] = {}
     for start in range(0, len(distinct), 64):
         part = [int(setting) for setting in distinct[start : start + 64]]
-        logits = evaluator.logits([genotype(small, setting) for setting in part])
+        logits = evaluator.logits(networks(small, [genotype(small, setting) for setting in part]))
         for setting, answers in zip(part, logits, strict=True):
             probabilities[setting] = answers.softmax(1)
         say(f"{len(probabilities)} of {len(distinct)} judged")
-    labels = torch.cat([labels for labels, _ in evaluator.answers([st.Genotype("a")])])
+    labels = torch.cat(
+        [labels for labels, _ in evaluator.answers(networks(small, [st.Genotype("a")]))]
+    )
 
     correct = np.zeros(canonical.shape, np.uint16)
     macs = np.zeros(canonical.shape, np.int64)
@@ -64,7 +67,7 @@ def main() -> None:
                     sides = [probabilities[int(canonical[side, bits])] for side in (0, 1)]
                     answers = (sides[0] + sides[1]) / 2
                 right = int((answers.argmax(1) == labels).sum())
-                known[setting] = right, small.macs(genotype(small, setting))
+                known[setting] = right, small.subnetwork(genotype(small, setting)).macs
             correct[output, bits], macs[output, bits] = known[setting]
     check(small, val, correct, macs)
     np.savez_compressed(
@@ -98,7 +101,7 @@ def canonical_settings(supernetwork: st.Supernetwork) -> np.ndarray:
     found = np.zeros((3, size), np.int64)
     for output in range(3):
         for bits in range(size):
-            form = supernetwork.canonical(genotype(supernetwork, output * size + bits))
+            form = supernetwork.subnetwork(genotype(supernetwork, output * size + bits)).genotype
             found[output, bits] = output * size + sum(1 << index for index in form.on)
     return found
 
@@ -110,7 +113,7 @@ def check(
     size = correct.shape[1]
     settings = random.Random(0).sample(range(2 * size, 3 * size), CHECKED)
     found = st.Evaluator(supernetwork, split).evaluate(
-        [genotype(supernetwork, setting) for setting in settings]
+        networks(supernetwork, [genotype(supernetwork, setting) for setting in settings])
     )
     for setting, figures in zip(settings, found, strict=True):
         place = divmod(setting, size)

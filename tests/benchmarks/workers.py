@@ -31,7 +31,6 @@ from rich.table import Table
 
 import optuna_stitch as st
 from optuna_stitch.search.heartbeat import WORKER
-from optuna_stitch.stitching.io import save_supernetwork
 from optuna_stitch.storage.open import open_storage
 from optuna_stitch.utils.progress import console
 
@@ -110,8 +109,8 @@ def build(folder: Path) -> None:
         st.train_parent(parent, data.train, st.Recipe(epochs=epochs, learning_rate=4e-3))
         parents.append(parent)
     supernetwork = st.stitch(*parents)
-    st.fit(supernetwork, data.train)
-    save_supernetwork(supernetwork, folder)
+    supernetwork.fit(data.train)
+    supernetwork.save(folder)
 
 
 def search(count: int, folder: Path, kind: str, trials: int, seed: int) -> list[FrozenTrial]:

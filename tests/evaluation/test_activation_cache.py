@@ -7,8 +7,9 @@ from torch import Tensor
 
 import optuna_stitch as st
 from optuna_stitch.evaluation import engine
-from optuna_stitch.evaluation.kernels import Kernels
-from optuna_stitch.stitching.program import Program, shared_program
+from optuna_stitch.evaluation.settings import Kernels
+from optuna_stitch.stitching.program import Program
+from tests.helpers.networks import networks
 
 
 def _sum(logits: Tensor, _: Tensor) -> float:
@@ -45,7 +46,9 @@ def _evaluate(
         batch_size=30,
         memory=memory,
     )
-    found = [one for asked in generations for one in evaluator.evaluate(asked)]
+    found = [
+        one for asked in generations for one in evaluator.evaluate(networks(supernetwork, asked))
+    ]
     return [one["sum"] for one in found if not one.failed]
 
 
@@ -84,11 +87,11 @@ def test_values_are_computed_once_and_stay_within_their_budget(
 ) -> None:
     split = data.val.take(60)
     evaluator = st.Evaluator(supernetwork, split, memory=8e6 / 2**30 / engine.KEPT, batch_size=30)
-    values = evaluator._runner._values
+    values = evaluator.activation_cache
     into_b = [i for i, switch in enumerate(supernetwork.switches) if switch.into == "b"]
-    evaluator.evaluate([st.Genotype("b", frozenset([into_b[2]]))])
-    assert 0 < sum(kept.size for kept in values._kept.values()) <= 8e6
-    for kept in values._kept.values():
+    evaluator.evaluate(networks(supernetwork, [st.Genotype("b", frozenset([into_b[2]]))]))
+    assert 0 < sum(kept.size for kept in values.kept.values()) <= 8e6
+    for kept in values.kept.values():
         assert sum(batch.numel() for batch in kept.batches) * 4 <= kept.size
         held = [batch.untyped_storage().nbytes() for batch in (*kept.batches, *kept.calibration)]
         assert sum(held) == kept.size
@@ -99,31 +102,31 @@ def test_values_are_computed_once_and_stay_within_their_budget(
         if supernetwork.switches[i].into == "a" and i > into_b[2] + 1
     )
     longer = st.Genotype("a", frozenset([into_b[2], back]))
-    assert supernetwork.canonical(longer) == longer
-    program = shared_program(supernetwork.supergraph, [longer])
+    assert supernetwork.subnetwork(longer).genotype == longer
+    program = supernetwork.supergraph.program([longer])
     alone = program.macs
     values.reuse(program)
     assert any(program.paths[step] for step in program.given)
     assert program.macs < 0.7 * alone
 
 
-def test_what_is_dear_and_small_is_kept(supernetwork: st.Supernetwork, data: st.Data) -> None:
+def test_what_is_expensive_and_small_is_kept(supernetwork: st.Supernetwork, data: st.Data) -> None:
     budget = 3e5
     evaluator = st.Evaluator(
         supernetwork, data.val.take(20), memory=budget / 2**30 / engine.KEPT, batch_size=20
     )
-    values = evaluator._runner._values
-    evaluator.evaluate([st.Genotype("ensemble")])
+    values = evaluator.activation_cache
+    evaluator.evaluate(networks(supernetwork, [st.Genotype("ensemble")]))
     operations = supernetwork.supergraph.operations
-    kept = [operations[place].elements for place, _ in values._kept]
+    kept = [operations[place].elements for place, _ in values.kept]
     left_out = [
-        operations[place].elements for place in values._points if (place, 0) not in values._kept
+        operations[place].elements for place in values.points if (place, 0) not in values.kept
     ]
     assert kept
     assert left_out
     assert sum(kept) / len(kept) < sum(left_out) / len(left_out)
-    # what is not used for long gives way, however dear
+    # what is not used for long gives way, however expensive
     for switch in range(len(supernetwork.switches)):
         into = supernetwork.switches[switch].into
-        evaluator.evaluate([st.Genotype(into, frozenset([switch]))])
-    assert any(path for _, path in values._kept)
+        evaluator.evaluate(networks(supernetwork, [st.Genotype(into, frozenset([switch]))]))
+    assert any(path for _, path in values.kept)

@@ -6,13 +6,14 @@ from torch import Tensor
 
 import optuna_stitch as st
 from optuna_stitch.utils.errors import ConfigError, DataError
+from tests.helpers.networks import networks
 
 
 def test_figures(supernetwork: st.Supernetwork, data: st.Data) -> None:
     evaluator = st.Evaluator(supernetwork, data.val, ["accuracy", "macs", "parameters"])
     genotype = st.Genotype("a")
-    figures = evaluator.evaluate([genotype])[0]
-    hits = evaluator.logits([genotype])[0].argmax(1) == data.val.targets
+    figures = evaluator.evaluate(networks(supernetwork, [genotype]))[0]
+    hits = evaluator.logits(networks(supernetwork, [genotype]))[0].argmax(1) == data.val.targets
     assert figures["accuracy"] == pytest.approx(float(hits.float().mean()))
     assert figures["macs"] == supernetwork.graphs["a"].macs
     assert figures["parameters"] == supernetwork.graphs["a"].parameters
@@ -32,16 +33,18 @@ def test_a_users_own_metric_and_nothing_twice(
     evaluator = st.Evaluator(supernetwork, data.val, ["accuracy", metric])
     into_b = next(i for i, switch in enumerate(supernetwork.switches) if switch.into == "b")
     same = [st.Genotype("a"), st.Genotype("a", frozenset([into_b]))]
-    figures = evaluator.evaluate(same)
+    figures = evaluator.evaluate(networks(supernetwork, same))
     assert figures[0] == figures[1]
     assert 0 <= figures[0]["worst_class"] <= figures[0]["accuracy"]
-    evaluator.evaluate(same)
+    evaluator.evaluate(networks(supernetwork, same))
     assert calls == [len(data.val)]
 
 
 def test_every_known_metric_is_finite(supernetwork: st.Supernetwork, data: st.Data) -> None:
     names = ["accuracy", "top5", "cross_entropy", "calibration_error", "macs", "parameters"]
-    figures = st.Evaluator(supernetwork, data.val, names).evaluate([st.Genotype("ensemble")])[0]
+    figures = st.Evaluator(supernetwork, data.val, names).evaluate(
+        networks(supernetwork, [st.Genotype("ensemble")])
+    )[0]
     assert list(figures.figures) == names
     assert figures["accuracy"] < figures["top5"] <= 1
     assert all(torch.tensor(value).isfinite() for value in figures.figures.values())
@@ -51,15 +54,18 @@ def test_agreement_and_bytes(supernetwork: st.Supernetwork, data: st.Data) -> No
     names = ["agreement", "weight_bytes", "activation_bytes"]
     genotypes = [st.Genotype("ensemble"), st.Genotype("a"), st.Genotype("b")]
     evaluator = st.Evaluator(supernetwork, data.val, names, batch_size=30)
-    guesses = [logits.argmax(1) for logits in evaluator.logits(genotypes)]
+    guesses = [logits.argmax(1) for logits in evaluator.logits(networks(supernetwork, genotypes))]
     for genotype, guess, found in zip(
-        genotypes, guesses, evaluator.evaluate(genotypes), strict=True
+        genotypes, guesses, evaluator.evaluate(networks(supernetwork, genotypes)), strict=True
     ):
         assert found["agreement"] == pytest.approx(float((guess == guesses[0]).double().mean()))
-        assert found["weight_bytes"] == 4 * supernetwork.parameters(genotype)
-    both, a, b = (found["activation_bytes"] for found in evaluator.evaluate(genotypes))
+        assert found["weight_bytes"] == 4 * supernetwork.subnetwork(genotype).parameters
+    both, a, b = (
+        found["activation_bytes"]
+        for found in evaluator.evaluate(networks(supernetwork, genotypes))
+    )
     assert 0 < min(a, b) <= max(a, b) <= both < a + b
-    assert 0.1 < evaluator.evaluate(genotypes)[2]["agreement"] < 1
+    assert 0.1 < evaluator.evaluate(networks(supernetwork, genotypes))[2]["agreement"] < 1
 
 
 def test_unknown_metrics_are_answered_with_the_known(
@@ -73,5 +79,6 @@ def test_unknown_metrics_are_answered_with_the_known(
 
 def test_labels_out_of_range(data: st.Data) -> None:
     few = [st.load_parent(n, num_classes=3, input_size=32) for n in ("test_resnet", "test_vit2")]
+    stitched = st.stitch(*few)
     with pytest.raises(DataError, match="label 9"):
-        st.Evaluator(st.stitch(*few), data.val).evaluate([st.Genotype("a")])
+        st.Evaluator(stitched, data.val).evaluate(networks(stitched, [st.Genotype("a")]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,9 @@ from optuna_stitch.evaluation.engine import Engine
 from optuna_stitch.search.objective import FAILED_AT
 from optuna_stitch.search.worker import optimize
 from optuna_stitch.stitching.genotype import single_stitch_genotypes
+from optuna_stitch.stitching.supergraph import Supergraph
 from optuna_stitch.utils.errors import DataError, StudyError
+from tests.helpers.networks import networks
 
 
 @pytest.fixture
@@ -40,7 +43,7 @@ def test_a_network_that_answers_nan_fails_and_the_others_go_on(
     url = f"sqlite:///{tmp_path}/records.db"
     for _ in ("judged", "remembered"):
         evaluator = st.Evaluator(supernetwork, data.val, result_cache=url)
-        *others, failed = evaluator.evaluate(genotypes)
+        *others, failed = evaluator.evaluate(networks(supernetwork, genotypes))
         assert failed.failed == f"stitch.{broken}"
         assert math.isnan(failed["accuracy"])
         assert failed["macs"] > 0
@@ -58,7 +61,7 @@ def test_a_failed_network_is_a_failed_trial(
         lambda study: optimize(study, objective, n_trials=1, batch=2),
     ):
         study = optuna.create_study(directions=objective.directions)
-        study.enqueue_trial(supernetwork.params(genotype))
+        study.enqueue_trial(supernetwork.subnetwork(genotype).params)
         study.enqueue_trial(supernetwork.params(st.Genotype("a")))
         run(study)
         failed = study.get_trials(states=(TrialState.FAIL,))
@@ -73,7 +76,7 @@ def test_a_search_in_which_everything_fails_ends(
     objective = st.Objective(supernetwork, data.val.take(20))
     genotype = single_stitch_genotypes(supernetwork.switches)[broken]
     fixed = optuna.samplers.PartialFixedSampler(
-        supernetwork.params(genotype), optuna.samplers.RandomSampler(seed=0)
+        supernetwork.subnetwork(genotype).params, optuna.samplers.RandomSampler(seed=0)
     )
     study = optuna.create_study(directions=objective.directions, sampler=fixed)
     with pytest.raises(StudyError, match="all failed"):
@@ -83,8 +86,8 @@ def test_a_search_in_which_everything_fails_ends(
 
 def _without_calibration(supernetwork: st.Supernetwork) -> st.Supernetwork:
     """BatchNorm statistics of NaN would be named first, as the stitch is not at fault there."""
-    plain = supernetwork.keep(range(len(supernetwork.switches)))
-    plain.supergraph = supernetwork.supergraph
+    plain = copy.copy(supernetwork)
+    plain.supergraph = copy.copy(supernetwork.supergraph)
     plain.calibration = None
     return plain
 
@@ -95,7 +98,9 @@ def test_memory_that_runs_out_halves_the_batch(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    expected = st.Evaluator(supernetwork, data.val).evaluate([st.Genotype("b")])
+    expected = st.Evaluator(supernetwork, data.val).evaluate(
+        networks(supernetwork, [st.Genotype("b")])
+    )
     whole = Engine._run
     sizes: list[int] = []
 
@@ -106,7 +111,9 @@ def test_memory_that_runs_out_halves_the_batch(
         return whole(self, program, images, given)
 
     monkeypatch.setattr(Engine, "_run", scarce)
-    found = st.Evaluator(supernetwork, data.val).evaluate([st.Genotype("b")])
+    found = st.Evaluator(supernetwork, data.val).evaluate(
+        networks(supernetwork, [st.Genotype("b")])
+    )
     assert found[0]["accuracy"] == expected[0]["accuracy"]
     assert sizes[:3] == [50, 25, 12]
     assert max(sizes[2:]) <= 12
@@ -121,7 +128,7 @@ def test_no_memory_for_a_single_image(
 
     monkeypatch.setattr(Engine, "_run", scarce)
     with pytest.raises(DataError, match="smaller `memory`"):
-        st.Evaluator(supernetwork, data.val).evaluate([st.Genotype("b")])
+        st.Evaluator(supernetwork, data.val).evaluate(networks(supernetwork, [st.Genotype("b")]))
 
 
 def test_no_memory_for_the_calibration(
@@ -130,10 +137,10 @@ def test_no_memory_for_the_calibration(
     def scarce(*_: object) -> None:
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(st.Supernetwork, "recalibrate", scarce)
+    monkeypatch.setattr(Supergraph, "recalibrate", scarce)
     with pytest.raises(DataError, match="batch of the calibration"):
         st.Evaluator(supernetwork, data.val).evaluate(
-            single_stitch_genotypes(supernetwork.switches)
+            networks(supernetwork, single_stitch_genotypes(supernetwork.switches))
         )
 
 
@@ -145,7 +152,7 @@ def test_other_errors_are_not_taken_for_lack_of_memory(
 
     monkeypatch.setattr(Engine, "_run", wrong)
     with pytest.raises(RuntimeError, match="shapes differ"):
-        st.Evaluator(supernetwork, data.val).evaluate([st.Genotype("b")])
+        st.Evaluator(supernetwork, data.val).evaluate(networks(supernetwork, [st.Genotype("b")]))
 
 
 def test_an_interruption_loses_nothing_that_is_finished(
@@ -172,10 +179,10 @@ def test_an_interruption_loses_nothing_that_is_finished(
 
     monkeypatch.setattr(Engine, "prepare", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        evaluator.evaluate(genotypes)
+        evaluator.evaluate(networks(supernetwork, genotypes))
     assert prepared == [1, 1, 1]
     monkeypatch.setattr(Engine, "prepare", counted)
     again = st.Evaluator(supernetwork, data.val, memory=1e-9, result_cache=url)
-    again.evaluate(genotypes)
+    again.evaluate(networks(supernetwork, genotypes))
     distinct = len(set(map(supernetwork.canonical, genotypes)))
     assert len(prepared) == distinct

@@ -7,6 +7,7 @@ import torch
 
 import optuna_stitch as st
 from optuna_stitch.evaluation.latency import Latencies, measure_latency, use_latencies
+from optuna_stitch.evaluation.settings import LatencySettings
 from optuna_stitch.search.objective import resolve_constraints
 from optuna_stitch.utils.errors import ArtifactError, ConfigError
 
@@ -15,13 +16,15 @@ def test_a_networks_latency_is_the_sum_of_its_operations(
     supernetwork: st.Supernetwork, tmp_path: Path
 ) -> None:
     threads = torch.get_num_threads()
-    latencies = measure_latency(supernetwork, batch_size=3, threads=1, rounds=3)
+    latencies = measure_latency(
+        supernetwork.supergraph, LatencySettings(batch_size=3, threads=1), rounds=3
+    )
     assert torch.get_num_threads() == threads
     assert (latencies.batch_size, latencies.threads) == (3, 1)
     names = [operation.name for operation in supernetwork.supergraph.operations]
     assert sorted(latencies.milliseconds) == sorted(names)
     a, b, both = (
-        latencies(supernetwork, st.Genotype(output)) for output in ("a", "b", "ensemble")
+        latencies(supernetwork.subnetwork({"output": output})) for output in ("a", "b", "ensemble")
     )
     assert min(a, b) > 0
     joined = latencies.milliseconds["ensemble"]
@@ -35,11 +38,10 @@ def test_as_a_metric_it_counts_with_what_the_supernetwork_was_given(
     supernetwork: st.Supernetwork, data: st.Data
 ) -> None:
     every = {operation.name: 0.5 for operation in supernetwork.supergraph.operations}
-    use_latencies(supernetwork, Latencies(1, 2, every))
+    use_latencies(supernetwork.supergraph, Latencies(1, 2, every))
     evaluator = st.Evaluator(supernetwork, data.val, ["latency_ms"])
-    genotype = st.Genotype("a")
-    steps = supernetwork.supergraph.resolve(genotype).steps
-    assert evaluator.evaluate([genotype])[0]["latency_ms"] == 0.5 * len(steps)
+    parent = supernetwork.subnetwork({"output": "a"})
+    assert evaluator.evaluate([parent])[0]["latency_ms"] == 0.5 * len(parent.resolved.steps)
 
 
 def test_a_file_that_holds_something_else(tmp_path: Path) -> None:

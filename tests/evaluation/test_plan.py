@@ -9,10 +9,10 @@ from torch.fx.experimental.optimization import fuse
 
 import optuna_stitch as st
 from optuna_stitch.evaluation.engine import Engine, divide
-from optuna_stitch.evaluation.kernels import KERNELS
+from optuna_stitch.evaluation.settings import KERNELS
 from optuna_stitch.stitching import program as sharing
 from optuna_stitch.stitching.genotype import single_stitch_genotypes
-from optuna_stitch.stitching.program import shared_program
+from tests.helpers.networks import networks
 from tests.helpers.plans import plan
 
 
@@ -37,7 +37,7 @@ def test_together_or_alone_logits_are_equal_bit_for_bit(
     with torch.inference_mode():
         together = plan(supernetwork, genotypes).run([images])
         for genotype, logits in zip(genotypes, together, strict=True):
-            alone = supernetwork.extract(genotype)(images)
+            alone = supernetwork.subnetwork(genotype).extract()(images)
             # a single-stitch network into a shallow point may overflow to NaN, then both must
             assert torch.equal(logits.nan_to_num(), alone.nan_to_num())
 
@@ -50,13 +50,13 @@ def test_with_fast_kernels_too(
 ) -> None:
     supernetwork: st.Supernetwork = request.getfixturevalue(pair)
     genotypes = draw.draw(_genotypes(supernetwork))
-    engine = Engine(supernetwork, "fast", memory=1, batch_size=len(images))
+    engine = Engine(supernetwork.supergraph, "fast", memory=1, batch_size=len(images))
     together = _run(engine, genotypes, images)
     for genotype, logits in zip(genotypes, together, strict=True):
         (alone,) = _run(engine, [genotype], images)
         assert torch.equal(logits.nan_to_num(), alone.nan_to_num())
         with torch.no_grad():
-            plain = supernetwork.extract(genotype)(images)
+            plain = supernetwork.subnetwork(genotype).extract()(images)
         assert torch.allclose(logits, plain, rtol=1e-3, atol=1e-3, equal_nan=True)
 
 
@@ -79,11 +79,11 @@ def test_fast_kernels_are_what_torch_makes_of_the_extracted_module(
             and not convolves("a" if switch.into == "b" else "b", switch.source)
         ]
     )
-    engine = Engine(supernetwork, "fast", memory=1, batch_size=len(images))
+    engine = Engine(supernetwork.supergraph, "fast", memory=1, batch_size=len(images))
     genotypes = [st.Genotype("ensemble"), *single_stitch_genotypes(supernetwork.switches)]
     assert len(genotypes) > 4
     for genotype, logits in zip(genotypes, _run(engine, genotypes, images), strict=True):
-        module = supernetwork.extract(genotype)
+        module = supernetwork.subnetwork(genotype).extract()
         assert isinstance(module, fx.GraphModule)
         fused = fuse(module, no_trace=True)
         assert not any(isinstance(part, nn.BatchNorm2d) for part in _called(fused))
@@ -99,7 +99,8 @@ def _called(module: fx.GraphModule) -> list[nn.Module]:
 
 @torch.no_grad()
 def _run(engine: Engine, genotypes: list[st.Genotype], images: Tensor) -> list[Tensor]:
-    return engine.run(engine.prepare(engine.divide(genotypes)[0].program), [images])
+    subnetworks = [st.Subnetwork.of(engine.supergraph, genotype) for genotype in genotypes]
+    return engine.run(engine.prepare(engine.divide(subnetworks)[0].program), [images])
 
 
 @pytest.fixture(scope="session")
@@ -107,8 +108,10 @@ def tokens(vit: st.Parent, data: st.Data) -> st.Supernetwork:
     """Channels last in the network itself, and tokens with a prefix."""
     other = st.load_parent("test_mambaout", num_classes=10, view=vit.view)
     supernetwork = st.stitch(other, vit)
-    st.fit(supernetwork, data.train)
-    kinds = {layout.kind for made in supernetwork.laid for layout in (made.source, made.target)}
+    supernetwork.fit(data.train)
+    kinds = {
+        layout.kind for made in supernetwork.stitches for layout in (made.source, made.target)
+    }
     assert {"NHWC", "NLC"} <= kinds
     return supernetwork
 
@@ -137,22 +140,22 @@ def plain_norms(data: st.Data) -> st.Supernetwork:
         return st.load_parent(module.eval(), name=f"cnn{width}", input_size=32)
 
     supernetwork = st.stitch(parent(8), parent(12))
-    st.fit(supernetwork, data.train)
+    supernetwork.fit(data.train)
     return supernetwork
 
 
 def test_what_subnetworks_share_is_computed_once(supernetwork: st.Supernetwork) -> None:
     parents = [st.Genotype("a"), st.Genotype("b"), st.Genotype("ensemble")]
-    both = supernetwork.macs(st.Genotype("ensemble"))
+    both = supernetwork.subnetwork(st.Genotype("ensemble")).macs
     assert plan(supernetwork, parents).macs == both
     last = len(supernetwork.switches) - 2
     crossed = st.Genotype("b", frozenset([last]))
     together = plan(supernetwork, [*parents, crossed])
-    assert both < together.macs < both + supernetwork.macs(crossed) / 2
+    assert both < together.macs < both + supernetwork.subnetwork(crossed).macs / 2
 
 
 def test_no_more_is_alive_than_is_said(supernetwork: st.Supernetwork, images: Tensor) -> None:
-    made = shared_program(supernetwork.supergraph, single_stitch_genotypes(supernetwork.switches))
+    made = supernetwork.supergraph.program(single_stitch_genotypes(supernetwork.switches))
     alive: dict[int, int] = {}
     largest = 0
     with torch.no_grad():
@@ -166,23 +169,24 @@ def test_no_more_is_alive_than_is_said(supernetwork: st.Supernetwork, images: Te
 
 
 def test_a_plan_over_its_budget_is_divided(supernetwork: st.Supernetwork) -> None:
-    genotypes = list(map(supernetwork.canonical, single_stitch_genotypes(supernetwork.switches)))
-    genotypes = list(dict.fromkeys(genotypes))
+    every = networks(supernetwork, single_stitch_genotypes(supernetwork.switches))
+    subnetworks = list(dict.fromkeys(every))
+    genotypes = [subnetwork.genotype for subnetwork in subnetworks]
     graph = supernetwork.supergraph
-    whole = shared_program(graph, genotypes)
-    largest_alone = max(shared_program(graph, [genotype]).elements for genotype in genotypes)
+    whole = graph.program(genotypes)
+    largest_alone = max(graph.program([genotype]).elements for genotype in genotypes)
     assert largest_alone < whole.elements
     budget = 4 * 50 * (largest_alone + whole.elements) / 2
-    parts = divide(supernetwork, genotypes, budget=budget, batch_size=50)
+    parts = divide(graph, subnetworks, budget=budget, batch_size=50)
     assert 1 < len(parts) < len(genotypes)
-    divided = [genotype for part in parts for genotype in part.genotypes]
-    assert sorted(map(genotypes.index, divided)) == list(range(len(genotypes)))
+    divided = [subnetwork for part in parts for subnetwork in part.subnetworks]
+    assert sorted(map(subnetworks.index, divided)) == list(range(len(genotypes)))
     for part in parts:
         assert 4 * 50 * part.program.elements <= budget
-    alone = divide(supernetwork, genotypes, budget=1, batch_size=50)
-    assert [len(part.genotypes) for part in alone] == [1] * len(genotypes)
+    alone = divide(graph, subnetworks, budget=1, batch_size=50)
+    assert [len(part.subnetworks) for part in alone] == [1] * len(genotypes)
     # logits that have to be kept count too
-    kept = divide(supernetwork, genotypes, budget=budget, batch_size=50, kept=int(budget / 16))
+    kept = divide(graph, subnetworks, budget=budget, batch_size=50, kept=int(budget / 16))
     assert len(kept) > len(parts)
 
 
@@ -190,11 +194,11 @@ def test_an_order_that_ends_branches_keeps_less_alive(
     supernetwork: st.Supernetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     genotypes = single_stitch_genotypes(supernetwork.switches)
-    ordered = shared_program(supernetwork.supergraph, genotypes)
+    ordered = supernetwork.supergraph.program(genotypes)
     for step, reads in enumerate(ordered.reads):
         assert all(read < step for read in reads)
     monkeypatch.setattr(sharing, "_depth_first", lambda steps: list(range(len(steps))))
-    as_asked = shared_program(supernetwork.supergraph, genotypes)
+    as_asked = supernetwork.supergraph.program(genotypes)
     assert as_asked.macs == ordered.macs
     assert ordered.elements < as_asked.elements
 
@@ -204,7 +208,11 @@ def test_sixteen_bits_are_near_and_not_exact(
 ) -> None:
     genotypes = [st.Genotype("b"), single_stitch_genotypes(supernetwork.switches)[-1]]
     exact, rounded = (
-        _run(Engine(supernetwork, kernels, memory=1, batch_size=len(images)), genotypes, images)
+        _run(
+            Engine(supernetwork.supergraph, kernels, memory=1, batch_size=len(images)),
+            genotypes,
+            images,
+        )
         for kernels in KERNELS[1:]
     )
     for logits, near in zip(exact, rounded, strict=True):

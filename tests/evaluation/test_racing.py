@@ -8,6 +8,7 @@ import optuna_stitch as st
 from optuna_stitch.evaluation.racing import Race, Rival
 from optuna_stitch.stitching.genotype import single_stitch_genotypes
 from optuna_stitch.utils.errors import ConfigError
+from tests.helpers.networks import networks
 
 IMAGES, BATCH = 600, 20
 
@@ -86,9 +87,9 @@ def table(supernetwork: st.Supernetwork, data: st.Data) -> tuple[torch.Tensor, l
         st.Genotype("b"),
         *single_stitch_genotypes(supernetwork.switches),
     ]
-    logits = st.Evaluator(supernetwork, data.val).logits(genotypes)
+    logits = st.Evaluator(supernetwork, data.val).logits(networks(supernetwork, genotypes))
     outcomes = torch.stack([answer.argmax(1) == data.val.targets for answer in logits])
-    return outcomes, [float(supernetwork.macs(genotype)) for genotype in genotypes]
+    return outcomes, [float(supernetwork.subnetwork(genotype).macs) for genotype in genotypes]
 
 
 def test_a_race_is_against_the_best_that_costs_no_more() -> None:
@@ -112,10 +113,17 @@ def test_the_evaluator_marks_what_it_stopped(supernetwork: st.Supernetwork, data
     genotypes = single_stitch_genotypes(supernetwork.switches)
     full = st.Evaluator(supernetwork, data.val)
     raced = st.Evaluator(supernetwork, data.val, racing=st.Racing(first=50), batch_size=25)
-    best = max(full.evaluate(parents), key=lambda evaluation: evaluation["accuracy"])
-    raced.evaluate(parents)
+    best = max(
+        full.evaluate(networks(supernetwork, parents)),
+        key=lambda evaluation: evaluation["accuracy"],
+    )
+    raced.evaluate(networks(supernetwork, parents))
     stopped = 0
-    for judged, whole in zip(raced.evaluate(genotypes), full.evaluate(genotypes), strict=True):
+    for judged, whole in zip(
+        raced.evaluate(networks(supernetwork, genotypes)),
+        full.evaluate(networks(supernetwork, genotypes)),
+        strict=True,
+    ):
         assert judged["macs"] == whole["macs"]
         if judged.stopped:
             stopped += 1

@@ -13,6 +13,7 @@ from optuna_stitch.evaluation.engine import Engine
 from optuna_stitch.evaluation.result_cache import CachedResult, ResultCache
 from optuna_stitch.stitching.genotype import single_stitch_genotypes
 from optuna_stitch.utils.errors import StudyError
+from tests.helpers.networks import networks
 
 
 def _url(folder: Path) -> str:
@@ -108,7 +109,7 @@ def test_what_is_remembered_costs_no_forward(
     genotypes = single_stitch_genotypes(supernetwork.switches)[:5]
     wanted = ["accuracy", "top5", "cross_entropy", "macs"]
     first = st.Evaluator(supernetwork, data.val, wanted, result_cache=_url(tmp_path))
-    found = first.evaluate(genotypes)
+    found = first.evaluate(networks(supernetwork, genotypes))
 
     def refuse(*_: object) -> None:
         raise AssertionError("forward")
@@ -116,7 +117,7 @@ def test_what_is_remembered_costs_no_forward(
     monkeypatch.setattr(Engine, "run", refuse)
     # a later run, with fewer metrics in another order
     again = st.Evaluator(supernetwork, data.val, ["macs", "accuracy"], result_cache=_url(tmp_path))
-    remembered = again.evaluate(genotypes)
+    remembered = again.evaluate(networks(supernetwork, genotypes))
     assert [e["accuracy"] for e in remembered] == [e["accuracy"] for e in found]
     assert [e["macs"] for e in remembered] == [e["macs"] for e in found]
     for other in (
@@ -125,7 +126,7 @@ def test_what_is_remembered_costs_no_forward(
         st.Evaluator(supernetwork, data.val, [*wanted, "agreement"], result_cache=_url(tmp_path)),
     ):
         with pytest.raises(AssertionError, match="forward"):
-            other.evaluate(genotypes)
+            other.evaluate(networks(supernetwork, genotypes))
 
 
 def test_a_users_metric_is_recorded_under_its_version(
@@ -142,7 +143,7 @@ def test_a_users_metric_is_recorded_under_its_version(
         evaluator = st.Evaluator(
             supernetwork, data.val, [metric], result_cache=_url(tmp_path), batch_size=200
         )
-        evaluator.evaluate([st.Genotype("a")])
+        evaluator.evaluate(networks(supernetwork, [st.Genotype("a")]))
         assert len(calls) == expected
 
 
@@ -150,7 +151,7 @@ def test_races_are_against_what_others_found(
     supernetwork: st.Supernetwork, data: st.Data, tmp_path: Path
 ) -> None:
     st.Evaluator(supernetwork, data.val, result_cache=_url(tmp_path)).evaluate(
-        [st.Genotype("a"), st.Genotype("b")]
+        networks(supernetwork, [st.Genotype("a"), st.Genotype("b")])
     )
     raced = st.Evaluator(
         supernetwork,
@@ -160,11 +161,15 @@ def test_races_are_against_what_others_found(
         batch_size=25,
     )
     crossed = single_stitch_genotypes(supernetwork.switches)
-    stopped = {g for g, e in zip(crossed, raced.evaluate(crossed), strict=True) if e.stopped}
+    stopped = {
+        g
+        for g, e in zip(crossed, raced.evaluate(networks(supernetwork, crossed)), strict=True)
+        if e.stopped
+    }
     assert stopped
     # estimates are for this race only
     full = ResultCache(_url(tmp_path), supernetwork.content_hash(), data.val.fingerprint, "fast")
-    assert not full.find([supernetwork.canonical(genotype) for genotype in stopped])
+    assert not full.find([supernetwork.subnetwork(genotype).genotype for genotype in stopped])
 
 
 def test_a_database_that_cannot_be_used(tmp_path: Path) -> None:

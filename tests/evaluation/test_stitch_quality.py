@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 
 import optuna_stitch as st
+from tests.helpers.networks import networks
 
 
 @pytest.fixture(scope="module")
 def stitch_qualities(a: st.Parent, b: st.Parent, data: st.Data) -> list[st.StitchQuality]:
     supernetwork = st.stitch(a, b)
-    fits = st.fit(supernetwork, data.train, images=100)
+    fits = supernetwork.fit(data.train, images=100)
     return st.measure_stitches(supernetwork, fits, data.val.take(100))
 
 
@@ -18,21 +19,21 @@ def test_each_is_the_network_with_one_stitch_on(
     stitch_qualities: list[st.StitchQuality], a: st.Parent, b: st.Parent, data: st.Data
 ) -> None:
     supernetwork = st.stitch(a, b)
-    st.fit(supernetwork, data.train, images=100)
+    supernetwork.fit(data.train, images=100)
     evaluator = st.Evaluator(supernetwork, data.val.take(100), ["accuracy", "macs"])
-    parents = evaluator.evaluate([st.Genotype("a"), st.Genotype("b")])
+    parents = evaluator.evaluate(networks(supernetwork, [st.Genotype("a"), st.Genotype("b")]))
     weaker = min(entry["accuracy"] for entry in parents)
     for index in (0, len(stitch_qualities) - 1):
         stitch_quality = stitch_qualities[index]
         alone = st.Genotype(stitch_quality.into, frozenset([index]))
-        figures = evaluator.evaluate([alone])[0]
+        figures = evaluator.evaluate(networks(supernetwork, [alone]))[0]
         assert stitch_quality.switch == supernetwork.switches[index].name
         assert (stitch_quality.quality, stitch_quality.macs) == (
             figures["accuracy"],
             figures["macs"],
         )
         assert stitch_quality.drop == pytest.approx(weaker - figures["accuracy"])
-        assert stitch_quality.stitch_macs == supernetwork.laid[index].macs
+        assert stitch_quality.stitch_macs == supernetwork.stitches[index].macs
     assert [c.depth_a for c in stitch_qualities] == sorted(c.depth_a for c in stitch_qualities)
 
 

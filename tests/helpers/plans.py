@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import optuna_stitch as st
-from optuna_stitch.stitching.program import Program, shared_program
+from optuna_stitch.stitching.program import Program
 
 
 def plan(supernetwork: st.Supernetwork, genotypes: Sequence[st.Genotype]) -> Program:
     """One program for all, with the BatchNorm statistics of every path."""
-    program = shared_program(supernetwork.supergraph, genotypes)
-    supernetwork.recalibrate(program)
+    program = supernetwork.supergraph.program(genotypes)
+    supernetwork.supergraph.recalibrate(program)
     return program

@@ -120,7 +120,7 @@ def pair_row(pair: str) -> Row:
 
 def run(supernetwork: st.Supernetwork, genotype: st.Genotype, images: list[Tensor]) -> Tensor:
     """Run a subnetwork, extracted, on the views that it needs."""
-    network = supernetwork.extract(genotype)
+    network = supernetwork.subnetwork(genotype).extract()
     inputs = [node for node in network.graph.nodes if node.op == "placeholder"]  # type: ignore[union-attr]
     if len(supernetwork.views) == 1:
         return network(*images)  # type: ignore[no-any-return]

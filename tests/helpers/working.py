@@ -14,9 +14,8 @@ import optuna
 import torch
 
 import optuna_stitch as st
-from optuna_stitch.search.study import open_study
+from optuna_stitch.search.study import create_study
 from optuna_stitch.search.worker import optimize
-from optuna_stitch.stitching.io import load_supernetwork
 from optuna_stitch.storage.open import open_storage, result_cache_engine
 
 NAME = "shared"
@@ -30,12 +29,19 @@ def work(folder: Path, url: str, seed: int, images: int, options: dict[str, Any]
     """What each process does: load the supernetwork, join the study, search."""
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    supernetwork = load_supernetwork(folder)
+    supernetwork = st.Supernetwork.load(folder)
     data = st.load_data("sklearn/digits", train={"images": 300}, val={"images": 200})
     storage = open_storage(url)
     result_cache = result_cache_engine(storage, folder) if options.pop("remember", False) else None
     objective = st.Objective(supernetwork, data.val.take(images), result_cache=result_cache)
-    study = open_study(NAME, storage, objective, sampler(seed), population=20)
+    study = create_study(
+        objective,
+        study_name=NAME,
+        storage=storage,
+        sampler=sampler(seed),
+        load_if_exists=True,
+        population=20,
+    )
     optimize(study, objective, **options)
     os._exit(0)  # libraries that were forked need not be taken down
 

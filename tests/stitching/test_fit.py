@@ -16,6 +16,7 @@ from optuna_stitch.stitching.layer import Stitch
 from optuna_stitch.stitching.moments import Moments
 from optuna_stitch.stitching.regression import Choices, Regression
 from optuna_stitch.utils.errors import FitError
+from tests.helpers.networks import networks
 
 PLAIN = Choices((1,), everywhere=False, match_variance=False)
 
@@ -195,7 +196,7 @@ def test_features_that_are_not_finite_are_named(a: st.Parent, b: st.Parent, data
         norm.weight[0] = float("nan")
     try:
         with pytest.raises(FitError, match=r"stitch 'a\..* hold NaN or infinite .* parent a, at"):
-            st.fit(supernetwork, data.train, images=20)
+            supernetwork.fit(data.train, images=20)
     finally:
         with torch.no_grad():
             norm.weight.copy_(before)
@@ -205,12 +206,12 @@ def test_little_memory_means_more_passes_and_the_same_stitches(
     a: st.Parent, b: st.Parent, data: st.Data, capsys: pytest.CaptureFixture[str]
 ) -> None:
     once, often = st.stitch(a, b), st.stitch(a, b)
-    st.fit(once, data.train, images=50)
-    st.fit(often, data.train, images=50, memory=0.1)
+    once.fit(data.train, images=50)
+    often.fit(data.train, images=50, memory=0.1)
     assert "passes over the images" in capsys.readouterr().err
     assert once.content_hash() == often.content_hash()
     with pytest.raises(FitError, match="raise `memory`"):
-        st.fit(often, data.train, images=50, memory=1e-6)
+        often.fit(data.train, images=50, memory=1e-6)
 
 
 def test_batches_of_any_size_give_the_same_stitches(
@@ -218,7 +219,7 @@ def test_batches_of_any_size_give_the_same_stitches(
 ) -> None:
     one, other = st.stitch(a, b, points="blocks"), st.stitch(a, b, points="blocks")
     fits = [
-        st.fit(supernetwork, data.train, images=32, batch_size=size)
+        supernetwork.fit(data.train, images=32, batch_size=size)
         for supernetwork, size in ((one, 32), (other, 3))
     ]
     assert [entry.rank for entry in fits[0]] == [entry.rank for entry in fits[1]]
@@ -228,7 +229,7 @@ def test_batches_of_any_size_give_the_same_stitches(
 
 def test_the_budget_holds_for_every_stitch(a: st.Parent, b: st.Parent, data: st.Data) -> None:
     supernetwork = st.stitch(a, b)
-    fits = st.fit(supernetwork, data.train, images=50, budget=0.02)
+    fits = supernetwork.fit(data.train, images=50, budget=0.02)
     cheaper = min(graph.macs for graph in supernetwork.graphs.values())
     assert all(entry.macs <= 0.02 * cheaper or entry.rank == 1 for entry in fits)
     assert sum(entry.rank > 1 for entry in fits) > len(fits) / 2
@@ -241,25 +242,25 @@ def test_the_budget_holds_for_every_stitch(a: st.Parent, b: st.Parent, data: st.
             for place, _ in resolved.steps
             if supernetwork.supergraph.operations[place].owner == "stitch"
         )
-        assert stitch.macs == entry.macs == supernetwork.laid[index].macs
+        assert stitch.macs == entry.macs == supernetwork.stitches[index].macs
 
 
 def test_too_few_images(a: st.Parent, b: st.Parent, data: st.Data) -> None:
     with pytest.raises(FitError, match="5 images are too few"):
-        st.fit(st.stitch(a, b), data.train, images=5)
+        st.stitch(a, b).fit(data.train, images=5)
 
 
 def test_a_fit_is_repeatable_and_late_stitches_are_good(
     a: st.Parent, b: st.Parent, supernetwork: st.Supernetwork, data: st.Data
 ) -> None:
     again = st.stitch(a, b)
-    fits = st.fit(again, data.train)
+    fits = again.fit(data.train)
     assert again.content_hash() == supernetwork.content_hash()
     assert [entry.switch for entry in fits] == [switch.name for switch in again.switches]
     assert all(entry.macs > 0 for entry in fits)
     # a stitch into the last match must leave most of the weaker parent's accuracy
     evaluator = st.Evaluator(again, data.val)
     last = len(again.switches) - 2
-    parents = evaluator.evaluate([st.Genotype("a"), st.Genotype("b")])
-    crossed = evaluator.evaluate([st.Genotype("b", frozenset([last]))])[0]
+    parents = evaluator.evaluate(networks(again, [st.Genotype("a"), st.Genotype("b")]))
+    crossed = evaluator.evaluate(networks(again, [st.Genotype("b", frozenset([last]))]))[0]
     assert crossed["accuracy"] > min(p["accuracy"] for p in parents) - 0.1

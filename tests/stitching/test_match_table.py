@@ -35,7 +35,7 @@ def test_a_row_for_each_match_with_what_its_stitches_cost(cnn_vit: st.Supernetwo
         assert (row.point_a, row.layout_a) == (match.a.name, str(match.a.layout))
         assert (row.point_b, row.layout_b) == (match.b.name, str(match.b.layout))
     macs = table[["macs_into_b", "macs_into_a"]].to_numpy().flatten().tolist()
-    assert macs == [stitch.macs for stitch in cnn_vit.laid]
+    assert macs == [stitch.macs for stitch in cnn_vit.stitches]
 
 
 def test_stitches_that_are_not_kept_are_missing(cnn_vit: st.Supernetwork) -> None:
@@ -43,7 +43,7 @@ def test_stitches_that_are_not_kept_are_missing(cnn_vit: st.Supernetwork) -> Non
     table = kept.match_table()
     assert table["macs_into_b"].isna().tolist() == [False, True, False]
     assert table["macs_into_a"].isna().tolist() == [True, False, False]
-    assert table["macs_into_a"].sum() == kept.laid[1].macs + kept.laid[3].macs
+    assert table["macs_into_a"].sum() == kept.stitches[1].macs + kept.stitches[3].macs
     shown = kept._repr_html_()
     assert "3 matches, 4 stitches" in shown
     assert shown.count("<td>–</td>") == 2

@@ -11,6 +11,7 @@ import optuna_stitch as st
 from optuna_stitch.data.view import View
 from optuna_stitch.stitching.batch_norm import BatchNorm
 from optuna_stitch.stitching.recalibration import Calibration
+from tests.helpers.networks import networks
 from tests.helpers.plans import plan
 
 
@@ -79,14 +80,17 @@ def test_it_helps_crossovers_into_a_batchnorm_network(
         if switch.into == "b"
     ]
     better, plain = (
-        sum(f["accuracy"] for f in st.Evaluator(net, data.val, ["accuracy"]).evaluate(crossed))
+        sum(
+            f["accuracy"]
+            for f in st.Evaluator(net, data.val, ["accuracy"]).evaluate(networks(net, crossed))
+        )
         for net in (supernetwork, without)
     )
     assert better > plain + 0.005 * len(crossed)
     parents = [st.Genotype("a"), st.Genotype("b")]
     for logits, same in zip(
-        st.Evaluator(supernetwork, data.val).logits(parents),
-        st.Evaluator(without, data.val).logits(parents),
+        st.Evaluator(supernetwork, data.val).logits(networks(supernetwork, parents)),
+        st.Evaluator(without, data.val).logits(networks(without, parents)),
         strict=True,
     ):
         assert torch.equal(logits, same)
@@ -103,12 +107,12 @@ def test_batchnorm_operators_of_exported_programs(
     torch.export.save(program, tmp_path / "a.pt2")
     exported = st.load_parent(str(tmp_path / "a.pt2"), view=a.view)
     supernetwork = st.stitch(exported, b)
-    st.fit(supernetwork, data.train, images=60, recalibrate=30)
+    supernetwork.fit(data.train, images=60, recalibrate=30)
     genotype = st.Genotype(output, _into(supernetwork, "a").on)  # type: ignore[arg-type]
     with torch.no_grad():
         together = plan(supernetwork, [st.Genotype("a"), genotype])
         assert together.stitched_norms
         logits = together.run([images])[1]
-        assert torch.equal(supernetwork.extract(genotype)(images), logits)
+        assert torch.equal(supernetwork.subnetwork(genotype).extract()(images), logits)
         supernetwork.calibration = None
-        assert not torch.equal(supernetwork.extract(genotype)(images), logits)
+        assert not torch.equal(supernetwork.subnetwork(genotype).extract()(images), logits)

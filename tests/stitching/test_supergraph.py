@@ -28,11 +28,11 @@ def test_any_genotype_runs_alone_and_reads_only_what_came_before(
         assert computed.issuperset(reads)
         computed.add(place)
     assert resolved.used <= on
-    canonical = supernetwork.canonical(genotype)
-    assert supernetwork.canonical(canonical) == canonical
+    canonical = supernetwork.subnetwork(genotype).genotype
+    assert supernetwork.subnetwork(canonical).genotype == canonical
     assert supernetwork.supergraph.resolve(canonical) == resolved
     with torch.no_grad():
-        logits = supernetwork.extract(genotype)(torch.zeros(2, 3, 32, 32))
+        logits = supernetwork.subnetwork(genotype).extract()(torch.zeros(2, 3, 32, 32))
     assert logits.shape == (2, 10)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 import optuna_stitch as st
 from optuna_stitch.stitching.supergraph import mean_of_probabilities
 from optuna_stitch.utils.errors import ArtifactError, MatchError, StudyError
+from tests.helpers.networks import networks
 
 
 def test_with_all_switches_off_a_parent_is_itself(
@@ -17,23 +18,26 @@ def test_with_all_switches_off_a_parent_is_itself(
 ) -> None:
     with torch.no_grad():
         a, b = supernetwork.a.module(images), supernetwork.b.module(images)
-        assert torch.equal(supernetwork.extract({"output": "a"})(images), a)
-        assert torch.equal(supernetwork.extract({"output": "b"})(images), b)
-        both = supernetwork.extract({"output": "ensemble"})(images)
+        assert torch.equal(supernetwork.subnetwork({"output": "a"}).extract()(images), a)
+        assert torch.equal(supernetwork.subnetwork({"output": "b"}).extract()(images), b)
+        both = supernetwork.subnetwork({"output": "ensemble"}).extract()(images)
     assert torch.equal(both, mean_of_probabilities(a, b))
     assert torch.allclose(both.softmax(1), (a.softmax(1) + b.softmax(1)) / 2, atol=1e-6)
 
 
 def test_costs_count_only_what_the_output_needs(supernetwork: st.Supernetwork) -> None:
     graphs = supernetwork.graphs
-    assert supernetwork.macs(st.Genotype("a")) == graphs["a"].macs
-    assert supernetwork.macs(st.Genotype("b")) == graphs["b"].macs
-    assert supernetwork.macs(st.Genotype("ensemble")) == graphs["a"].macs + graphs["b"].macs
-    assert supernetwork.parameters(st.Genotype("a")) == graphs["a"].parameters
+    assert supernetwork.subnetwork(st.Genotype("a")).macs == graphs["a"].macs
+    assert supernetwork.subnetwork(st.Genotype("b")).macs == graphs["b"].macs
+    assert (
+        supernetwork.subnetwork(st.Genotype("ensemble")).macs
+        == graphs["a"].macs + graphs["b"].macs
+    )
+    assert supernetwork.subnetwork(st.Genotype("a")).parameters == graphs["a"].parameters
     into_b = next(i for i, switch in enumerate(supernetwork.switches) if switch.into == "b")
     unreachable = st.Genotype("a", frozenset([into_b]))
-    assert supernetwork.canonical(unreachable) == st.Genotype("a")
-    assert supernetwork.macs(unreachable) == graphs["a"].macs
+    assert supernetwork.subnetwork(unreachable).genotype == st.Genotype("a")
+    assert supernetwork.subnetwork(unreachable).macs == graphs["a"].macs
 
 
 def test_a_crossover_by_hand(supernetwork: st.Supernetwork, images: Tensor) -> None:
@@ -61,23 +65,23 @@ def test_a_crossover_by_hand(supernetwork: st.Supernetwork, images: Tensor) -> N
         Read(supernetwork.graphs["a"].module).run(images)
         expected = Replace(supernetwork.graphs["b"].module).run(images)
         genotype = st.Genotype("b", frozenset([index]))
-        assert torch.equal(supernetwork.extract(genotype)(images), expected)
-    macs = supernetwork.macs(genotype)
+        assert torch.equal(supernetwork.subnetwork(genotype).extract()(images), expected)
+    macs = supernetwork.subnetwork(genotype).macs
     assert macs < supernetwork.graphs["a"].macs + supernetwork.graphs["b"].macs
 
 
 def test_params_and_genotypes_are_the_same_thing(supernetwork: st.Supernetwork) -> None:
     genotype = st.Genotype("ensemble", frozenset([0, 3]))
-    params = supernetwork.params(genotype)
+    params = supernetwork.subnetwork(genotype).params
     assert len(params) == len(supernetwork.switches) + 1
     assert params[supernetwork.switches[3].name] == "on"
-    assert supernetwork.genotype(params) == genotype
+    assert supernetwork.subnetwork(params).genotype == genotype
     with pytest.raises(StudyError, match="no switch"):
-        supernetwork.genotype({"output": "a", "a.nothing -> b.nowhere": "on"})
+        supernetwork.subnetwork({"output": "a", "a.nothing -> b.nowhere": "on"})
     with pytest.raises(StudyError, match="cannot be 'maybe'"):
-        supernetwork.genotype({**params, supernetwork.switches[0].name: "maybe"})
+        supernetwork.subnetwork({**params, supernetwork.switches[0].name: "maybe"})
     with pytest.raises(StudyError, match="lack 'output'"):
-        supernetwork.genotype({})
+        supernetwork.subnetwork({})
 
 
 def test_names_are_unique_and_readable(supernetwork: st.Supernetwork) -> None:
@@ -93,7 +97,8 @@ def test_tokens_and_grids_cross(cnn_vit: st.Supernetwork, images: Tensor) -> Non
     assert ("NCHW", "NLC") in kinds
     with torch.no_grad():
         for index, switch in enumerate(cnn_vit.switches):
-            logits = cnn_vit.extract(st.Genotype(switch.into, frozenset([index])))(images)
+            crossed = cnn_vit.subnetwork(st.Genotype(switch.into, frozenset([index])))
+            logits = crossed.extract()(images)
             assert logits.shape == (5, 10)
             assert logits.isfinite().all()
 
@@ -105,13 +110,15 @@ def test_some_of_the_stitches_can_be_kept(
     smaller = supernetwork.keep(chosen)
     assert smaller.switches == tuple(supernetwork.switches[switch] for switch in chosen)
     assert len(smaller.matches) == 3
-    st.save_supernetwork(smaller, tmp_path)
-    for kept in (smaller, st.load_supernetwork(tmp_path)):
+    smaller.save(tmp_path)
+    for kept in (smaller, st.Supernetwork.load(tmp_path)):
         for place, switch in enumerate(chosen):
             into = supernetwork.switches[switch].into
             with torch.no_grad():
-                expected = supernetwork.extract(st.Genotype(into, frozenset([switch])))(images)
-                found = kept.extract(st.Genotype(into, frozenset([place])))(images)
+                whole = st.Genotype(into, frozenset([switch]))
+                part = st.Genotype(into, frozenset([place]))
+                expected = supernetwork.subnetwork(whole).extract()(images)
+                found = kept.subnetwork(part).extract()(images)
             assert torch.equal(found, expected)
     with pytest.raises(MatchError, match="No stitch is kept"):
         supernetwork.keep([])
@@ -124,11 +131,13 @@ def test_parents_that_see_images_differently(a: st.Parent, data: st.Data) -> Non
     batch = next(data.test.batches(supernetwork.views, 20))
     with torch.no_grad():
         alone = other.module(batch.images[1])
-        assert torch.equal(supernetwork.extract({"output": "b"})(batch.images[1]), alone)
-        both = supernetwork.extract({"output": "ensemble"})(*batch.images)
+        assert torch.equal(
+            supernetwork.subnetwork({"output": "b"}).extract()(batch.images[1]), alone
+        )
+        both = supernetwork.subnetwork({"output": "ensemble"}).extract()(*batch.images)
         assert torch.equal(both, mean_of_probabilities(a.module(batch.images[0]), alone))
         evaluator = st.Evaluator(supernetwork, data.test.take(20), kernels="plain")
-        evaluated = evaluator.logits([st.Genotype("b")])
+        evaluated = evaluator.logits(networks(supernetwork, [st.Genotype("b")]))
         assert torch.equal(evaluated[0], alone)
 
 
@@ -141,18 +150,18 @@ def test_parents_of_different_classes(a: st.Parent) -> None:
 def test_saved_and_loaded_it_is_the_same(
     supernetwork: st.Supernetwork, images: Tensor, tmp_path: Path
 ) -> None:
-    st.save_supernetwork(supernetwork, tmp_path)
+    supernetwork.save(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "supernetwork.json",
         "supernetwork.safetensors",
     ]
-    loaded = st.load_supernetwork(tmp_path)
+    loaded = st.Supernetwork.load(tmp_path)
     assert loaded.content_hash() == supernetwork.content_hash()
     assert loaded.switches == supernetwork.switches
     genotype = st.Genotype("ensemble", frozenset([1, 4]))
     with torch.no_grad():
-        expected = supernetwork.extract(genotype)(images)
-        assert torch.equal(loaded.extract(genotype)(images), expected)
+        expected = supernetwork.subnetwork(genotype).extract()(images)
+        assert torch.equal(loaded.subnetwork(genotype).extract()(images), expected)
 
 
 @pytest.mark.parametrize("name", ["supernetwork.json", "supernetwork.safetensors"])
@@ -160,21 +169,21 @@ def test_saved_and_loaded_it_is_the_same(
 def test_a_broken_artifact_is_refused(
     supernetwork: st.Supernetwork, tmp_path: Path, name: str, content: bytes | None
 ) -> None:
-    st.save_supernetwork(supernetwork, tmp_path)
+    supernetwork.save(tmp_path)
     (tmp_path / name).unlink()
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ArtifactError, match="build it again"):
-        st.load_supernetwork(tmp_path)
+        st.Supernetwork.load(tmp_path)
 
 
 def test_a_changed_artifact_is_refused(supernetwork: st.Supernetwork, tmp_path: Path) -> None:
-    st.save_supernetwork(supernetwork, tmp_path)
+    supernetwork.save(tmp_path)
     weights = load_file(tmp_path / "supernetwork.safetensors")
     weights["stitches.0.bias"] += 1
     save_file(weights, tmp_path / "supernetwork.safetensors")
     with pytest.raises(ArtifactError, match="not the one that was saved"):
-        st.load_supernetwork(tmp_path)
+        st.Supernetwork.load(tmp_path)
 
 
 def test_a_module_of_ones_own(b: st.Parent, data: st.Data, images: Tensor, tmp_path: Path) -> None:
@@ -189,12 +198,14 @@ def test_a_module_of_ones_own(b: st.Parent, data: st.Data, images: Tensor, tmp_p
 
     own = st.load_parent(make(), input_size=32, name="mine")
     supernetwork = st.stitch(own, b)
-    st.fit(supernetwork, data.train.take(50))
+    supernetwork.fit(data.train.take(50))
     with torch.no_grad():
-        assert torch.equal(supernetwork.extract({"output": "a"})(images), own.module(images))
-    st.save_supernetwork(supernetwork, tmp_path)
+        assert torch.equal(
+            supernetwork.subnetwork({"output": "a"}).extract()(images), own.module(images)
+        )
+    supernetwork.save(tmp_path)
     with pytest.raises(ArtifactError, match=r"mine, is a module of your own"):
-        st.load_supernetwork(tmp_path)
+        st.Supernetwork.load(tmp_path)
     again = st.load_parent(make(), input_size=32, name="mine")
-    loaded = st.load_supernetwork(tmp_path, a=again)
+    loaded = st.Supernetwork.load(tmp_path, a=again)
     assert loaded.content_hash() == supernetwork.content_hash()

@@ -1,0 +1,112 @@
+"""Small parents and a supernetwork, made once for all tests and examples."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from filelock import FileLock
+
+import optuna_stitch as st
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+# several workers share the cores: threads that wait for each other would stall all of them
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Trained parents are kept for the session, apart from the user's own, by all its workers.
+
+    Or for longer, in a folder that ``OPTUNA_STITCH_TEST_CACHE`` names.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = os.environ.get("OPTUNA_STITCH_TEST_CACHE", str(shared / "cache"))
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    os.environ["OPTUNA_STITCH_CACHE"] = folder
+    yield Path(folder)
+    del os.environ["OPTUNA_STITCH_CACHE"]
+
+
+@pytest.fixture(scope="session")
+def data() -> st.Data:
+    return st.load_data("sklearn/digits", train={"images": 300}, val={"images": 200})
+
+
+def _parent(name: str, data: st.Data, cache: Path, epochs: int, **model_args: object) -> st.Parent:
+    view = st.View((3, 32, 32))
+    parent = st.load_parent(name, num_classes=10, view=view, model_args=model_args)
+    with FileLock(cache / f"{name}.lock"):  # one worker trains it, the others wait
+        st.train_parent(parent, data.train, st.Recipe(epochs=epochs, learning_rate=4e-3))
+    return parent
+
+
+@pytest.fixture(scope="session")
+def a(data: st.Data, cache: Path) -> st.Parent:
+    return _parent("test_resnet", data, cache, 4)
+
+
+@pytest.fixture(scope="session")
+def b(data: st.Data, cache: Path) -> st.Parent:
+    return _parent("test_efficientnet", data, cache, 6)
+
+
+@pytest.fixture(scope="session")
+def vit(data: st.Data, cache: Path) -> st.Parent:
+    return _parent("test_vit", data, cache, 2, img_size=32, patch_size=4)
+
+
+@pytest.fixture(scope="session")
+def supernetwork(a: st.Parent, b: st.Parent, data: st.Data) -> st.Supernetwork:
+    made = st.stitch(a, b)
+    made.fit(data.train)
+    return made
+
+
+@pytest.fixture(scope="session")
+def cnn_vit(a: st.Parent, vit: st.Parent, data: st.Data) -> st.Supernetwork:
+    made = st.stitch(a, vit)
+    made.fit(data.train)
+    return made
+
+
+@pytest.fixture(scope="session")
+def images() -> torch.Tensor:
+    return torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="session")
+def objective(supernetwork: st.Supernetwork, data: st.Data) -> st.Objective:
+    """What examples in docstrings call ``objective``."""
+    return st.Objective(supernetwork, data.val)
+
+
+@pytest.fixture(scope="session")
+def study(objective: st.Objective) -> optuna.Study:
+    """A small finished study in memory; what examples in docstrings call ``study``."""
+    study = st.create_study(objective, population=12)
+    st.optimize(study, objective, n_trials=12, batch=6)
+    return study
+
+
+@pytest.fixture(autouse=True)
+def _names_for_examples(request: pytest.FixtureRequest) -> None:
+    """Give the examples in docstrings the names that they use, and an empty folder to write to."""
+    if not isinstance(request.node, pytest.DoctestItem):
+        return
+    source = "".join(example.source for example in request.node.dtest.examples)
+    names: dict[str, Any] = {"st": st, "optuna": optuna, "torch": torch}
+    for name in ("data", "a", "b", "supernetwork", "objective", "study", "tmp_path"):
+        if name in source:
+            names[name] = request.getfixturevalue(name)
+    if "tmp_path" in names:
+        request.getfixturevalue("monkeypatch").chdir(names["tmp_path"])
+    request.node.dtest.globs.update(names)
