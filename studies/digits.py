@@ -11,17 +11,18 @@ st.train_parent(a, data.train, st.Recipe(epochs=6, learning_rate=4e-3, seed=1))
 st.train_parent(b, data.train, st.Recipe(epochs=12, learning_rate=4e-3, seed=1))
 
 supernetwork = st.stitch(a, b)
-st.fit(supernetwork, data.train)
+supernetwork.fit(data.train)
 
 objective = st.Objective(supernetwork, data.val, metrics=["accuracy", "macs"])
-study = optuna.create_study(
-    directions=objective.directions,
+study = st.create_study(
+    objective,
+    study_name="digits",
+    storage="sqlite:///digits.db",
+    load_if_exists=True,
     sampler=optuna.samplers.NSGAIISampler(population_size=50, seed=0),
-    storage=st.open_storage("sqlite:///digits.db"),
 )
-st.enqueue_starts(study, supernetwork, population=50)
 st.optimize(study, objective, n_trials=100, batch=10)  # or: study.optimize(objective, ...)
 
 best = max(study.best_trials, key=lambda trial: trial.values[0])
-network = supernetwork.extract(best.params)  # a plain nn.Module
+network = supernetwork.subnetwork(best.params).extract()  # a plain nn.Module
 print(f"trial {best.number}: {best.values[0]:.1%} at {best.values[1] / 1e6:.2f} M MACs")

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import runpy
+import socket
+import threading
 import time
 import urllib.request
-from multiprocessing import get_context
 from pathlib import Path
 
 import optuna
@@ -12,14 +13,9 @@ import torch
 
 from optuna_stitch.report.dashboard_server import serve_dashboard
 from optuna_stitch.storage.open import open_storage
+from optuna_stitch.utils.errors import StudyError
 
 ROOT = Path(__file__).parents[2]
-
-
-def test_the_readme_shows_the_program() -> None:
-    assert (ROOT / "studies" / "digits.py").read_text().split('"""\n\n', 1)[1] in (
-        ROOT / "README.md"
-    ).read_text()
 
 
 def test_the_program_gives_a_plain_network(
@@ -39,27 +35,23 @@ def test_the_program_gives_a_plain_network(
     assert optuna.load_study(study_name=study.study_name, storage="sqlite:///digits.db").trials
 
 
-def _serve(url: str, port: int) -> None:
-    serve_dashboard(open_storage(url), port=port)
-
-
 def test_the_dashboard_serves_the_study(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/study.db"
-    optuna.create_study(storage=url, study_name="shown")
-    port = 18080 + hash(str(tmp_path)) % 10000
-    server = get_context("spawn").Process(target=_serve, args=(url, port), daemon=True)
+    storage = open_storage(f"sqlite:///{tmp_path}/study.db")
+    optuna.create_study(storage=storage, study_name="shown")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    options = {"storage": storage, "port": port}
+    server = threading.Thread(target=serve_dashboard, kwargs=options, daemon=True)
     server.start()
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                address = f"http://127.0.0.1:{port}/api/studies"
-                answer = urllib.request.urlopen(address, timeout=5).read().decode()
-                break
-            except OSError:
-                assert server.is_alive()
-                assert time.monotonic() < deadline
-                time.sleep(0.2)
-        assert "shown" in answer
-    finally:
-        server.terminate()
+    address, deadline = f"http://127.0.0.1:{port}/api/studies", time.monotonic() + 60
+    while True:
+        try:
+            answer = urllib.request.urlopen(address, timeout=5).read().decode()
+            break
+        except OSError:
+            assert server.is_alive()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert "shown" in answer
+    with pytest.raises(StudyError, match="choose another `--port`"):
+        serve_dashboard(storage, port=port)
