@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,9 @@ from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supergraph import Supergraph
 from optuna_stitch.utils.errors import DataError
 from optuna_stitch.utils.progress import console
+
+# The share of the memory that values of earlier plans may take.
+KEPT = 1 / 8
 
 _BYTES = 4  # of a number
 
@@ -75,7 +78,8 @@ def divide(
     Returns:
         As few plans as halving gives.
     """
-    program = shared_program(supergraph.operations, [s.resolved for s in subnetworks])
+    with no_collection():
+        program = shared_program(supergraph.operations, [s.resolved for s in subnetworks])
     needed = _BYTES * (program.elements * batch_size + kept * len(subnetworks))
     if needed <= budget or len(subnetworks) == 1:
         return [Plan(list(subnetworks), program)]
@@ -88,10 +92,6 @@ def divide(
         for some in (ordered[:half], ordered[half:])
         for part in divide(supergraph, some, budget=budget, batch_size=batch_size, kept=kept)
     ]
-
-
-# The share of the memory that values of earlier plans may take.
-KEPT = 1 / 8
 
 
 class Engine:
@@ -117,17 +117,18 @@ class Engine:
         self.batch_size = self.at_once = batch_size
         self._fold = Folding(supergraph)
 
-    def divide(self, subnetworks: Sequence[Subnetwork], kept: int = 0) -> list[Plan]:
-        """Divide subnetworks among plans that fit into memory; see `plan.divide`."""
-        budget = self.memory * 2**30 * (1 - 2 * KEPT)  # both at once, old values and new
+    @property
+    def budget(self) -> float:
+        """Bytes that the values of one plan may take."""
+        return self.memory * 2**30 * (1 - 2 * KEPT)  # both at once, old values and new
+
+    @property
+    def largest_batch(self) -> int:
+        """Images of the largest batch that a plan runs: the calibration has batches too."""
         calibration = self.supergraph.calibration
-        largest = self.batch_size
-        if calibration is not None:  # whose batches the plan runs too
-            largest = max(largest, min(calibration.batch_size, len(calibration)))
-        with no_collection():
-            return divide(
-                self.supergraph, subnetworks, budget=budget, batch_size=largest, kept=kept
-            )
+        if calibration is None:
+            return self.batch_size
+        return max(self.batch_size, min(calibration.batch_size, len(calibration)))
 
     def prepare(self, program: Program, reuse: Reuse | None = None) -> Program:
         """Give a plan's program its BatchNorm statistics and its kernels, in place.
@@ -140,8 +141,14 @@ class Engine:
             DataError: If memory does not suffice for a batch of the calibration. It is not
                 halved, since the statistics of two halves are not those of the whole.
         """
+        calibration = self.supergraph.calibration
         try:
-            self._recalibrate(program, reuse)
+            if reuse is None:
+                self.supergraph.recalibrate(program)
+            elif calibration is not None and (program.stitched_norms or reuse.steps):
+                given = [reuse.calibration(number) for number in range(calibration.count)]
+                for answers in self.supergraph.recalibrate(program, given):
+                    reuse.add_calibration(answers[len(answers) - len(reuse.steps) :])
         except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):
                 raise
@@ -153,15 +160,6 @@ class Engine:
         if self.kernels != "plain":
             self._fold(program)
         return program
-
-    def _recalibrate(self, program: Program, reuse: Reuse | None) -> None:
-        calibration = self.supergraph.calibration
-        if reuse is None:
-            self.supergraph.recalibrate(program)
-        elif calibration is not None and (program.stitched_norms or reuse.steps):
-            given = [reuse.calibration(number) for number in range(calibration.count)]
-            for answers in self.supergraph.recalibrate(program, given):
-                reuse.add_calibration(answers[len(answers) - len(reuse.steps) :])
 
     def run(
         self,
@@ -188,14 +186,14 @@ class Engine:
         while True:
             pieces = range(0, len(images[0]), self.at_once)
             try:
-                answers = [
-                    self._run(
-                        program,
-                        [view[start : start + self.at_once] for view in images],
-                        {k: value[start : start + self.at_once] for k, value in known.items()},
-                    )
-                    for start in pieces
-                ]
+                with self._precision():
+                    answers = [
+                        program.run(
+                            self._laid_out(view[start : start + self.at_once] for view in images),
+                            {k: v[start : start + self.at_once] for k, v in known.items()},
+                        )
+                        for start in pieces
+                    ]
                 break
             except (RuntimeError, MemoryError) as error:
                 if not _out_of_memory(error):
@@ -236,16 +234,9 @@ class Engine:
             program.outputs = wanted
         return program.operations[output].name
 
-    def _run(
-        self, program: Program, images: Sequence[Tensor], given: Mapping[int, Tensor]
-    ) -> list[Tensor]:
-        with self._precision():
-            answers: list[Tensor] = program.run(self._laid_out(images), given)
-        return answers
-
-    def _laid_out(self, images: Sequence[Tensor]) -> Sequence[Tensor]:
+    def _laid_out(self, images: Iterable[Tensor]) -> list[Tensor]:
         if self.kernels == "plain":
-            return images
+            return list(images)
         layout = self.supergraph.memory_format
         return [image.contiguous(memory_format=layout) for image in images]
 

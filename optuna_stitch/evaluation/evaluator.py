@@ -13,7 +13,7 @@ from torch import Tensor
 from optuna_stitch.data.splits import Split
 from optuna_stitch.evaluation.accumulator import Evaluation
 from optuna_stitch.evaluation.activation_cache import ActivationCache
-from optuna_stitch.evaluation.engine import Engine
+from optuna_stitch.evaluation.engine import Engine, divide
 from optuna_stitch.evaluation.latency import Latencies, measure_latency, use_latencies
 from optuna_stitch.evaluation.metrics import (
     AnyMetric,
@@ -194,7 +194,13 @@ class Evaluator:
             return
         keeps = any(isinstance(metric, Metric) for metric in self._learned)
         kept = len(self.split) * self._supergraph.classes if keeps else 0
-        plans = self._engine.divide(subnetworks, kept)
+        plans = divide(
+            self._supergraph,
+            subnetworks,
+            budget=self._engine.budget,
+            batch_size=self._engine.largest_batch,
+            kept=kept,
+        )
         batches = math.ceil(len(self.split) / self._engine.batch_size)
         with progress_bar(show_progress_bar=show_progress_bar) as progress:
             task = progress.add_task(

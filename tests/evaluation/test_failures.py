@@ -18,6 +18,7 @@ from optuna_stitch.evaluation.engine import Engine
 from optuna_stitch.search.objective import FAILED_AT
 from optuna_stitch.search.worker import optimize
 from optuna_stitch.stitching.genotype import single_stitch_genotypes
+from optuna_stitch.stitching.program import Program
 from optuna_stitch.stitching.supergraph import Supergraph
 from optuna_stitch.utils.errors import DataError, StudyError
 from tests.helpers.networks import networks
@@ -62,7 +63,7 @@ def test_a_failed_network_is_a_failed_trial(
     ):
         study = optuna.create_study(directions=objective.directions)
         study.enqueue_trial(supernetwork.subnetwork(genotype).params)
-        study.enqueue_trial(supernetwork.params(st.Genotype("a")))
+        study.enqueue_trial(supernetwork.subnetwork({"output": "a"}).params)
         run(study)
         failed = study.get_trials(states=(TrialState.FAIL,))
         assert [trial.user_attrs[FAILED_AT] for trial in failed] == [f"stitch.{broken}"]
@@ -101,16 +102,16 @@ def test_memory_that_runs_out_halves_the_batch(
     expected = st.Evaluator(supernetwork, data.val).evaluate(
         networks(supernetwork, [st.Genotype("b")])
     )
-    whole = Engine._run
+    whole = Program.run
     sizes: list[int] = []
 
-    def scarce(self: Engine, program: Any, images: Any, given: Any) -> Any:
+    def scarce(self: Program, images: Any, given: Any) -> Any:
         sizes.append(len(images[0]))
         if len(images[0]) > 15:
             raise torch.OutOfMemoryError("out of memory")
-        return whole(self, program, images, given)
+        return whole(self, images, given)
 
-    monkeypatch.setattr(Engine, "_run", scarce)
+    monkeypatch.setattr(Program, "run", scarce)
     found = st.Evaluator(supernetwork, data.val).evaluate(
         networks(supernetwork, [st.Genotype("b")])
     )
@@ -126,7 +127,7 @@ def test_no_memory_for_a_single_image(
     def scarce(*_: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
 
-    monkeypatch.setattr(Engine, "_run", scarce)
+    monkeypatch.setattr(Program, "run", scarce)
     with pytest.raises(DataError, match="smaller `memory`"):
         st.Evaluator(supernetwork, data.val).evaluate(networks(supernetwork, [st.Genotype("b")]))
 
@@ -150,7 +151,7 @@ def test_other_errors_are_not_taken_for_lack_of_memory(
     def wrong(*_: object) -> None:
         raise RuntimeError("shapes differ")
 
-    monkeypatch.setattr(Engine, "_run", wrong)
+    monkeypatch.setattr(Program, "run", wrong)
     with pytest.raises(RuntimeError, match="shapes differ"):
         st.Evaluator(supernetwork, data.val).evaluate(networks(supernetwork, [st.Genotype("b")]))
 
@@ -184,5 +185,5 @@ def test_an_interruption_loses_nothing_that_is_finished(
     monkeypatch.setattr(Engine, "prepare", counted)
     again = st.Evaluator(supernetwork, data.val, memory=1e-9, result_cache=url)
     again.evaluate(networks(supernetwork, genotypes))
-    distinct = len(set(map(supernetwork.canonical, genotypes)))
+    distinct = len(set(networks(supernetwork, genotypes)))
     assert len(prepared) == distinct

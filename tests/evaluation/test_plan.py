@@ -100,7 +100,8 @@ def _called(module: fx.GraphModule) -> list[nn.Module]:
 @torch.no_grad()
 def _run(engine: Engine, genotypes: list[st.Genotype], images: Tensor) -> list[Tensor]:
     subnetworks = [st.Subnetwork.of(engine.supergraph, genotype) for genotype in genotypes]
-    return engine.run(engine.prepare(engine.divide(subnetworks)[0].program), [images])
+    program = divide(engine.supergraph, subnetworks, batch_size=len(images))[0].program
+    return engine.run(engine.prepare(program), [images])
 
 
 @pytest.fixture(scope="session")

@@ -147,7 +147,7 @@ def test_what_cannot_be_raced_is_refused(
 
 
 def test_senseless_races_are_refused() -> None:
-    with pytest.raises(ConfigError, match="between 0 and 1"):
+    with pytest.raises(ConfigError, match=r"`error_rate` of Racing: .* less than 1 \(it is 2\)"):
         st.Racing(error_rate=2)
-    with pytest.raises(ConfigError, match="grow"):
+    with pytest.raises(ConfigError, match=r"`growth` of Racing: .* greater than 1"):
         st.Racing(growth=1)

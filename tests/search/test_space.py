@@ -31,16 +31,16 @@ def test_both_spaces_give_the_same_canonical_genotypes(
     supernetwork: st.Supernetwork = request.getfixturevalue(pair)
     every = len(supernetwork.switches)
     for genotype in _drawn(supernetwork, 60, every):
-        params = supernetwork.params(genotype)
+        params = genotype.params(supernetwork.switches)
         flat = suggest(optuna.trial.FixedTrial(params), supernetwork)
         trial = optuna.trial.FixedTrial(params)
         reached = suggest(trial, supernetwork, "reachable")
-        assert reached == flat == supernetwork.canonical(genotype)
+        assert reached == flat == supernetwork.subnetwork(genotype)
         asked = {supernetwork.switches[i].name for i in range(every)} & set(trial.distributions)
         for index, switch in enumerate(supernetwork.switches):
             if switch.name not in asked:  # it cannot be felt
                 flipped = st.Genotype(genotype.output, genotype.on ^ {index})
-                assert supernetwork.canonical(flipped) == reached
+                assert supernetwork.subnetwork(flipped) == reached
 
 
 def test_the_key_of_a_trial_names_its_network(
@@ -56,7 +56,7 @@ def test_the_key_of_a_trial_names_its_network(
 
 
 def test_reachable_asks_for_less(supernetwork: st.Supernetwork) -> None:
-    params = supernetwork.params(st.Genotype("a"))
+    params = st.Genotype("a").params(supernetwork.switches)
     trial = optuna.trial.FixedTrial(params)
     suggest(trial, supernetwork, "reachable")
     into_a = {switch.name for switch in supernetwork.switches if switch.into == "a"}
@@ -85,23 +85,23 @@ def test_any_sampler_searches_the_reachable_space(
     names = [switch.name for switch in supernetwork.switches]
     assert min(len(trial.params) for trial in trials) < len(names)
     for trial in trials:
-        genotype = supernetwork.genotype(trial.params)
-        assert supernetwork.canonical(genotype) == genotype
-        judged = objective.evaluate([genotype])[0]
+        subnetwork = supernetwork.subnetwork(trial.params)
+        assert supernetwork.subnetwork(subnetwork.genotype) == subnetwork
+        judged = objective.evaluate([subnetwork])[0]
         assert tuple(trial.values) == objective.values(judged)
 
 
-def test_the_best_crossovers_of_the_fit_are_among_the_first(
+def test_the_best_single_stitch_networks_are_among_the_first(
     a: st.Parent, b: st.Parent, data: st.Data
 ) -> None:
     supernetwork = st.stitch(a, b)
-    fits = st.fit(supernetwork, data.train)
+    fits = supernetwork.fit(data.train)
     stitch_qualities = st.measure_stitches(supernetwork, fits, data.val)
     objective = st.Objective(supernetwork, data.val.take(20))
     study = optuna.create_study(directions=objective.directions)
     st.enqueue_starts(study, supernetwork, population=12, stitch_qualities=stitch_qualities)
     waiting = study.get_trials(states=(TrialState.WAITING,))
-    starts = [supernetwork.genotype(trial.params) for trial in waiting]
+    starts = [supernetwork.subnetwork(trial.params).genotype for trial in waiting]
     assert len(set(starts)) == len(starts) == 12
     assert starts[:3] == baselines()
     best = sorted(stitch_qualities, key=lambda stitch_quality: -stitch_quality.quality)[:6]
