@@ -130,25 +130,45 @@ class Reuse:
         return list(self._new)
 
     def given(self, batch: int) -> dict[int, Tensor]:
-        """The values that are known for a batch of the split, by step."""
+        """The values that are known for a batch of the split, by step.
+
+        Args:
+            batch: Number of the batch.
+        """
         return {step: kept.batches[batch] for step, kept in self._given.items()}
 
     def calibration(self, batch: int) -> dict[int, Tensor]:
-        """The values that are known for a batch of the calibration, by step."""
+        """The values that are known for a batch of the calibration, by step.
+
+        Args:
+            batch: Number of the batch.
+        """
         return {step: kept.calibration[batch] for step, kept in self._given.items()}
 
     def add(self, values: Sequence[Tensor]) -> None:
-        """Keep the values of a batch of the split."""
+        """Keep the values of a batch of the split.
+
+        Args:
+            values: One per entry of `steps`, in its order.
+        """
         for (_, kept), value in zip(self._new.values(), values, strict=True):
             kept.batches.append(_own(value))
 
     def add_calibration(self, values: Sequence[Tensor]) -> None:
-        """Keep the values of a batch of the calibration."""
+        """Keep the values of a batch of the calibration.
+
+        Args:
+            values: One per entry of `steps`, in its order.
+        """
         for (_, kept), value in zip(self._new.values(), values, strict=True):
             kept.calibration.append(_own(value))
 
     def only(self, steps: Container[int]) -> None:
-        """Keep nothing but what these steps compute anyway; the others stopped."""
+        """Keep nothing but what these steps compute anyway; the others stopped.
+
+        Args:
+            steps: What is computed anyway.
+        """
         dropped = [step for step in self._new if step not in steps]
         for step in dropped:
             key, _ = self._new.pop(step)

@@ -247,7 +247,11 @@ class Engine:
 
 
 def is_finite(value: Any) -> bool:
-    """Whether a value is no tensor of floats, or one without infinities and NaNs."""
+    """Whether a value is no tensor of floats, or one without infinities and NaNs.
+
+    Args:
+        value: Whatever an operation returns.
+    """
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return True
     # one pass finds what is not finite; a sum too large for its type is looked at again

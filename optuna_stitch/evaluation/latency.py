@@ -48,12 +48,19 @@ class Latencies:
         return sum(self.milliseconds[operations[place].name] for place, _ in steps)
 
     def save(self, path: Path) -> None:
-        """Write the times down, so that every worker of a study counts with the same."""
+        """Write the times down, so that every worker of a study counts with the same.
+
+        Args:
+            path: The file.
+        """
         write_text(path, json.dumps(asdict(self), indent=1))
 
     @staticmethod
     def load(path: Path) -> Latencies:
         """Read what `save` wrote.
+
+        Args:
+            path: The file.
 
         Raises:
             ArtifactError: If the file is something else.
@@ -111,6 +118,9 @@ def latency_ms(subnetwork: Subnetwork) -> float:
     """Milliseconds of a subnetwork by the supernetwork's latencies.
 
     Where `use_latencies` gave it none, operations are timed at the first call, for one image.
+
+    Args:
+        subnetwork: Whose latency.
     """
     supergraph = subnetwork.supergraph
     latencies = _measured.get(supergraph)

@@ -68,7 +68,11 @@ class Race:
         self._front: list[Rival] = []
 
     def join(self, rival: Rival) -> None:
-        """Add a subnetwork that was judged on all images."""
+        """Add a subnetwork that was judged on all images.
+
+        Args:
+            rival: The subnetwork.
+        """
         quality = rival.quality
         if any(_covers(r.costs, rival.costs) and r.quality >= quality for r in self._front):
             return
@@ -78,7 +82,11 @@ class Race:
         self._front.append(rival)
 
     def rival(self, costs: Sequence[float]) -> Rival | None:
-        """The best of those that cost no more; None if there is none."""
+        """The best of those that cost no more; None if there is none.
+
+        Args:
+            costs: What a subnetwork costs, in the order of `Rival.costs`.
+        """
         no_dearer = [rival for rival in self._front if _covers(rival.costs, costs)]
         return max(no_dearer, key=lambda rival: rival.quality, default=None)
 

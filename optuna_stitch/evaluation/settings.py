@@ -43,6 +43,10 @@ class EvaluationSettings(Settings):
             the other.
         racing: If given, subnetworks that cannot join the front of those judged so far are
             stopped early. It takes one metric that says right or wrong of every image, and costs.
+
+    Example:
+        >>> st.Evaluator(supernetwork, data.val, kernels="plain").settings.memory
+        4.0
     """
 
     batch_size: int | None = Field(None, gt=0)
@@ -57,6 +61,14 @@ class LatencySettings(Settings):
     Args:
         batch_size: Images at once.
         threads: Number of threads; as torch is set, if None.
+
+    Example:
+        >>> from optuna_stitch.evaluation.settings import LatencySettings
+        >>> timed = st.Evaluator(
+        ...     supernetwork, data.val, ["latency_ms"], latency=LatencySettings(batch_size=4)
+        ... )
+        >>> timed.evaluate([supernetwork.subnetwork({"output": "a"})])[0]["latency_ms"] > 0
+        True
     """
 
     batch_size: int = Field(1, gt=0)

@@ -38,7 +38,11 @@ class Constraint:
     bound: float
 
     def violation(self, value: float) -> float:
-        """By how much a value is beyond the bound; zero or less where it is within."""
+        """By how much a value is beyond the bound; zero or less where it is within.
+
+        Args:
+            value: Of the metric.
+        """
         return value - self.bound if self.name.startswith("max_") else self.bound - value
 
 

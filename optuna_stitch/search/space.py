@@ -25,7 +25,11 @@ OUTPUT_CHOICES = CategoricalDistribution(OUTPUTS)
 
 
 def distributions(supernetwork: Supernetwork) -> dict[str, BaseDistribution]:
-    """Every switch as a parameter, by name: ``off`` or ``on``, and the output's choices."""
+    """Every switch as a parameter, by name: ``off`` or ``on``, and the output's choices.
+
+    Args:
+        supernetwork: Whose switches.
+    """
     space: dict[str, BaseDistribution] = {
         switch.name: STATE_CHOICES for switch in supernetwork.switches
     }
@@ -164,7 +168,13 @@ def enqueue(
 
 
 def asked(supernetwork: Supernetwork, genotype: Genotype, space: Space) -> dict[str, Any]:
-    """The parameters of which a trial of a genotype is asked."""
+    """The parameters of which a trial of a genotype is asked.
+
+    Args:
+        supernetwork: Whose switches.
+        genotype: The genotype.
+        space: What trials of the study are asked.
+    """
     trial = optuna.trial.FixedTrial(genotype.params(supernetwork.switches))
     suggest(trial, supernetwork, space)
     return trial.params
@@ -176,6 +186,11 @@ def enqueue_params(
     """Enqueue one trial with all its parameters.
 
     ``study.enqueue_trial`` would have each of them written by itself when the trial is run.
+
+    Args:
+        study: Where to.
+        params: Of the trial, all of them.
+        user_attrs: Of the trial.
     """
     choices: dict[str, BaseDistribution] = {
         name: OUTPUT_CHOICES if name == OUTPUT else STATE_CHOICES for name in params

@@ -65,7 +65,12 @@ class BatchNorm:
         return None
 
     def run(self, mean: Tensor, variance: Tensor) -> Callable[..., Any]:
-        """The node's function with other statistics, of the same inputs."""
+        """The node's function with other statistics, of the same inputs.
+
+        Args:
+            mean: ``(C,)``.
+            variance: ``(C,)``.
+        """
         if self._module is not None:
             return self.module(mean, variance)
         order = {read: place for place, read in enumerate(self._node.all_input_nodes)}
@@ -79,7 +84,12 @@ class BatchNorm:
         return normalize
 
     def module(self, mean: Tensor, variance: Tensor) -> nn.Module:
-        """What holds other statistics: the module with these, or a holder for a function's."""
+        """What holds other statistics: the module with these, or a holder for a function's.
+
+        Args:
+            mean: ``(C,)``.
+            variance: ``(C,)``.
+        """
         if self._module is None:
             holder = nn.Module()
             holder.register_buffer("running_mean", mean)

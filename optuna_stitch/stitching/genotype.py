@@ -44,19 +44,33 @@ class Genotype:
     Args:
         output: What the subnetwork returns.
         on: Indices of the switches that are on.
+
+    Example:
+        >>> from optuna_stitch.stitching.genotype import Genotype
+        >>> crossed = Genotype("b", frozenset([0]))
+        >>> supernetwork.subnetwork(crossed).stitches == [supernetwork.switches[0].name]
+        True
     """
 
     output: Output
     on: frozenset[int] = frozenset()
 
     def params(self, switches: Sequence[Switch]) -> dict[str, str]:
-        """The same as Optuna's parameters: a choice by name, the output's last."""
+        """The same as Optuna's parameters: a choice by name, the output's last.
+
+        Args:
+            switches: The supernetwork's.
+        """
         values = {switch.name: STATES[index in self.on] for index, switch in enumerate(switches)}
         return {**values, OUTPUT: self.output}
 
     @staticmethod
     def of(params: Mapping[str, Any], switches: Sequence[Switch]) -> Genotype:
         """The genotype that Optuna's parameters stand for; switches not named are off.
+
+        Args:
+            params: Values by name.
+            switches: The supernetwork's.
 
         Raises:
             StudyError: If a parameter is no switch, or its value no choice of it.
@@ -79,5 +93,9 @@ class Genotype:
 
 
 def single_stitch_genotypes(switches: Sequence[Switch]) -> list[Genotype]:
-    """For every stitch the network that begins in one parent, crosses there, ends in the other."""
+    """For every stitch the network that begins in one parent, crosses there, ends in the other.
+
+    Args:
+        switches: The supernetwork's.
+    """
     return [Genotype(switch.into, frozenset([index])) for index, switch in enumerate(switches)]

@@ -124,7 +124,11 @@ def weights_of(part: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def describe_parent(parent: Parent) -> dict[str, Any]:
-    """What brings a parent's architecture back, as JSON holds it."""
+    """What brings a parent's architecture back, as JSON holds it.
+
+    Args:
+        parent: The parent.
+    """
     return {
         "name": parent.name,
         "source": parent.source,

@@ -81,7 +81,11 @@ class Stitch(nn.Module):
         return [min(place, self.source.prefix - 1) for place in wanted]
 
     def forward(self, feature: Tensor) -> Tensor:
-        """Map a source feature, N images in the source's layout, to the target's layout."""
+        """Map a source feature, N images in the source's layout, to the target's layout.
+
+        Args:
+            feature: N images in the source's layout.
+        """
         grid = read_part(self.source, feature, "grid", self.grid)
         bias = None if self.everywhere else self.bias.flatten()
         padding = self.kernel // 2

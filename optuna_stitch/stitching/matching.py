@@ -185,7 +185,12 @@ def match(
 
 
 def candidates_of(matches: Sequence[Match], points: PointKind) -> PointKind:
-    """Which points were candidates for these matches, where ``points`` was maybe ``auto``."""
+    """Which points were candidates for these matches, where ``points`` was maybe ``auto``.
+
+    Args:
+        matches: What `match` found.
+        points: What it was asked for.
+    """
     if points != "auto":
         return points
     dominators = all(pair.a.dominator and pair.b.dominator for pair in matches)

@@ -140,7 +140,11 @@ class Moments:
 
     @staticmethod
     def bytes_of(pair: Pair) -> tuple[int, int]:
-        """How much memory a linear map takes: its sums, if it shares none, and to be solved."""
+        """How much memory a linear map takes: its sums, if it shares none, and to be solved.
+
+        Args:
+            pair: The linear map.
+        """
         products = sum(one.width * other.width for one, other in _products(pair))
         cells = pair.source.size[0] * pair.source.size[1]
         by_position = cells * (pair.source.layout.channels + pair.target.layout.channels)
@@ -188,13 +192,22 @@ class Moments:
             total[part] += product
 
     def product(self, one: Reading, other: Reading) -> Tensor:
-        """Sums ``(2, width of one, width of other)`` of the products of two readings."""
+        """Sums ``(2, width of one, width of other)`` of the products of two readings.
+
+        Args:
+            one: A reading.
+            other: Another one; their product must be summed.
+        """
         if (one, other) in self.products:
             return self.products[one, other]
         return self.products[other, one].transpose(1, 2)
 
     def means(self, reading: Reading) -> Tensor:
-        """Mean by position, ``(2, positions, width)``."""
+        """Mean by position, ``(2, positions, width)``.
+
+        Args:
+            reading: The reading.
+        """
         sums = self.sums[reading.base] / self.count[:, None, None, None]
         return self.positions[reading.size].gather(sums, reading.kernel)
 

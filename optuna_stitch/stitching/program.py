@@ -158,7 +158,11 @@ class Program:
         return largest
 
     def needed_by(self, outputs: Sequence[int]) -> set[int]:
-        """The steps that run or are given for some outputs."""
+        """The steps that run or are given for some outputs.
+
+        Args:
+            outputs: The steps whose values are wanted.
+        """
         needed = set(outputs)
         for step, _, reads, _ in reversed(self._laid_out()):
             if step in needed:
@@ -166,7 +170,13 @@ class Program:
         return needed
 
     def normalize(self, step: int, mean: Tensor, variance: Tensor) -> None:
-        """Give a BatchNorm other statistics, ``(C,)`` each."""
+        """Give a BatchNorm other statistics, ``(C,)`` each.
+
+        Args:
+            step: A BatchNorm.
+            mean: ``(C,)``.
+            variance: ``(C,)``.
+        """
         norm = self.operations[step].norm
         assert norm is not None, step
         self.statistics[step] = mean, variance
@@ -231,7 +241,12 @@ class Program:
     def values(
         self, images: Sequence[Tensor], given: Mapping[int, Tensor] = _NOTHING
     ) -> Iterator[tuple[int, Any]]:
-        """Every step with its value on one batch, in order."""
+        """Every step with its value on one batch, in order.
+
+        Args:
+            images: As for `run`.
+            given: As for `run`.
+        """
         values: dict[int, Any] = {}
         for step, run, reads, freed in self._laid_out():
             values[step] = (

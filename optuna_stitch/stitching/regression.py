@@ -51,7 +51,11 @@ class Centred:
     rounding: float
 
     def columns(self, kept: Tensor) -> Centred:
-        """The same with some of the source's columns only."""
+        """The same with some of the source's columns only.
+
+        Args:
+            kept: Which columns, in their new order.
+        """
         return Centred(self.xx[kept][:, kept], self.xy[kept], self.yy, self.rounding)
 
     @property
@@ -60,7 +64,11 @@ class Centred:
         return float(self.xx.diagonal().mean()) <= self.rounding
 
     def ridge(self, strengths: Tensor) -> Tensor:
-        """Ridge by strength, which is relative to the columns' mean variance."""
+        """Ridge by strength, which is relative to the columns' mean variance.
+
+        Args:
+            strengths: Relative to the mean variance of the columns, of any shape.
+        """
         return strengths * self.xx.diagonal().mean() + self.rounding
 
 
@@ -141,7 +149,12 @@ def _rank(gains: Tensor, width: int, choices: Choices) -> int | None:
 
 
 def ridge_solution(moments: Centred, strength: float) -> Tensor:
-    """The solution ``(c, C_t)`` of ridge regression of some strength, one of `RIDGES`."""
+    """The solution ``(c, C_t)`` of ridge regression of some strength, one of `RIDGES`.
+
+    Args:
+        moments: Centred moments of the images that are fitted.
+        strength: One of `RIDGES`.
+    """
     identity = torch.eye(len(moments.xx), dtype=moments.xx.dtype)
     ridge = moments.ridge(torch.tensor(strength, dtype=moments.xx.dtype))
     factor: Tensor = torch.linalg.cholesky(moments.xx + ridge * identity)
@@ -230,6 +243,9 @@ class Regression:
 
         The rank is reduced by regressing on the directions in which most of the target's
         standardized variance is predicted (reduced-rank regression: Izenman 1975).
+
+        Args:
+            choices: What may be chosen.
         """
         everywhere = choices.everywhere and self._varies_by_position()
         fitted, held_out = self._sets(everywhere)

@@ -35,7 +35,8 @@ class FitSettings(Settings):
         seed: Draws the positions.
 
     Example:
-        >>> st.FitSettings(kernel=1, images=200).recalibrate
+        >>> from optuna_stitch.stitching.settings import FitSettings
+        >>> FitSettings(kernel=1, images=200).recalibrate
         64
     """
 

@@ -105,7 +105,11 @@ class Trainer:
         return [p for group in self._optimizer.param_groups for p in group["params"]]
 
     def learn(self) -> float:
-        """One step; returns its loss."""
+        """One step; returns its loss.
+
+        Raises:
+            FitError: If the loss is not finite.
+        """
         tuning = self._tuning
         generator = torch.Generator().manual_seed(1_000_003 * tuning.seed + self.step)
         genotypes = [self._draw(generator) for _ in range(tuning.networks)]
@@ -188,7 +192,11 @@ class Trainer:
         return [torch.cat(column) for column in kept]
 
     def finish(self, before: Sequence[float]) -> list[Tuned]:
-        """Put back what got worse, and say what happened."""
+        """Put back what got worse, and say what happened.
+
+        Args:
+            before: Divergences of the fitted stitches, in the switches' order.
+        """
         self._graph.forget_statistics()  # thawed parents changed
         after = self.divergences()
         found: list[Tuned] = []
@@ -205,6 +213,9 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         """Write the state; only the first process does.
+
+        Args:
+            path: The file.
 
         Raises:
             FitError: If it cannot be written, for want of room perhaps.
@@ -229,6 +240,9 @@ class Trainer:
 
     def load(self, path: Path) -> None:
         """Go on from a state that was written.
+
+        Args:
+            path: The file.
 
         Raises:
             FitError: If it cannot be read, or belongs to another tuning.
