@@ -199,7 +199,8 @@ def _create_or_join(
     begin = time.monotonic()
     while (found := study.user_attrs.get(CONTENT)) is None:
         # one that died while it prepared the study left it to whoever comes
-        if time.monotonic() - begin > _FIRST_BEAT and not watcher.alive():
+        has_begun = bool(study.user_attrs) or time.monotonic() - begin > _FIRST_BEAT
+        if has_begun and not watcher.alive():
             break
         time.sleep(0.2)
     return study, found

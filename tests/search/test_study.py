@@ -11,10 +11,9 @@ from optuna.trial import TrialState
 import optuna_stitch as st
 from optuna_stitch.search.samplers.by_name import make_sampler
 from optuna_stitch.search.space import baselines, distributions, sparse_genotypes
-from optuna_stitch.search.study import open_study
-from optuna_stitch.search.worker import optimize
 from optuna_stitch.storage.open import open_storage, rdb_of
-from optuna_stitch.utils.errors import ConfigError, StudyError
+from optuna_stitch.utils.errors import ConfigError, StudyError, StudyNotFoundError
+from tests.helpers.networks import networks
 
 
 @pytest.fixture
@@ -25,8 +24,14 @@ def objective(supernetwork: st.Supernetwork, data: st.Data) -> st.Objective:
 def _open(
     objective: st.Objective, url: str, sampler: optuna.samplers.BaseSampler | None = None
 ) -> optuna.Study:
-    sampler = sampler or optuna.samplers.NSGAIISampler(population_size=10, seed=0)
-    return open_study("test", open_storage(url), objective, sampler, population=10)
+    return st.create_study(
+        objective,
+        study_name="test",
+        storage=url,
+        sampler=sampler or optuna.samplers.NSGAIISampler(population_size=10, seed=0),
+        load_if_exists=True,
+        population=10,
+    )
 
 
 def _url(folder: Path) -> str:
@@ -58,12 +63,12 @@ def test_parents_and_ensemble_are_the_first_trials(
     objective: st.Objective, tmp_path: Path
 ) -> None:
     study = _open(objective, _url(tmp_path))
-    optimize(study, objective, n_trials=12, batch=5)
+    st.optimize(study, objective, n_trials=12, batch=5)
     trials = _complete(study)
     assert len(trials) == 12
-    first = [objective.supernetwork.genotype(trial.params) for trial in trials[:3]]
+    first = [objective.supernetwork.subnetwork(trial.params).genotype for trial in trials[:3]]
     assert first == baselines()
-    parents = objective.evaluate(baselines())
+    parents = objective.evaluate(networks(objective.supernetwork, baselines()))
     assert [tuple(trial.values) for trial in trials[:3]] == [*map(objective.values, parents)]
     assert study.metric_names == ["accuracy", "macs"]
     assert set(trials[0].params) == set(distributions(objective.supernetwork))
@@ -73,7 +78,7 @@ def test_one_by_one_or_together_values_are_the_same(
     objective: st.Objective, tmp_path: Path
 ) -> None:
     together = _open(objective, _url(tmp_path), optuna.samplers.RandomSampler(seed=0))
-    optimize(together, objective, n_trials=12, batch=6)
+    st.optimize(together, objective, n_trials=12, batch=6)
     alone = optuna.create_study(
         directions=objective.directions, sampler=optuna.samplers.RandomSampler(seed=0)
     )
@@ -90,7 +95,7 @@ def test_a_genetic_sampler_breeds_from_the_sparse_population(
     """It would start from a dense one by itself, in which nearly every network is broken."""
     study = _open(objective, _url(tmp_path))
     if together:
-        optimize(study, objective, n_trials=40, batch=5)
+        st.optimize(study, objective, n_trials=40, batch=5)
     else:
         study.optimize(objective, n_trials=40)
     bred = _complete(study)[10:]
@@ -122,7 +127,7 @@ def test_an_interrupted_batch_is_taken_up_again(
 
     monkeypatch.setattr(objective, "evaluate", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        optimize(study, objective, until=10, batch=4)
+        st.optimize(study, objective, until=10, batch=4)
     states = [trial.state for trial in study.get_trials()]
     assert states.count(TrialState.COMPLETE) == 4
     assert states.count(TrialState.FAIL) == 4
@@ -130,7 +135,7 @@ def test_an_interrupted_batch_is_taken_up_again(
     lost = [trial.params for trial in study.get_trials(states=(TrialState.FAIL,))]
 
     again = _open(objective, _url(tmp_path))
-    optimize(again, objective, until=10, batch=4)
+    st.optimize(again, objective, until=10, batch=4)
     assert len(_complete(again)) == 10
     done = [trial.params for trial in _complete(again)]
     assert all(params in done for params in lost)
@@ -142,7 +147,7 @@ def test_trials_that_a_killed_worker_left_running_are_taken_up(
     killed = _open(objective, _url(tmp_path))
     left = killed.ask(distributions(objective.supernetwork))
     again = _open(objective, _url(tmp_path))
-    optimize(again, objective, until=10, batch=5)
+    st.optimize(again, objective, until=10, batch=5, grace=0.5)
     assert again.trials[left.number].state == TrialState.FAIL
     assert len(_complete(again)) == 10
     assert left.params in [trial.params for trial in _complete(again)]
@@ -154,6 +159,8 @@ def test_a_study_of_another_supernetwork_is_refused(
     _open(objective, _url(tmp_path))
     with pytest.raises(StudyError, match="was made for the supernetwork") as caught:
         _open(st.Objective(cnn_vit, data.val), _url(tmp_path))
+    with pytest.raises(StudyError, match="was made for the supernetwork"):
+        st.load_study(st.Objective(cnn_vit, data.val), study_name="test", storage=_url(tmp_path))
     assert cnn_vit.content_hash() in str(caught.value)
     assert objective.supernetwork.content_hash() in str(caught.value)
 
@@ -165,6 +172,88 @@ def test_other_objectives_are_refused(
     other = st.Objective(supernetwork, data.val, ["cross_entropy", "macs"])
     with pytest.raises(StudyError, match="has the objectives"):
         _open(other, _url(tmp_path))
+    with pytest.raises(StudyError, match="has the objectives"):
+        st.load_study(other, study_name="test", storage=_url(tmp_path))
+
+
+def test_a_study_is_created_once(objective: st.Objective, tmp_path: Path) -> None:
+    made = _open(objective, _url(tmp_path))
+    with pytest.raises(optuna.exceptions.DuplicatedStudyError):
+        st.create_study(objective, study_name="test", storage=_url(tmp_path))
+    joined = st.create_study(
+        objective, study_name="test", storage=open_storage(_url(tmp_path)), load_if_exists=True
+    )
+    assert [trial.params for trial in joined.trials] == [trial.params for trial in made.trials]
+    assert isinstance(joined.sampler, st.LinkageSampler)
+
+
+def test_a_study_in_memory(objective: st.Objective) -> None:
+    study = st.create_study(objective, population=6)
+    assert study.metric_names == ["accuracy", "macs"]
+    sampler = st.SteeredSampler(study.sampler, top=0.5, trials=8)
+    study.sampler = sampler  # it needs a storage through which it can look
+    st.optimize(study, objective, n_trials=8, batch=4)
+    assert len(_complete(study)) == 8
+    assert st.create_study(objective).study_name != study.study_name
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_study_is_loaded_as_it_is(objective: st.Objective, tmp_path: Path, named: bool) -> None:
+    made = _open(objective, _url(tmp_path))
+    name = "test" if named else None
+    for storage in (_url(tmp_path), open_storage(_url(tmp_path))):
+        loaded = st.load_study(objective, study_name=name, storage=storage)
+        assert loaded.study_name == "test"
+        assert [trial.params for trial in loaded.trials] == [t.params for t in made.trials]
+    st.optimize(loaded, objective, n_trials=12, batch=6)
+    assert len(_complete(made)) == 12
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "journal"])
+def test_loading_makes_no_storage(tmp_path: Path, kind: str) -> None:
+    url = f"{kind}:///{tmp_path}/study.db"
+    with pytest.raises(StudyNotFoundError, match=r"no storage .*study\.db yet"):
+        st.load_study(study_name="test", storage=url)
+    assert list(tmp_path.iterdir()) == []
+    open_storage(url)
+    with pytest.raises(StudyNotFoundError, match="no study 'test' in this storage"):
+        st.load_study(study_name="test", storage=url)
+    with pytest.raises(StudyNotFoundError, match="no study in this storage"):
+        st.load_study(study_name=None, storage=url)
+
+
+def test_an_empty_database_is_left_empty(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "study.db") as connection:
+        connection.execute("CREATE TABLE mine (number INTEGER)")
+    before = (tmp_path / "study.db").read_bytes()
+    with pytest.raises(StudyNotFoundError, match="no storage"):
+        st.load_study(study_name="test", storage=_url(tmp_path))
+    assert (tmp_path / "study.db").read_bytes() == before
+
+
+def test_which_study_must_be_said_where_there_are_several(
+    objective: st.Objective, tmp_path: Path
+) -> None:
+    for name in ("one", "two"):
+        st.create_study(objective, study_name=name, storage=_url(tmp_path), population=3)
+    with pytest.raises(StudyError, match="the storage has one, two"):
+        st.load_study(study_name=None, storage=_url(tmp_path))
+
+
+def test_a_start_that_was_interrupted_is_made_again(
+    objective: st.Objective, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: optuna.Study) -> None:
+        raise KeyboardInterrupt
+
+    options = {"study_name": "test", "storage": _url(tmp_path), "population": 6}
+    with pytest.raises(KeyboardInterrupt):
+        st.create_study(objective, **options, prepare=interrupt)
+    with pytest.raises(StudyNotFoundError, match="interrupted"):
+        st.load_study(study_name="test", storage=_url(tmp_path))
+    study = st.create_study(objective, **options, load_if_exists=True)
+    assert len(study.trials) == 6
+    assert st.load_study(objective, study_name="test", storage=_url(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -178,7 +267,7 @@ def test_other_objectives_are_refused(
 )
 def test_a_storage_that_cannot_be_reached(url: str) -> None:
     with pytest.raises(StudyError, match="cannot be opened") as caught:
-        open_storage(url)
+        open_storage(url, retry_timeout=0.5)
     assert "secret" not in str(caught.value)
 
 
@@ -230,9 +319,12 @@ def test_optimize_adds_trials_as_optuna_does(objective: st.Objective, tmp_path: 
 def test_a_full_disk_ends_the_search_with_a_message(
     objective: st.Objective, tmp_path: Path
 ) -> None:
-    study = _open(objective, _url(tmp_path))
+    storage = open_storage(_url(tmp_path))
+    study = st.create_study(objective, study_name="test", storage=storage, population=10)
     st.optimize(study, objective, n_trials=6, batch=3)
-    engine = rdb_of(study._storage).engine  # type: ignore[union-attr]
+    rdb = rdb_of(storage)
+    assert rdb is not None
+    engine = rdb.engine
 
     @sqlalchemy.event.listens_for(engine, "connect")
     def full(connection: sqlite3.Connection, _: object) -> None:
