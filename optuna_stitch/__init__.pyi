@@ -21,6 +21,7 @@ from .models.recipe import Recipe as Recipe
 from .models.train import train_parent as train_parent
 from .report.evaluate import evaluate_front as evaluate_front
 from .report.front import Front as Front
+from .run.run import Run as Run
 from .search.objective import Objective as Objective
 from .search.samplers.linkage import LinkageSampler as LinkageSampler
 from .search.samplers.linkage import LocalSearchSampler as LocalSearchSampler

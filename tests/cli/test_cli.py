@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -9,104 +10,165 @@ import sys
 import time
 from pathlib import Path
 
-import optuna
 import pandas as pd
 import pytest
 import yaml
+from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from tests.helpers.commands import call
+from tests.helpers.runs import (
+    PASSING,
+    PRODUCTS,
+    TINY,
+    change_study_file,
+    complete,
+    copy_supernetwork,
+    study_of,
+)
 
-TINY = """\
-parents:
-  a: {network: test_resnet, input_size: 32, train: {epochs: 1}}
-  b: {network: test_efficientnet, input_size: 32, train: {epochs: 1}}
-data: {train: {images: 100}, val: {images: 50}}
-stitching: {points: blocks}
-study:
-  trials: 12
-  batch: 4
-  sampler: {name: nsga2, population_size: 8}
-  start: {population: 8}
-"""
-PRODUCTS = {
-    "artifacts",
-    "fit.csv",
-    "fit.png",
-    "front.csv",
-    "front.html",
-    "front.png",
-    "front.svg",
-    "history.png",
-    "networks",
-    "predictions.csv",
-    "report.md",
-    "study.db",
-    "study.yaml",
-    "supernetwork.json",
-    "supernetwork.safetensors",
-    "switches.png",
+pytestmark = pytest.mark.usefixtures("workplace")
+
+# Commands that only read.
+READERS = {
+    "report": ["report"],
+    "export": ["export", "--trial", "0", "--to", "out"],
+    "dashboard": ["dashboard"],
 }
-# What is not always there: images that are gained, the journals of an open database.
-PASSING = {"gained.png", "study.db-wal", "study.db-shm"}
 
 
-@pytest.fixture(autouse=True)
-def _workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-    Path("tiny.yaml").write_text(TINY)
+def _text(text: str) -> str:
+    """What was printed, without the line breaks that depend on the terminal."""
+    return " ".join(text.split())
 
 
-def _study(run: str = "runs/tiny") -> optuna.Study:
-    return optuna.load_study(study_name="tiny", storage=f"sqlite:///{run}/study.db")
+def _tree() -> dict[str, bytes]:
+    """All files below the current folder, and their content."""
+    return {str(path): path.read_bytes() for path in Path().rglob("*") if path.is_file()}
 
 
-def _complete(study: optuna.Study) -> int:
-    return len(study.get_trials(states=(TrialState.COMPLETE,)))
+def test_run_leaves_everything_and_the_stages_go_on(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert {path.name for path in finished.iterdir()} - PASSING == PRODUCTS
+    front = pd.read_csv(finished / "front.csv")
+    assert list(front["name"][:3]) == ["parent a", "parent b", "ensemble"]
+    assert len(pd.read_csv(finished / "fit.csv")) == len(study_of().trials[0].params) - 1
+    assert yaml.safe_load((finished / "study.yaml").read_text())["study"]["trials"] == 12
+    assert len(complete(study_of())) == 12
+    assert study_of().trials[0].params["output"] == "a"
 
-
-def test_run_leaves_everything_and_the_stages_go_on(capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("run", "tiny.yaml") == 0
+    built = (finished / "supernetwork.json").stat().st_mtime_ns
+    assert call("search", "runs/tiny", "--trials", "5") == 0
+    assert len(complete(study_of())) == 17
+    assert "17 trials; next: optuna-stitch report runs/tiny" in capsys.readouterr().out
+    assert call("compare", "runs/tiny") == 0
+    assert Path("comparison/compare.html").is_file()
+    capsys.readouterr()
+    assert call("run", "tiny.yaml") == 0  # only the report is made again
     out = capsys.readouterr().out
     assert "parent a" in out
     assert "optuna-stitch dashboard runs/tiny" in out
-    folder = Path("runs/tiny")
-    assert {p.name for p in folder.iterdir()} - PASSING == PRODUCTS
-    front = pd.read_csv(folder / "front.csv")
-    assert list(front["name"][:3]) == ["parent a", "parent b", "ensemble"]
-    assert len(pd.read_csv(folder / "fit.csv")) == len(_study().trials[0].params) - 1
-    assert yaml.safe_load((folder / "study.yaml").read_text())["study"]["trials"] == 12
-    assert _complete(_study()) == 12
-    assert _study().trials[0].params["output"] == "a"
-
-    built = (folder / "supernetwork.json").stat().st_mtime_ns
-    assert call("search", "runs/tiny", "--trials", "5") == 0
-    assert _complete(_study()) == 17
-    assert call("report", "runs/tiny") == 0
-    assert call("compare", "runs/tiny") == 0
-    assert Path("comparison/compare.html").is_file()
-    assert call("run", "tiny.yaml") == 0  # everything is there: nothing is done again
-    assert _complete(_study()) == 17
-    assert (folder / "supernetwork.json").stat().st_mtime_ns == built
+    assert len(complete(study_of())) == 17
+    assert (finished / "supernetwork.json").stat().st_mtime_ns == built
 
 
-def test_a_report_with_another_network_as_a_baseline() -> None:
-    assert call("run", "tiny.yaml") == 0
+@pytest.mark.parametrize("command", READERS)
+@pytest.mark.parametrize("place", ["nowhere", "begun", "built"])
+def test_reading_before_there_is_a_study_leaves_nothing_behind(
+    command: str, place: str, built_once: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    studied, how = "tiny.yaml", "tiny.yaml"
+    if place == "begun":
+        Path("runs/tiny").mkdir(parents=True)
+        shutil.copy("tiny.yaml", "runs/tiny/study.yaml")
+        how = "runs/tiny"
+    elif place == "built":
+        shutil.copytree(built_once, "runs/tiny")
+        studied, how = "runs/tiny", "runs/tiny"
+    before = _tree()
+    name, *options = READERS[command]
+    assert call(name, studied, *options) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    expected = f"runs/tiny has no study yet; run `optuna-stitch search {how}` first."
+    assert expected in _text(captured.err)
+    assert _tree() == before
+
+
+def test_reading_in_a_folder_that_is_named_says_how_to_begin_there(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert call("report", "tiny.yaml", "--run", "mine") == 2
+    assert "run `optuna-stitch search tiny.yaml --run mine` first" in capsys.readouterr().err
+    assert call("report", "runs/none") == 2
+    assert "no study file at runs/none" in capsys.readouterr().err
+    assert [path.name for path in Path().iterdir()] == ["tiny.yaml"]
+
+
+def test_a_journal_is_not_made_by_reading(capsys: pytest.CaptureFixture[str]) -> None:
+    change_study_file("tiny.yaml", study={"storage": "journal:///{run}/study.journal"})
+    assert call("report", "tiny.yaml") == 2
+    assert "has no study yet" in capsys.readouterr().err
+    assert [path.name for path in Path().iterdir()] == ["tiny.yaml"]
+
+
+def test_other_runs_of_a_database_are_no_study_of_this_one(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change_study_file("other.yaml", study={"storage": f"sqlite:///{finished}/study.db"})
+    before = _tree()
+    assert call("report", "other.yaml") == 2
+    assert "runs/other has no study yet" in _text(capsys.readouterr().err)
+    assert {path for path in _tree() if Path(path).name not in PASSING} == {
+        path for path in before if Path(path).name not in PASSING
+    }
+    assert study_of(name=None).study_name == "tiny"  # still the only one
+
+
+def test_a_proxy_makes_its_storage_since_workers_elsewhere_may_begin(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    served = []
+
+    def serve(storage: BaseStorage, *, host: str, port: int) -> None:
+        served.append((storage.get_all_studies(), host, port))
+
+    monkeypatch.setattr("optuna_stitch.storage.open.serve_proxy", serve)
+    assert call("proxy", "tiny.yaml", "--port", "13007") == 0
+    assert served == [([], "127.0.0.1", 13007)]
+    assert Path("runs/tiny/study.db").is_file()
+
+
+def test_the_dashboard_is_served(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = []
+
+    def serve(storage: BaseStorage, *, artifact_store: object, host: str, port: int) -> None:
+        served.append((len(storage.get_all_studies()), artifact_store is not None, host, port))
+
+    monkeypatch.setattr("optuna_stitch.report.dashboard_server.serve_dashboard", serve)
+    assert call("dashboard", "runs/tiny", "--port", "8007") == 0
+    assert served == [(1, True, "127.0.0.1", 8007)]
+
+
+def test_a_report_with_another_network_as_a_baseline(finished: Path) -> None:
     other = {"network": "test_resnet", "random_weights": True, "input_size": 32}
-    section = {"report": {"baselines": [{**other, "model_args": {"num_classes": 10}}]}}
-    Path("tiny.yaml").write_text(TINY + yaml.safe_dump(section))
+    section = {"baselines": [{**other, "model_args": {"num_classes": 10}}]}
+    change_study_file("tiny.yaml", report=section)
     assert call("report", "tiny.yaml") == 0
-    front = pd.read_csv("runs/tiny/front.csv").set_index("name")
+    front = pd.read_csv(finished / "front.csv").set_index("name")
     assert front.loc["test_resnet", "kind"] == "other"
     assert front.loc["test_resnet", "test_macs"] == front.loc["parent a", "test_macs"]
     assert "accuracy_minus_test_resnet" in front
+    # the study file in the folder is what the report was made by
+    kept = yaml.safe_load((finished / "study.yaml").read_text())
+    assert kept["report"]["baselines"][0]["network"] == "test_resnet"
 
 
-def test_a_killed_run_goes_on_where_it_was() -> None:
+def test_a_killed_run_goes_on_where_it_was(built: Path) -> None:
     Path("tiny.yaml").write_text(TINY.replace("trials: 12", "trials: 60"))
-    command = [sys.executable, "-c", "from optuna_stitch.cli.app import main; main()"]
-    killed = subprocess.Popen([*command, "run", "tiny.yaml"], stderr=subprocess.PIPE)
+    command = [sys.executable, "-m", "optuna_stitch", "search", "tiny.yaml"]
+    killed = subprocess.Popen(command, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 240
     while _finished_trials() < 9:
         assert killed.poll() is None, killed.stderr and killed.stderr.read().decode()
@@ -116,9 +178,9 @@ def test_a_killed_run_goes_on_where_it_was() -> None:
     killed.communicate()
     before = _finished_trials()
     assert 9 <= before < 60
-    assert call("run", "tiny.yaml") == 0
-    study = _study()
-    assert _complete(study) == 60
+    assert call("search", "tiny.yaml") == 0
+    study = study_of()
+    assert len(complete(study)) == 60
     assert not study.get_trials(states=(TrialState.RUNNING, TrialState.WAITING))
     outputs = [trial.params["output"] for trial in study.trials[:3]]
     assert outputs == ["a", "b", "ensemble"]
@@ -131,11 +193,6 @@ def _finished_trials() -> int:
             return int(connection.execute(query).fetchone()[0])
     except sqlite3.OperationalError:  # not there yet
         return 0
-
-
-def test_the_dashboard_needs_a_study(capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("dashboard", "tiny.yaml") == 2
-    assert "has no study yet" in " ".join(capsys.readouterr().err.split())
 
 
 BAD_FILES = {
@@ -202,17 +259,17 @@ def test_bad_input_is_one_message_and_exit_code_2(
     assert captured.out == ""
 
 
+@pytest.mark.parametrize("command", ["run", "report"])
 def test_a_folder_of_another_study_file_is_left_alone(
-    capsys: pytest.CaptureFixture[str],
+    command: str, built: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call("build", "tiny.yaml") == 0
-    before = {path: path.read_bytes() for path in Path("runs/tiny").iterdir()}
     Path("tiny.yaml").write_text(TINY.replace("points: blocks", "points: all"))
-    assert call("run", "tiny.yaml") == 2
-    message = " ".join(capsys.readouterr().err.split())
+    before = _tree()
+    assert call(command, "tiny.yaml") == 2
+    message = _text(capsys.readouterr().err)
     assert "belongs to another study file" in message
     assert "stitching.points ('blocks' there, 'all' here)" in message
-    assert {path: path.read_bytes() for path in Path("runs/tiny").iterdir()} == before
+    assert _tree() == before
 
 
 def test_a_mistake_can_be_mended_before_anything_is_built() -> None:
@@ -221,26 +278,30 @@ def test_a_mistake_can_be_mended_before_anything_is_built() -> None:
     assert call("run", "tiny.yaml") == 2
     assert [path.name for path in Path("runs/tiny").iterdir()] == ["study.yaml"]
     Path("tiny.yaml").write_text(TINY)
-    assert call("run", "tiny.yaml") == 0
+    assert call("build", "tiny.yaml") == 0
+    assert "no/such/folder" not in Path("runs/tiny/study.yaml").read_text()
 
 
 def test_a_folder_that_is_no_run_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
     Path("mine").mkdir()
     Path("mine/thesis.txt").write_text("mine")
     assert call("run", "tiny.yaml", "--run", "mine") == 2
-    assert "it is no run" in " ".join(capsys.readouterr().err.split())
+    assert "it is no run" in _text(capsys.readouterr().err)
+    assert call("report", "tiny.yaml", "--run", "mine") == 2
+    assert "it is no run" in _text(capsys.readouterr().err)
     assert [path.name for path in Path("mine").iterdir()] == ["thesis.txt"]
     assert call("search", "mine") == 2
 
 
-def test_a_study_file_is_tried_out_tiny(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_study_file_is_tried_out_tiny(smoke_once: Path) -> None:
     """Pretrained weights and image folders that are not there need not be, with --smoke."""
-    text = TINY.replace("train: {epochs: 1}", "pretrained: true")
-    Path("tiny.yaml").write_text(text.replace("data: {", "data: {root: nowhere, "))
-    assert call("run", "tiny.yaml", "--smoke") == 0
-    assert "parent a" in capsys.readouterr().out
-    assert {p.name for p in Path("runs/tiny-smoke").iterdir()} >= PRODUCTS
-    filled = yaml.safe_load(Path("runs/tiny-smoke/study.yaml").read_text())
+    name = "test_resnet--test_efficientnet"
+    asked = yaml.safe_load((smoke_once / f"{name}.yaml").read_text())
+    assert asked["parents"]["a"]["pretrained"]
+    assert not (smoke_once / asked["data"]["train"]["root"]).exists()
+    folder = smoke_once / "runs" / f"{name}-smoke"
+    assert {path.name for path in folder.iterdir()} >= PRODUCTS
+    filled = yaml.safe_load((folder / "study.yaml").read_text())
     assert filled["parents"]["a"]["random_weights"]
 
 
@@ -257,10 +318,14 @@ def test_every_study_file_runs_tiny(path: Path) -> None:
 
 def test_in_a_shell_there_is_no_traceback() -> None:
     Path("tiny.yaml").write_text(TINY.replace("points:", "ponts:"))
-    command = [sys.executable, "-c", "from optuna_stitch.cli.app import main; main()"]
-    done = subprocess.run([*command, "run", "tiny.yaml"], capture_output=True, text=True)
+    command = [sys.executable, "-X", "importtime", "-m", "optuna_stitch", "run", "tiny.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.startswith("Error: tiny.yaml:5: unknown key `stitching.ponts`")
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "pydantic" in imported
+    assert imported.isdisjoint({"torch", "timm", "optuna"})  # they take seconds
+    said = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert said[0].startswith("Error: tiny.yaml:5: unknown key `stitching.ponts`")
     assert done.stdout == ""
 
 
@@ -277,8 +342,7 @@ def test_hopeless_stitches_are_dropped_before_the_search(
     best = table.nlargest(3, "quality")["quality"].min()
     assert (table[table["kept"]]["quality"] >= best).all()
     assert call("search", "runs/kept") == 0
-    study = optuna.load_study(study_name="kept", storage="sqlite:///runs/kept/study.db")
-    asked = set(study.trials[0].params) - {"output"}
+    asked = set(study_of("runs/kept", "kept").trials[0].params) - {"output"}
     assert asked == set(table[table["kept"]]["switch"])
 
     Path("none.yaml").write_text(f"{TINY}keep: {{min_r2: 1}}\n")
@@ -295,27 +359,29 @@ def test_tuning_is_part_of_a_study_file() -> None:
     assert Path("runs/tuned/tuning.pt").is_file()
 
 
-def test_figures_are_remembered_in_the_studys_database() -> None:
-    assert call("run", "tiny.yaml") == 0
-    with sqlite3.connect("runs/tiny/study.db") as connection:
+def test_figures_are_remembered_in_the_studys_database(finished: Path) -> None:
+    with sqlite3.connect(finished / "study.db") as connection:
         rows = connection.execute("SELECT genotype, figures FROM optuna_stitch_evaluations")
         remembered = dict(rows.fetchall())
     assert {"a", "b", "ensemble"} <= set(remembered)
     parent = json.loads(remembered["a"])["figures"]["accuracy"]
-    assert parent == next(t for t in _study().trials if t.params["output"] == "a").values[0]
+    trials = study_of().trials
+    assert parent == next(t for t in trials if t.params["output"] == "a").values[0]
 
 
-def test_latency_as_an_objective_bounds_and_races() -> None:
-    wanted = yaml.safe_load(TINY)
-    wanted["study"] |= {"objectives": ["accuracy", "latency_ms"], "constraints": {"max_macs": 2e5}}
-    wanted["evaluation"] = {"racing": {"first": 20}, "batch_size": 10, "latency": {"threads": 1}}
-    Path("tiny.yaml").write_text(yaml.safe_dump(wanted))
-    assert call("run", "tiny.yaml") == 0
+def test_latency_as_an_objective_bounds_and_races(built_once: Path) -> None:
+    file = change_study_file(
+        "tiny.yaml",
+        study={"objectives": ["accuracy", "latency_ms"], "constraints": {"max_macs": 2e5}},
+        evaluation={"racing": {"first": 20}, "batch_size": 10, "latency": {"threads": 1}},
+    )
+    copy_supernetwork(built_once, "runs/tiny", file)
+    assert call("run", file) == 0
     measured = json.loads(Path("runs/tiny/latency.json").read_text())
     assert measured["threads"] == 1
-    study = _study()
+    study = study_of()
     assert study.metric_names == ["accuracy", "latency_ms"]
-    for trial in study.get_trials(states=(TrialState.COMPLETE,)):
+    for trial in complete(study):
         assert 0 < trial.values[1] <= sum(measured["milliseconds"].values())
         (violation,) = trial.system_attrs["constraints"]
         assert violation > 0  # nothing is so small; only parents and ensemble were run

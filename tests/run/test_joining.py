@@ -4,61 +4,65 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 import sqlalchemy
-import yaml
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial
 
 import optuna_stitch as st
-from optuna_stitch.run.run import Run
 from optuna_stitch.storage.open import open_storage
-from tests.cli.test_cli import TINY
 from tests.helpers.commands import call
+from tests.helpers.runs import change_study_file, complete, copy_supernetwork
+
+Build = Callable[..., str]
 
 
-@pytest.fixture(autouse=True)
-def _workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
+pytestmark = pytest.mark.usefixtures("workplace")
 
 
-def _write(file: str, **study: Any) -> str:
-    wanted = yaml.safe_load(TINY)
-    shared = {
-        "name": "shared",
-        "storage": f"sqlite:///{Path.cwd()}/shared.db",
-        "artifacts": f"{Path.cwd()}/store",
-    }
-    wanted["study"] |= shared | study
-    Path(file).write_text(yaml.safe_dump(wanted))
-    return file
+@pytest.fixture
+def build(built_once: Path) -> Build:
+    """Write a study file on a shared storage, whose run has been built like that of `TINY`."""
+
+    def build(name: str = "shared", *, folder: str | None = None, **study: Any) -> str:
+        shared = {
+            "name": name,
+            "storage": f"sqlite:///{Path.cwd()}/shared.db",
+            "artifacts": f"{Path.cwd()}/store",
+        }
+        file = change_study_file(f"{name}.yaml", study=shared | study)
+        if not Path(folder or f"runs/{name}").exists():
+            copy_supernetwork(built_once, folder or f"runs/{name}", file)
+        return file
+
+    return build
 
 
 def _study(storage: str = "sqlite:///shared.db", name: str = "shared") -> optuna.Study:
     return optuna.load_study(study_name=name, storage=open_storage(storage))
 
 
-def _complete(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
-    return study.get_trials(states=(TrialState.COMPLETE,))
-
-
 def test_a_worker_elsewhere_fetches_the_supernetwork_and_joins(
-    capsys: pytest.CaptureFixture[str],
+    build: Build, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    study_file = _write("tiny.yaml")
+    study_file = build(folder="here")
     assert call("search", study_file, "--run", "here", "--trials", "8", "--batch", "4") == 0
     before = Path("here/supernetwork.safetensors").read_bytes()
     assert call("search", study_file, "--run", "there", "--trials", "4") == 0
     assert Path("there/supernetwork.safetensors").read_bytes() == before
     assert not Path("there/fit.png").exists()  # it was not built there
-    assert len(_complete(_study())) == 12
-    workers = {trial.user_attrs["worker"] for trial in _complete(_study())}
+    assert len(complete(_study())) == 12
+    workers = {trial.user_attrs["worker"] for trial in complete(_study())}
     assert len(workers) == 2
     assert call("report", study_file, "--run", "there") == 0
+    # who only reads fetches it too
+    assert call("export", study_file, "--run", "reader", "--trial", "0", "--to", "out") == 0
+    assert Path("reader/supernetwork.safetensors").read_bytes() == before
+    assert st.Run.open("reader").study.study_name == "shared"
     capsys.readouterr()
 
     # a store in which somebody changed the weights
@@ -84,87 +88,81 @@ def test_a_worker_elsewhere_fetches_the_supernetwork_and_joins(
     assert "0123456789abcdef" in capsys.readouterr().err
 
 
-def test_another_sampler_goes_on_in_the_same_study() -> None:
-    assert call("search", _write("tiny.yaml"), "--trials", "10") == 0
-    changed = _write(
-        "tiny.yaml",
+def test_another_sampler_goes_on_in_the_same_study(build: Build) -> None:
+    assert call("search", build(), "--trials", "10") == 0
+    changed = build(
         sampler={"name": "local_search"},
         steering={"share": 0.8, "over": 0.5},
         trials=16,
     )
     assert call("search", changed) == 0
-    trials = _complete(_study())
+    trials = complete(_study())
     assert len(trials) == 16
     assert sum("NSGAIISampler:generation" in trial.system_attrs for trial in trials) == 10
 
 
-def test_a_study_starts_from_the_front_of_another(capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("search", _write("first.yaml", name="first")) == 0
+def test_a_study_starts_from_the_front_of_another(
+    build: Build, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("search", build("first")) == 0
     front = _study(name="first").best_trials
     warm = {"population": 8, "front_of": "runs/first"}
-    assert call("search", _write("second.yaml", name="second", start=warm)) == 0
+    assert call("search", build("second", start=warm)) == 0
     assert "from another study's front" in " ".join(capsys.readouterr().err.split())
-    supernetwork = st.load_supernetwork("runs/second")
+    supernetwork = st.Run.open("runs/second").supernetwork
 
-    def networks(trials: list[optuna.trial.FrozenTrial]) -> set[st.Genotype]:
-        found = (supernetwork.genotype(trial.params) for trial in trials)
-        return {supernetwork.canonical(genotype) for genotype in found}
+    def networks(trials: list[FrozenTrial]) -> set[st.Subnetwork]:
+        return {supernetwork.subnetwork(trial.params) for trial in trials}
 
-    assert any(genotype.on for genotype in networks(front))
+    assert any(network.on for network in networks(front))
     begun = _study(name="second").trials[: 3 + len(front)]
     assert networks(front) <= networks(begun)
     nowhere = {"population": 8, "front_of": "runs/nowhere"}
-    assert call("search", _write("third.yaml", name="third", start=nowhere)) == 2
+    assert call("search", build("third", start=nowhere)) == 2
     assert "is no run" in capsys.readouterr().err
+    build("fourth")
+    unsearched = {"population": 8, "front_of": "runs/fourth"}
+    assert call("search", build("fifth", start=unsearched)) == 2
+    assert "runs/fourth has no study yet" in capsys.readouterr().err
 
 
-def test_a_journal_beside_remembered_figures() -> None:
-    study_file = _write("tiny.yaml", storage="journal:///{run}/study.journal")
+def test_a_journal_beside_remembered_figures(build: Build) -> None:
+    study_file = build(storage="journal:///{run}/study.journal")
     assert call("run", study_file) == 0
-    assert Path("runs/tiny/records.db").exists()
-    assert len(_complete(_study("journal:///runs/tiny/study.journal"))) == 12
+    assert Path("runs/shared/records.db").exists()
+    assert len(complete(_study("journal:///runs/shared/study.journal"))) == 12
 
 
-def test_the_same_seed_gives_the_same_sequence() -> None:
-    found: dict[str, list[dict[str, Any]]] = {}
-    for name, sampler in (
-        ("a", "linkage"),
-        ("b", "linkage"),
-        ("c", "nsga2"),
-        ("d", "nsga2"),
-        ("e", "local_search"),
-        ("f", "local_search"),
-    ):
-        chosen = {"name": sampler} | ({"population_size": 6} if sampler == "nsga2" else {})
-        study_file = _write("tiny.yaml", name=name, sampler=chosen, trials=24)
-        if found:  # the same supernetwork
-            shutil.copytree("runs/a", f"runs/{name}")
-            Path(f"runs/{name}/study.yaml").unlink()
-            shutil.copy(study_file, f"runs/{name}/study.yaml")
-        assert call("search", study_file, "--run", f"runs/{name}") == 0
-        found[name] = [trial.params for trial in _study(name=name).trials]
-        assert len(found[name]) == 24
-    assert found["a"] == found["b"]
-    assert found["c"] == found["d"]
-    assert found["e"] == found["f"]
-    assert found["a"] != found["c"] != found["e"]
+@pytest.mark.parametrize("sampler", ["linkage", "nsga2", "local_search"])
+def test_the_same_seed_gives_the_same_sequence(build: Build, sampler: str) -> None:
+    chosen = {"name": sampler} | ({"population_size": 6} if sampler == "nsga2" else {})
+    found: list[list[dict[str, Any]]] = []
+    for name, seed in (("one", 0), ("again", 0), ("other", 1)):
+        assert call("search", build(name, sampler=chosen, trials=24, seed=seed)) == 0
+        found.append([trial.params for trial in _study(name=name).trials])
+        assert len(found[-1]) == 24
+    assert found[0] == found[1] != found[2]
 
 
-@pytest.mark.parametrize("stage", ["_study", "_joins"])
+@pytest.mark.parametrize("stage", ["create_study", "load_study"])
 def test_a_storage_that_fails_wherever_the_study_is_read(
-    stage: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    build: Build, stage: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         cause = sqlalchemy.exc.OperationalError("SELECT", {}, Exception("disk I/O error"))
         raise optuna.exceptions.StorageInternalError("something happened") from cause
 
-    monkeypatch.setattr(Run, stage, fail)
-    assert call("run", _write("tiny.yaml")) == 2
+    monkeypatch.setattr(f"optuna_stitch.run.run.{stage}", fail)
+    file = build(start={"population": 8, "front_of": "runs/shared"})
+    assert call("run", file) == 2
     assert "disk I/O error" in capsys.readouterr().err
 
 
 def test_a_sampler_from_optunahub(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    build: Build,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     """Our own package, as the hub would serve it."""
     import optunahub
@@ -179,11 +177,11 @@ def test_a_sampler_from_optunahub(
 
     monkeypatch.setattr(optunahub, "load_module", load)
     chosen = {"name": "hub:samplers/linkage:LinkageSampler", "population_size": 8}
-    assert call("search", _write("tiny.yaml", sampler=chosen)) == 0
-    assert len(_complete(_study())) == 12
-    wrong = _write("wrong.yaml", name="x", sampler={"name": "hub:samplers/linkage"})
+    assert call("search", build(sampler=chosen)) == 0
+    assert len(complete(_study())) == 12
+    wrong = build("wrong", sampler={"name": "hub:samplers/linkage"})
     assert call("search", wrong) == 2
     assert ":LinkageSampler or :LocalSearchSampler" in capsys.readouterr().err
-    nowhere = _write("wrong.yaml", name="x", sampler={"name": "hub:samplers/nowhere:X"})
+    nowhere = build("nowhere", sampler={"name": "hub:samplers/nowhere:X"})
     assert call("search", nowhere) == 2
     assert "'samplers/nowhere' cannot be loaded" in capsys.readouterr().err

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from optuna_stitch.run.study_file import dump_study_file, load_study_file
+import optuna_stitch as st
+from optuna_stitch.evaluation.settings import EvaluationSettings, LatencySettings
+from optuna_stitch.run.study_file import dump_study_file, flatten, load_study_file
 from optuna_stitch.utils.errors import ConfigError
 
 STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.yaml"))
@@ -63,6 +68,12 @@ def test_defaults_are_filled_in_and_paths_made_absolute(tmp_path: Path) -> None:
         ("{epochs: 1}", "{}", r"study\.yaml:4: the key `parents.a.train.epochs` is missing"),
         ("network: test_vit", "pretrained: true", r"the key `parents.b.network` is missing"),
         ("    checkpoint:", "    pretrained: true\n    checkpoint:", "exactly one of"),
+        ("study:", "fit: {kernel: 2}\nstudy:", r"study\.yaml:8: `fit.kernel`: .*1 or 3"),
+        (
+            "study:",
+            "evaluation: {racing: {frist: 20}}\nstudy:",
+            r"study\.yaml:8: unknown key `evaluation.racing.frist`; .*Did you mean `first`?",
+        ),
         ("study:", "stdy:", r"study\.yaml:8: unknown key `stdy`; .*Did you mean `study`?"),
         ("parents:", "parents: [", "is no YAML"),
     ],
@@ -81,6 +92,53 @@ def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
         load_study_file(_write(tmp_path, text))
     assert "study.trails" in str(caught.value)
     assert "parents.a.train.epoch" in str(caught.value)
+
+
+def test_settings_are_those_of_python(tmp_path: Path) -> None:
+    study_file = load_study_file(_write(tmp_path, GOOD))
+    assert study_file.fit == st.FitSettings()
+    assert study_file.parents.a.train == st.Recipe(epochs=1)
+    assert isinstance(study_file.evaluation, EvaluationSettings)
+    assert study_file.evaluation.latency == LatencySettings()
+    sections = "tune: {steps: 7}\nevaluation: {racing: {first: 20}}\n"
+    study_file = load_study_file(_write(tmp_path, GOOD + sections))
+    assert study_file.tune == st.Tuning(steps=7)
+    assert study_file.evaluation.racing == st.Racing(first=20)
+
+
+@pytest.mark.parametrize(
+    ("section", "function", "names"),
+    [
+        ("data", st.load_data, ["dataset", "root", "class_map", "unreadable", "seed"]),
+        ("stitching", st.stitch, ["points", "resize"]),
+        ("keep", st.best_stitches, ["best", "min_r2", "max_accuracy_drop"]),
+        ("study", st.Objective, ["space"]),
+        ("study", st.optimize, ["batch", "grace"]),
+        ("study", st.create_study, ["seed"]),
+        ("study.start", st.create_study, ["population", "probability"]),
+        ("study.start", st.enqueue_starts, ["population", "probability"]),
+    ],
+)
+def test_defaults_are_those_of_python(
+    tmp_path: Path, section: str, function: Callable[..., Any], names: list[str]
+) -> None:
+    filled = flatten(load_study_file(_write(tmp_path, GOOD)))
+    parameters = inspect.signature(function).parameters
+    for name in names:
+        assert filled[f"{section}.{name}"] == parameters[name].default, name
+
+
+def test_races_go_by_the_seed_of_the_study(tmp_path: Path) -> None:
+    racing = "evaluation: {racing: {first: 20}}\n"
+    text = GOOD.replace("trials: 7", "trials: 7\n  seed: 3") + racing
+    study_file = load_study_file(_write(tmp_path, text))
+    assert study_file.evaluation.racing == st.Racing(first=20, seed=3)
+    # also in the copy that a run keeps, with every default
+    again = load_study_file(_write(tmp_path, dump_study_file(study_file)))
+    assert again.evaluation == study_file.evaluation
+    own = text.replace("first: 20", "first: 20, seed: 5")
+    racing_of_its_own = load_study_file(_write(tmp_path, own)).evaluation.racing
+    assert racing_of_its_own == st.Racing(first=20, seed=5)
 
 
 def test_no_file_and_no_keys(tmp_path: Path) -> None:

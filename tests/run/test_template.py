@@ -50,9 +50,8 @@ PAIRS = [
 
 
 @pytest.fixture(autouse=True)
-def _workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
+def _empty(workplace: Path) -> None:
+    Path("tiny.yaml").unlink()
 
 
 def _load(text: str, path: str = "study.yaml") -> StudyFile:
@@ -233,9 +232,15 @@ def test_networks_that_are_none(
     assert not list(Path().iterdir())
 
 
-@pytest.mark.parametrize(("a", "b"), [("test_resnet", "test_efficientnet")])
-def test_what_is_written_runs(a: str, b: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("init", a, b) == 0
-    assert "optuna-stitch inspect test_resnet test_efficientnet " in capsys.readouterr().out
-    assert call("run", f"{a}--{b}.yaml", "--smoke") == 0
-    assert Path(f"runs/{a}--{b}-smoke/report.md").is_file()
+def test_what_is_written_runs(smoke_once: Path) -> None:
+    """Of `init` and `run --smoke`, in a folder that nothing else was in."""
+    name = "test_resnet--test_efficientnet"
+    assert (smoke_once / f"{name}.yaml").is_file()
+    assert (smoke_once / "runs" / f"{name}-smoke" / "report.md").is_file()
+
+
+def test_init_says_what_to_do_next(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("init", "test_resnet", "test_efficientnet") == 0
+    out = capsys.readouterr().out
+    assert "optuna-stitch inspect test_resnet test_efficientnet " in out
+    assert "optuna-stitch run test_resnet--test_efficientnet.yaml --smoke" in out
