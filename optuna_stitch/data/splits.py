@@ -100,7 +100,7 @@ class Split:
         views: Sequence[View],
         batch_size: int = 100,
         *,
-        share: tuple[int, int] = (0, 1),
+        shard: tuple[int, int] = (0, 1),
         within: Sequence[int] | None = None,
     ) -> Iterator[Batch]:
         """Go through the split once, in order.
@@ -108,14 +108,14 @@ class Split:
         Args:
             views: How the images are wanted; each is decoded once and transformed per view.
             batch_size: Number of images in a batch.
-            share: (k, n) for every n-th batch only, from the k-th.
+            shard: Rank r and world size w: only every w-th batch, from the r-th.
             within: Positions to go through, instead of all.
 
         Yields:
             Batches with one tensor per view.
         """
         within = range(len(self)) if within is None else within
-        for start in range(share[0] * batch_size, len(within), share[1] * batch_size):
+        for start in range(shard[0] * batch_size, len(within), shard[1] * batch_size):
             yield self.pick(within[start : start + batch_size], views)
 
     def pick(self, positions: Sequence[int], views: Sequence[View]) -> Batch:

@@ -22,7 +22,7 @@ from optuna_stitch.stitching.recalibration import Calibration
 from optuna_stitch.stitching.regression import Choices, Regression, Solution
 from optuna_stitch.stitching.settings import FitSettings
 from optuna_stitch.stitching.supergraph import Supergraph
-from optuna_stitch.utils.distributed import all_reduce, share
+from optuna_stitch.utils import distributed
 from optuna_stitch.utils.errors import FitError
 from optuna_stitch.utils.progress import console, progress_bar
 
@@ -248,9 +248,9 @@ def _read(
     layouts = {(reading.side, reading.node): reading.layout for reading in moments.sums}
     image = sum(4 * layout.channels * layout.positions for layout in layouts.values())
     batch_size = max(1, min(batch_size, _FEATURE_BYTES // image))
-    rank, world = share()
+    rank, world_size = distributed.rank(), distributed.world_size()
     start = rank * batch_size
-    for batch in split.batches(supergraph.views, batch_size, share=(rank, world)):
+    for batch in split.batches(supergraph.views, batch_size, shard=(rank, world_size)):
         values: list[Tensor] = features.run(batch.images)
         held_out = torch.arange(start, start + len(batch)) % EVERY == EVERY - 1
         broken = moments.add(dict(zip(wanted, values, strict=True)), held_out)
@@ -264,6 +264,6 @@ def _read(
                 f"The features of stitch {name!r} hold NaN or infinite values (in parent "
                 f"{broken.side}, at {broken.node}); check its weights and the images."
             )
-        start += world * batch_size
+        start += world_size * batch_size
         yield len(batch)
-    all_reduce(moments.tensors)
+    distributed.all_reduce(moments.tensors)

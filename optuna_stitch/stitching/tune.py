@@ -25,7 +25,7 @@ from optuna_stitch.stitching.program import Program
 from optuna_stitch.stitching.recalibration import match_batch, statistics_of
 from optuna_stitch.stitching.settings import Tuning
 from optuna_stitch.stitching.supergraph import Supergraph
-from optuna_stitch.utils.distributed import all_reduce, share
+from optuna_stitch.utils.distributed import all_reduce, rank, world_size
 from optuna_stitch.utils.errors import FitError, first_line
 from optuna_stitch.utils.files import write_whole
 from optuna_stitch.utils.progress import progress_bar
@@ -117,10 +117,9 @@ class Trainer:
             genotypes += [Genotype("a"), Genotype("b")]
         self._optimizer.zero_grad()
         total = 0.0
-        rank, world = share()
         for _ in range(tuning.accumulate):
             drawn = torch.randint(len(self._train), (tuning.batch_size,), generator=generator)
-            positions = self._train[drawn][rank::world].tolist()
+            positions = self._train[drawn][rank() :: world_size()].tolist()
             loss = self._loss(genotypes, positions) * len(positions)
             loss = loss / (tuning.batch_size * tuning.accumulate)
             if not loss.isfinite():
@@ -220,7 +219,7 @@ class Trainer:
         Raises:
             FitError: If it cannot be written, for want of room perhaps.
         """
-        if share()[0] > 0:
+        if rank() > 0:
             return
         state = {
             "key": self._key,

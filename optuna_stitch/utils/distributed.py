@@ -1,4 +1,4 @@
-"""Several processes that share one job, started by ``torchrun``."""
+"""Several processes that work on one job, started by ``torchrun``."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 
 @contextmanager
-def processes() -> Iterator[None]:
-    """Join the other processes, where ``torchrun`` started several; else do nothing.
+def process_group() -> Iterator[None]:
+    """Join the other processes where ``torchrun`` started several; else do nothing.
 
     They talk through gloo: all sums are on the CPU.
     """
@@ -26,16 +26,23 @@ def processes() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def share() -> tuple[int, int]:
-    """Which process this is, from 0, and how many there are."""
-    if not dist.is_initialized():
-        return 0, 1
-    return dist.get_rank(), dist.get_world_size()
+def rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes there are; 1 without a process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def all_reduce(tensors: Sequence[Tensor]) -> None:
-    """Replace every tensor by its sum over all processes."""
-    if share()[1] == 1:
+    """Replace every tensor, in place, by its sum over all processes.
+
+    Args:
+        tensors: On the CPU; of the same shapes and in the same order in every process.
+    """
+    if world_size() == 1:
         return
     for tensor in tensors:
         dist.all_reduce(tensor)
@@ -43,5 +50,13 @@ def all_reduce(tensors: Sequence[Tensor]) -> None:
 
 def barrier() -> None:
     """Return when all processes have come here."""
-    if share()[1] > 1:
+    if world_size() > 1:
         dist.barrier()
+
+
+processes = process_group
+
+
+def share() -> tuple[int, int]:
+    """Rank and world size."""
+    return rank(), world_size()
