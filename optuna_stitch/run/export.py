@@ -14,7 +14,8 @@ from optuna_stitch.export.export import FILES, check_folder, export_subnetwork
 from optuna_stitch.export.formats import select_formats
 from optuna_stitch.export.hub import check_push, push_folder
 from optuna_stitch.models.parent import Parent
-from optuna_stitch.report.front import Entry, Front
+from optuna_stitch.report.entries import Entry
+from optuna_stitch.report.front import Front
 from optuna_stitch.run.report import versions
 from optuna_stitch.run.schema import DataConfig, ParentConfig, SplitConfig
 from optuna_stitch.stitching.settings import Tuning
@@ -146,7 +147,8 @@ def parent_origin(parent: Parent, config: ParentConfig, tune: Tuning | None) -> 
     name = Path(parent.name).name if parent.source == "program" else parent.name
     licence = repo = None
     if config.train is not None:
-        weights = f"trained in this run, {config.train.epochs} epochs on its train split"
+        epochs = f"{config.train.epochs} epoch{'s' if config.train.epochs > 1 else ''}"
+        weights = f"trained in this run, {epochs} on its train split"
     elif config.checkpoint is not None:
         weights = f"the user's own checkpoint, {config.checkpoint.name}"
     elif config.random_weights:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,48 +23,29 @@ from optuna_stitch.run.export import export_trial, parent_origin
 from optuna_stitch.run.run import Run
 from optuna_stitch.run.schema import ParentConfig
 from optuna_stitch.utils.errors import ExportError, RunError
-
-TINY = """\
-parents:
-  a: {network: test_resnet, input_size: 32, train: {epochs: 2}}
-  b:
-    network: test_efficientnet
-    input_size: 32
-    mean: [0.5, 0.5, 0.5]
-    std: [0.5, 0.5, 0.5]
-    interpolation: bilinear
-    train: {epochs: 2}
-data: {train: {images: 200}, val: {images: 100}}
-stitching: {points: blocks}
-study:
-  trials: 14
-  sampler: {name: nsga2, population_size: 8}
-  start: {population: 8}
-"""
+from tests.helpers.runs import TINY, complete, study_of
 
 
 @pytest.fixture(scope="module")
-def run(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    folder = tmp_path_factory.mktemp("runs")
-    (folder / "tiny.yaml").write_text(TINY)
-    started = Run.start(folder / "tiny.yaml", folder / "tiny")
-    study = started.search()
-    params = study.trials[0].params
+def run(finished_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run with 12 complete trials, and one each that is pruned, failed and running."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    shutil.copytree(finished_once, folder)
+    study = study_of(folder)
+    params, distributions = study.trials[0].params, study.trials[0].distributions
     for state in (TrialState.PRUNED, TrialState.FAIL):
         study.add_trial(
-            optuna.create_trial(
-                state=state, params=params, distributions=study.trials[0].distributions
-            )
+            optuna.create_trial(state=state, params=params, distributions=distributions)
         )
     study.ask()
-    return started
+    return Run.open(folder)
 
 
 def stitched(run: Run) -> int:
     """Number of a trial with a stitch that matters."""
     return next(
         trial.number
-        for trial in run.study.get_trials(states=(TrialState.COMPLETE,))
+        for trial in complete(run.study)
         if run.supernetwork.subnetwork(trial.params).on
     )
 
@@ -87,8 +69,8 @@ def test_a_trial_leaves_the_run_with_its_figures(run: Run, tmp_path: Path) -> No
     for comparison in entry.comparisons:
         assert f"| {comparison.baseline} |" in card
         assert f"| {100 * comparison.difference:+.2f} | {comparison.p_value:.2g} |" in card
-    assert "| a | test_resnet | trained in this run, 2 epochs on its train split |" in card
-    assert "| train | 200 images that the stitches were fitted on: sklearn/digits |" in card
+    assert "| a | test_resnet | trained in this run, 1 epoch on its train split |" in card
+    assert "| train | 100 images that the stitches were fitted on: sklearn/digits |" in card
     assert f"| test | {len(run.data.test):,} images" in card
     assert "| classes | 10: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 |" in card
     assert command in card
@@ -112,11 +94,11 @@ def best_of(run: Run) -> str:
 @pytest.mark.parametrize(
     ("number", "expected"),
     [
-        (99, "There is no trial 99: the study 'tiny' has 17, 0 to 16."),
-        (-1, "There is no trial -1: the study 'tiny' has 17, 0 to 16."),
-        (14, "Trial 14 of the study 'tiny' is not complete: its state is PRUNED."),
-        (15, "Trial 15 of the study 'tiny' is not complete: its state is FAIL."),
-        (16, "Trial 16 of the study 'tiny' is not complete: its state is RUNNING."),
+        (99, "There is no trial 99: the study 'tiny' has 15, 0 to 14."),
+        (-1, "There is no trial -1: the study 'tiny' has 15, 0 to 14."),
+        (12, "Trial 12 of the study 'tiny' is not complete: its state is PRUNED."),
+        (13, "Trial 13 of the study 'tiny' is not complete: its state is FAIL."),
+        (14, "Trial 14 of the study 'tiny' is not complete: its state is RUNNING."),
     ],
 )
 def test_trials_without_a_network(run: Run, number: int, expected: str, tmp_path: Path) -> None:
