@@ -92,20 +92,20 @@ def build(study: StudyArgument, folder: FolderOption = None) -> None:
     `torchrun --nproc-per-node 2 -m -- optuna_stitch build STUDY`.
     """
     check_study_file(study)
-    from optuna_stitch.report.tables import stitch_quality_table, summary
-    from optuna_stitch.utils.distributed import barrier, processes, share
+    from optuna_stitch.report.tables import stitch_quality_sentence, stitch_quality_table
+    from optuna_stitch.utils.distributed import barrier, process_group, rank
 
-    with _resumable(), processes():
-        if share()[0] > 0:
+    with _resumable(), process_group():
+        if rank() > 0:
             barrier()  # the first one makes the folder
         started = start_run(study, folder)
-        if share()[0] == 0:
+        if rank() == 0:
             barrier()
-        supernetwork = started.build(show_progress_bar=share()[0] == 0)
-        if share()[0] == 0:
+        supernetwork = started.build(show_progress_bar=rank() == 0)
+        if rank() == 0:
             out = Console()
             out.print(stitch_quality_table(started.stitch_quality))
-            out.print(summary(started.stitch_quality))
+            out.print(stitch_quality_sentence(started.stitch_quality))
             out.print(
                 f"{supernetwork.a.name} × {supernetwork.b.name}: {len(supernetwork.matches)} "
                 f"matches, {len(supernetwork.switches)} stitches, in {started.folder}"
@@ -185,12 +185,11 @@ def proxy(
 
 
 def _show(reported: Run, front: Front) -> None:
-    from optuna_stitch.report.front import headline
     from optuna_stitch.report.tables import rich_table
 
     out = Console()
     out.print(rich_table(front))
-    out.print(headline(front), highlight=False)
+    out.print(front.headline, highlight=False)
     folder = reported.folder
     out.print(f"\nThe report is {folder}/report.md, the plot {folder}/front.html", soft_wrap=True)
     out.print(f"Look at every trial: optuna-stitch dashboard {folder}", soft_wrap=True)

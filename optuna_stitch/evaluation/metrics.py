@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torchmetrics
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
@@ -16,6 +18,7 @@ from optuna_stitch.evaluation.latency import latency_ms
 from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.utils.errors import ConfigError
+from optuna_stitch.utils.text import number_text, percent_text
 
 Direction = Literal["maximize", "minimize"]
 
@@ -24,8 +27,69 @@ VOID = 255
 
 
 @dataclass(frozen=True)
+class Unit:
+    """What people call a figure, and the unit that they read it in.
+
+    Args:
+        words: What a sentence calls it; of a cost, what there can be fewer of:
+            ``multiply-accumulates``.
+        symbol: Of the unit, ``%`` or ``M MACs``; empty where there is none.
+        scale: What values are divided by.
+        axis: The title of its axis in a plot, and of a column: ``latency (ms)``. If empty, it
+            follows from the words and the symbol.
+
+    Example:
+        >>> from optuna_stitch.evaluation.metrics import unit_of
+        >>> unit_of("macs").text(1_234_500), unit_of("macs").symbol
+        ('1.234', 'M MACs')
+        >>> unit_of("mean_iou").title
+        'mean IoU (%)'
+    """
+
+    words: str
+    symbol: str = ""
+    scale: float = 1.0
+    axis: str = ""
+
+    @property
+    def share(self) -> bool:
+        """Whether it is a share of one, which reads better in percent."""
+        return self.symbol == "%"
+
+    @property
+    def title(self) -> str:
+        """Of an axis, with the unit."""
+        return self.axis or (f"{self.words} ({self.symbol})" if self.symbol else self.words)
+
+    @property
+    def head(self) -> str:
+        """Of a column, with the unit: short."""
+        return f"{self.words} (%)" if self.share else self.symbol or self.words
+
+    def text(self, value: float) -> str:
+        """A value in this unit, without the unit's symbol.
+
+        Args:
+            value: As metrics give it.
+        """
+        if self.share:
+            return percent_text(value, sign="")
+        return number_text(value / self.scale)
+
+    def __call__(self, value: float) -> str:
+        """A value with its unit: ``98.50%``, ``4.099 M MACs``.
+
+        Args:
+            value: As metrics give it.
+        """
+        return f"{self.text(value)}{'%' if self.share else f' {self.symbol or self.words}'}"
+
+
+@dataclass(frozen=True)
 class ImageMetric:
-    """A figure that is the mean over images of what each image says.
+    """A figure that is a mean over images.
+
+    Where ``compute`` returns booleans, right or wrong per image, the figure can be raced.
 
     Args:
         name: What it is called, in the study and in every table.
@@ -34,8 +98,16 @@ class ImageMetric:
         reference: A subnetwork whose answers are the labels, in place of the split's own.
         version: If given, figures of your own metric are remembered under its name and version;
             change it when you change the metric.
+        unit: What people read it in; its bare value, if None.
 
-    ``compute`` may return booleans, right or wrong by image: such a figure can be raced.
+    Example:
+        >>> def sure(logits, targets):
+        ...     return logits.softmax(dim=1).amax(dim=1) > 0.9
+        >>> metrics = [st.ImageMetric("sure", sure, version="1"), "macs"]
+        >>> evaluator = st.Evaluator(supernetwork, data.val, metrics)
+        >>> figures = evaluator.evaluate([supernetwork.subnetwork({"output": "a"})])[0]
+        >>> 0 <= figures["sure"] <= 1
+        True
     """
 
     name: str
@@ -43,6 +115,7 @@ class ImageMetric:
     direction: Direction = "maximize"
     reference: Genotype | None = None
     version: str | None = None
+    unit: Unit | None = None
 
 
 @dataclass(frozen=True)
@@ -54,17 +127,26 @@ class Metric:
         compute: Takes logits ``(N, classes)`` and labels ``(N,)``, returns a number.
         direction: Which way is better.
         version: As for `ImageMetric`.
+        unit: As for `ImageMetric`.
+
+    Example:
+        >>> def spread(logits, targets):
+        ...     return logits.argmax(dim=1).double().std()
+        >>> evaluator = st.Evaluator(supernetwork, data.val, [st.Metric("spread", spread)])
+        >>> evaluator.evaluate([supernetwork.subnetwork({"output": "a"})])[0]["spread"] >= 0
+        True
     """
 
     name: str
     compute: Callable[[Tensor, Tensor], float | Tensor]
     direction: Direction = "maximize"
     version: str | None = None
+    unit: Unit | None = None
 
 
 @dataclass(frozen=True)
 class StreamedMetric:
-    """A figure gathered batch by batch, for answers too large to keep: those of segmentation.
+    """A figure computed batch by batch, for answers too large to keep: those of segmentation.
 
     Args:
         name: What it is called.
@@ -72,12 +154,18 @@ class StreamedMetric:
             with logits ``(N, classes, ...)`` and labels ``(N, ...)``.
         direction: Which way is better.
         version: As for `ImageMetric`.
+        of_confusions: The same figure from confusion matrices ``(..., classes, classes)``, label
+            by row and answer by column, as ``(...,)``. With it, reports have intervals and paired
+            comparisons.
+        unit: As for `ImageMetric`.
     """
 
     name: str
     make: Callable[[int], torchmetrics.Metric]
     direction: Direction = "maximize"
     version: str | None = None
+    of_confusions: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None
+    unit: Unit | None = None
 
 
 @dataclass(frozen=True)
@@ -88,11 +176,19 @@ class Cost:
         name: What it is called.
         compute: Takes a subnetwork, returns a number.
         direction: Which way is better.
+        unit: As for `ImageMetric`.
+
+    Example:
+        >>> stitches = st.Cost("stitches", lambda subnetwork: len(subnetwork.on))
+        >>> evaluator = st.Evaluator(supernetwork, data.val, [stitches])
+        >>> evaluator.evaluate([supernetwork.subnetwork({"output": "b"})])[0]["stitches"]
+        0.0
     """
 
     name: str
     compute: Callable[[Subnetwork], float]
     direction: Direction = "minimize"
+    unit: Unit | None = None
 
 
 LearnedMetric = ImageMetric | Metric | StreamedMetric
@@ -101,23 +197,52 @@ AnyMetric = LearnedMetric | Cost
 
 
 def accuracy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Whether the largest logit is the label's, by image."""
+    """Whether the largest logit is the label's, per image.
+
+    Args:
+        logits: ``(N, classes)``.
+        targets: Labels, ``(N,)``.
+
+    Returns:
+        ``(N,)`` bool.
+    """
     return logits.argmax(dim=1) == targets
 
 
 def top5(logits: Tensor, targets: Tensor) -> Tensor:
-    """Whether the label is among the five largest logits, by image."""
+    """Whether the label is among the five largest logits, per image.
+
+    Args:
+        logits: ``(N, classes)``.
+        targets: Labels, ``(N,)``.
+
+    Returns:
+        ``(N,)`` bool.
+    """
     largest = logits.topk(min(5, logits.shape[1]), dim=1).indices
     return (largest == targets[:, None]).any(dim=1)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Negative log-probability of the label in nats, by image."""
+    """Negative log-probability of the label in nats, per image.
+
+    Args:
+        logits: ``(N, classes)``.
+        targets: Labels, ``(N,)``.
+
+    Returns:
+        ``(N,)``.
+    """
     return F.cross_entropy(logits, targets, reduction="none")
 
 
 def calibration_error(logits: Tensor, targets: Tensor) -> Tensor:
-    """Expected calibration error over 15 bins of confidence."""
+    """Expected calibration error over 15 bins of confidence, a share.
+
+    Args:
+        logits: ``(N, classes)``.
+        targets: Labels, ``(N,)``.
+    """
     return multiclass_calibration_error(logits, targets, num_classes=logits.shape[1])
 
 
@@ -131,27 +256,120 @@ def _pixel_accuracy(classes: int) -> torchmetrics.Metric:
     return MulticlassAccuracy(classes, average="micro", ignore_index=VOID)
 
 
+def mean_iou_of(confusions: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Intersection over union, averaged over the classes that occur.
+
+    Args:
+        confusions: Matrices ``(..., classes, classes)``, label by row and answer by column.
+
+    Returns:
+        ``(...,)``.
+    """
+    both = np.diagonal(confusions, axis1=-2, axis2=-1)
+    either = confusions.sum(axis=-1) + confusions.sum(axis=-2) - both
+    occurs = either > 0
+    ratios = np.divide(both, either, out=np.zeros_like(either), where=occurs)
+    means: NDArray[np.float64] = ratios.sum(axis=-1) / np.maximum(occurs.sum(axis=-1), 1)
+    return means
+
+
+def pixel_accuracy_of(confusions: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Share of pixels whose largest logit is the label's.
+
+    Args:
+        confusions: As for `mean_iou_of`.
+
+    Returns:
+        ``(...,)``.
+    """
+    both = np.diagonal(confusions, axis1=-2, axis2=-1)
+    share: NDArray[np.float64] = both.sum(axis=-1) / confusions.sum(axis=(-2, -1)).clip(1)
+    return share
+
+
+def _share(words: str) -> Unit:
+    return Unit(words, "%", 0.01)
+
+
+def _millions(words: str, symbol: str, axis: str) -> Unit:
+    return Unit(words, symbol, 1e6, axis)
+
+
 METRICS: dict[str, AnyMetric] = {
     metric.name: metric
     for metric in (
-        ImageMetric("accuracy", accuracy),
-        ImageMetric("top5", top5),
-        ImageMetric("agreement", accuracy, reference=Genotype("ensemble")),
+        ImageMetric("accuracy", accuracy, unit=_share("accuracy")),
+        ImageMetric("top5", top5, unit=_share("top5")),
+        ImageMetric(
+            "agreement", accuracy, reference=Genotype("ensemble"), unit=_share("agreement")
+        ),
         ImageMetric("cross_entropy", cross_entropy, "minimize"),
-        Metric("calibration_error", calibration_error, "minimize"),
-        StreamedMetric("mean_iou", _mean_iou),
-        StreamedMetric("pixel_accuracy", _pixel_accuracy),
-        Cost("macs", lambda subnetwork: subnetwork.macs),
-        Cost("parameters", lambda subnetwork: subnetwork.parameters),
-        Cost("weight_bytes", lambda subnetwork: subnetwork.weight_bytes),
-        Cost("activation_bytes", lambda subnetwork: subnetwork.activation_bytes),
-        Cost("latency_ms", latency_ms),
+        Metric(
+            "calibration_error", calibration_error, "minimize", unit=_share("calibration error")
+        ),
+        StreamedMetric("mean_iou", _mean_iou, of_confusions=mean_iou_of, unit=_share("mean IoU")),
+        StreamedMetric(
+            "pixel_accuracy",
+            _pixel_accuracy,
+            of_confusions=pixel_accuracy_of,
+            unit=_share("pixel accuracy"),
+        ),
+        Cost(
+            "macs",
+            lambda subnetwork: subnetwork.macs,
+            unit=_millions(
+                "multiply-accumulates", "M MACs", "multiply-accumulates per image (millions)"
+            ),
+        ),
+        Cost(
+            "parameters",
+            lambda subnetwork: subnetwork.parameters,
+            unit=_millions("parameters", "M parameters", "parameters (millions)"),
+        ),
+        Cost(
+            "weight_bytes",
+            lambda subnetwork: subnetwork.weight_bytes,
+            unit=_millions("bytes of weights", "MB", "weights (MB)"),
+        ),
+        Cost(
+            "activation_bytes",
+            lambda subnetwork: subnetwork.activation_bytes,
+            unit=_millions("bytes of activations", "MB", "activations per image (MB)"),
+        ),
+        Cost("latency_ms", latency_ms, unit=Unit("milliseconds", "ms", axis="latency (ms)")),
     )
 }
 
 
+def quality_metric(*, segments: bool) -> LearnedMetric:
+    """What tells how good networks are: accuracy, or mean IoU.
+
+    Args:
+        segments: Whether they label pixels.
+    """
+    metric = METRICS["mean_iou" if segments else "accuracy"]
+    assert not isinstance(metric, Cost)
+    return metric
+
+
+def unit_of(metric: str | AnyMetric) -> Unit:
+    """What people call a figure, and the unit that they read it in.
+
+    Args:
+        metric: A metric, or its name; one of your own is known by its name only as it stands.
+    """
+    known = METRICS.get(metric) if isinstance(metric, str) else metric
+    if known is not None and known.unit is not None:
+        return known.unit
+    name = metric if isinstance(metric, str) else metric.name
+    return Unit(name.replace("_", " "))
+
+
 def resolve_metrics(metrics: Sequence[str | AnyMetric]) -> tuple[AnyMetric, ...]:
     """Look names up, and pass metrics through.
+
+    Args:
+        metrics: Names of known metrics, or metrics.
 
     Raises:
         ConfigError: If a name is unknown, or is there twice.
@@ -173,26 +391,23 @@ def resolve_metrics(metrics: Sequence[str | AnyMetric]) -> tuple[AnyMetric, ...]
 
 
 def cached_name(metric: LearnedMetric) -> str | None:
-    """Under which name a metric's figures may be kept for other processes; None if not at all."""
+    """Under which name a metric's figures may be kept for other processes; None if not at all.
+
+    Args:
+        metric: The metric.
+    """
     if METRICS.get(metric.name) is metric:
         return metric.name
     return f"{metric.name} {metric.version}" if metric.version is not None else None
 
 
-# Figures that are shares of one, and read better in percent.
-SHARES = {"accuracy", "top5", "agreement", "mean_iou", "pixel_accuracy", "calibration_error"}
+# Until the rooms that show figures look units up themselves.
+SHARES = {name for name, metric in METRICS.items() if metric.unit and metric.unit.share}
 
 
 @dataclass(frozen=True)
 class Axis:
-    """What a figure is called, and in which unit it is shown.
-
-    Args:
-        title: Of the axis.
-        words: What a sentence calls it, in the plural.
-        unit: What the values are divided by.
-        symbol: Of that unit.
-    """
+    """See `Unit`."""
 
     title: str
     words: str
@@ -200,28 +415,12 @@ class Axis:
     symbol: str = ""
 
 
-_AXES = {
-    "macs": Axis(
-        "multiply-accumulates per image (millions)", "multiply-accumulates", 1e6, "M MACs"
-    ),
-    "parameters": Axis("parameters (millions)", "parameters", 1e6, "M parameters"),
-    "weight_bytes": Axis("weights (MB)", "bytes of weights", 1e6, "MB"),
-    "activation_bytes": Axis("activations per image (MB)", "bytes of activations", 1e6, "MB"),
-    "latency_ms": Axis("latency (ms)", "milliseconds", 1.0, "ms"),
-}
-
-
 def axis_of(metric: str) -> Axis:
-    """How a figure is shown: shares in percent, costs in their units.
-
-    Args:
-        metric: Its name.
-    """
-    if metric in SHARES:
-        return Axis(f"{words_of(metric)} (%)", words_of(metric), 0.01, "%")
-    return _AXES.get(metric, Axis(metric, metric, 1.0, metric))
+    """See `unit_of`."""
+    unit = unit_of(metric)
+    return Axis(unit.title, unit.words, unit.scale, unit.symbol or unit.words)
 
 
 def words_of(metric: str) -> str:
-    """A figure's name in a sentence."""
-    return metric.replace("_", " ").replace("iou", "IoU")
+    """See `unit_of`."""
+    return unit_of(metric).words

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from optuna_stitch.data.splits import Batch, Split
-from optuna_stitch.evaluation.accumulator import Gatherer
+from optuna_stitch.evaluation.accumulator import Accumulator, Hits, Labels
 from optuna_stitch.evaluation.activation_cache import ActivationCache
-from optuna_stitch.evaluation.engine import KEPT, Engine, Plan, is_finite, no_collection
-from optuna_stitch.evaluation.metrics import VOID, ImageMetric, LearnedMetric
+from optuna_stitch.evaluation.engine import KEPT, Engine, Plan, no_collection
+from optuna_stitch.evaluation.metrics import VOID, LearnedMetric
 from optuna_stitch.evaluation.racing import Race, Rival
-from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.stitching.program import shared_program
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supergraph import Supergraph
@@ -63,11 +62,11 @@ class Runner:
         self._metrics = metrics
         self._race = race
         self._order: Sequence[int] = race.order if race else range(len(split))
-        self._references: dict[Genotype, Tensor] = {}
+        self._labels = Labels(metrics, engine.supergraph, self.answers)
         supergraph = engine.supergraph
         images = len(split) + len(supergraph.calibration or ())
         budget = engine.memory * 2**30 * KEPT
-        self._activation_cache = ActivationCache(supergraph, budget, images)
+        self.activation_cache = ActivationCache(supergraph, budget, images)
 
     @torch.no_grad()
     def __call__(
@@ -86,33 +85,29 @@ class Runner:
         Yields:
             Every subnetwork with its figures, as soon as they are known.
         """
-        for metric in self._metrics:
-            if isinstance(metric, ImageMetric) and metric.reference is not None:
-                self._refer_to(metric.reference)
+        self._labels.prepare()  # before other programs take memory
         subnetworks, program = plan.subnetworks, plan.program
         ends = program.outputs
         with no_collection():
-            reuse = self._activation_cache.reuse(program)
+            reuse = self.activation_cache.reuse(program)
         self._engine.prepare(program, reuse)
         classes = self._engine.supergraph.classes
-        running = {place: Gatherer(self._metrics, classes) for place in range(len(subnetworks))}
+        running = {place: Accumulator(self._metrics, classes) for place in range(len(subnetworks))}
         seen = number = 0
         for block in self._race.parts() if self._race else [self._order]:
             for batch in self._batches(block):
-                labels = self._labels(batch, block_start=seen)
+                positions = self._order[seen : seen + len(batch)]
+                labels = self._labels.batch(batch.targets, positions)
                 seen += len(batch)
-                failed: list[int] = []
                 given = reuse.given(number)
                 number += 1
                 answers = self._engine.run(program, batch.images, given)
                 reuse.add(answers[len(running) :])
-                for (place, gatherer), logits in zip(
-                    running.items(), answers[: len(running)], strict=True
+                for accumulator, logits in zip(
+                    running.values(), answers[: len(running)], strict=True
                 ):
-                    if is_finite(logits):
-                        gatherer.update(logits.float(), labels)
-                    else:
-                        failed.append(place)
+                    accumulator.update(logits, labels)
+                failed = [place for place in running if not running[place].finite]
                 for place in failed:
                     node = self._engine.first_bad(program, batch.images, given, ends[place])
                     yield subnetworks[place], self._failed(seen, node)
@@ -124,8 +119,8 @@ class Runner:
                 advance()
             if self._race and seen < len(self._split):
                 for place in list(running):
-                    rival, gatherer = rivals[place], running[place]
-                    outcomes = self._raced(gatherer, self._race.metric)
+                    rival = rivals[place]
+                    outcomes = _raced(running[place], self._race.metric)
                     if rival is not None and self._race.lost(outcomes, rival):
                         figures = {self._race.metric: self._race.estimate(outcomes, rival)}
                         yield subnetworks[place], Measured(figures, {}, seen, stopped=True)
@@ -135,8 +130,8 @@ class Runner:
                 reuse.only(program.needed_by([ends[place] for place in running]))
                 program.outputs = [*[ends[place] for place in running], *reuse.steps]
         reuse.finish()
-        for place, gatherer in running.items():
-            yield subnetworks[place], self._whole(gatherer)
+        for place, accumulator in running.items():
+            yield subnetworks[place], self._whole(accumulator)
 
     @torch.no_grad()
     def answers(self, subnetworks: Sequence[Subnetwork]) -> Iterator[tuple[Tensor, list[Tensor]]]:
@@ -160,47 +155,29 @@ class Runner:
             check_labels(batch.targets, supergraph, self._split)
             yield batch
 
-    def _labels(self, batch: Batch, block_start: int) -> Mapping[str, Tensor]:
-        """By metric, what subnetworks should answer on a batch."""
-        labels: dict[str, Tensor] = {}
-        positions = self._order[block_start : block_start + len(batch)]
-        for metric in self._metrics:
-            labels[metric.name] = batch.targets
-            if isinstance(metric, ImageMetric) and metric.reference is not None:
-                labels[metric.name] = self._references[metric.reference][list(positions)]
-        return labels
-
-    def _refer_to(self, reference: Genotype) -> None:
-        """Find out once what a subnetwork answers that others are compared with."""
-        if reference not in self._references:
-            subnetwork = Subnetwork.of(self._engine.supergraph, reference)
-            guesses = [logits[0].argmax(dim=1) for _, logits in self.answers([subnetwork])]
-            self._references[reference] = torch.cat(guesses)
-
-    def _raced(self, gatherer: Gatherer, metric: str) -> Tensor:
-        outcomes = gatherer.by_image(metric)
-        if outcomes.dtype != torch.bool:
-            raise ConfigError(
-                f"The metric {metric!r} does not say right or wrong of every image, so that it "
-                "cannot be raced. Leave `racing` out."
-            )
-        return outcomes
-
-    def _whole(self, gatherer: Gatherer) -> Measured:
-        outcomes: dict[str, Tensor] = {}
-        for metric in self._metrics:
-            if isinstance(metric, ImageMetric):
-                said = gatherer.by_image(metric.name)
-                if said.dtype == torch.bool:
-                    outcomes[metric.name] = said
-                    if self._race:  # back from the race's order
-                        outcomes[metric.name] = torch.empty_like(said)
-                        outcomes[metric.name][self._race.order] = said
-        return Measured(gatherer.figures(), outcomes, len(self._split))
+    def _whole(self, accumulator: Accumulator) -> Measured:
+        results = accumulator.results()
+        outcomes = {name: said.right for name, said in results.items() if isinstance(said, Hits)}
+        if self._race:  # back from the race's order
+            for name, right in outcomes.items():
+                outcomes[name] = torch.empty_like(right)
+                outcomes[name][self._race.order] = right
+        figures = {name: said.figure for name, said in results.items()}
+        return Measured(figures, outcomes, len(self._split))
 
     def _failed(self, images: int, node: str) -> Measured:
         figures = {metric.name: float("nan") for metric in self._metrics}
         return Measured(figures, {}, images, failed=node)
+
+
+def _raced(accumulator: Accumulator, metric: str) -> Tensor:
+    outcomes = accumulator.by_image(metric)
+    if outcomes.dtype != torch.bool:
+        raise ConfigError(
+            f"The metric {metric!r} does not say right or wrong of every image, so that it "
+            "cannot be raced. Leave `racing` out."
+        )
+    return outcomes
 
 
 def check_labels(targets: Tensor, supergraph: Supergraph, split: Split) -> None:

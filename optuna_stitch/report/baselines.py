@@ -1,4 +1,4 @@
-"""What one would do with two trained networks otherwise, tuned on validation images.
+"""What one would use otherwise of two trained networks, tuned on validation images.
 
 - The **duo** adds both parents' logits with weights that act as temperatures (Zhou, Shelhamer and
   Pleiss, "Asymmetric duos: sidekicks improve uncertainty", 2025).
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import moocore
 import numpy as np
 import torch
 from scipy.optimize import minimize
@@ -18,12 +19,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from optuna_stitch.data.splits import Split
+from optuna_stitch.evaluation.accumulator import (
+    Accumulator,
+    Confusions,
+    Hits,
+    PairedResult,
+    PerImageResult,
+)
 from optuna_stitch.evaluation.evaluator import Evaluator
-from optuna_stitch.evaluation.metrics import VOID
-from optuna_stitch.report.evidence import Confusions, Hits, confusions
+from optuna_stitch.evaluation.metrics import VOID, LearnedMetric, quality_metric
 from optuna_stitch.stitching.genotype import SIDES, Genotype, Side
 from optuna_stitch.stitching.supergraph import mean_of_probabilities
 from optuna_stitch.stitching.supernetwork import Supernetwork
+from optuna_stitch.utils.errors import DataError
+from optuna_stitch.utils.text import percent_text
 
 # The duo's weights are tuned on about so many labels: neighbouring pixels say the same.
 _LABELS = 20_000
@@ -59,11 +68,27 @@ class Combination(Protocol):
         ...
 
     def answer(self, a: Tensor, b: Tensor) -> Tensor:
-        """Logits from the parents' logits, ``(N, classes, ...)`` each."""
+        """Logits from the parents' logits.
+
+        Args:
+            a: Logits of parent a, ``(N, classes, ...)``.
+            b: Logits of parent b, likewise.
+
+        Returns:
+            ``(N, classes, ...)``.
+        """
         ...
 
     def asks_second(self, a: Tensor, b: Tensor) -> Tensor:
-        """For which images both parents run, ``(N,)`` bool."""
+        """For which images both parents run.
+
+        Args:
+            a: Logits of parent a, ``(N, classes, ...)``.
+            b: Logits of parent b, likewise.
+
+        Returns:
+            ``(N,)`` bool.
+        """
         ...
 
 
@@ -73,6 +98,8 @@ class Duo:
 
     Args:
         weights: Of a and of b.
+        name: What it is called.
+        kind: Of the entry.
     """
 
     weights: tuple[float, float]
@@ -85,17 +112,17 @@ class Duo:
         return f"the sum of {self.weights[0]:.2f} × a's and {self.weights[1]:.2f} × b's logits"
 
     def answer(self, a: Tensor, b: Tensor) -> Tensor:
-        """The weighted sum."""
+        """The weighted sum; see `Combination`."""
         return self.weights[0] * a + self.weights[1] * b
 
     def asks_second(self, a: Tensor, b: Tensor) -> Tensor:
-        """Always."""
+        """Always; see `Combination`."""
         return torch.ones(len(a), dtype=torch.bool)
 
 
 @dataclass(frozen=True)
 class Cascade:
-    """The cheaper parent alone where it is sure, else an answer that takes both.
+    """The cheaper parent alone where it is sure, an answer that takes both where it is not.
 
     Args:
         first: The cheaper parent.
@@ -104,6 +131,7 @@ class Cascade:
         share: For how many of the validation images it is.
         then: What answers then.
         answer_then: The same, from both parents' logits.
+        kind: Of the entry.
     """
 
     first: Side
@@ -116,7 +144,7 @@ class Cascade:
     @property
     def name(self) -> str:
         """With the share of the validation images that go on."""
-        return f"cascade {100 * self.share:.0f}%"
+        return f"cascade {percent_text(self.share, 0)}"
 
     @property
     def recipe(self) -> str:
@@ -127,17 +155,24 @@ class Cascade:
         )
 
     def answer(self, a: Tensor, b: Tensor) -> Tensor:
-        """Every image by whoever is to answer it."""
+        """The answer of the first, or of both where it is unsure; see `Combination`."""
         unsure = self.asks_second(a, b).reshape(-1, *(1,) * (a.dim() - 1))
         return torch.where(unsure, self.answer_then(a, b), a if self.first == "a" else b)
 
     def asks_second(self, a: Tensor, b: Tensor) -> Tensor:
-        """Where the first one is unsure."""
+        """Where the first one is unsure; see `Combination`."""
         return confidence(a if self.first == "a" else b) < self.threshold
 
 
 def confidence(logits: Tensor) -> Tensor:
-    """The largest class probability by image, averaged over pixels, ``(N,)``."""
+    """The largest class probability per image, averaged over pixels.
+
+    Args:
+        logits: ``(N, classes, ...)``.
+
+    Returns:
+        ``(N,)``.
+    """
     largest = logits.softmax(dim=1).amax(dim=1)
     return largest.flatten(1).mean(dim=1) if largest.dim() > 1 else largest
 
@@ -163,6 +198,9 @@ def tune_combinations(
 
     Returns:
         The duo, then the cascades by rising cost.
+
+    Raises:
+        DataError: If a parent's answers are no finite numbers.
     """
     evaluator = Evaluator(supernetwork, split, (), batch_size=batch_size, kernels="plain")
     read = _reader(evaluator)
@@ -177,8 +215,8 @@ def tune_combinations(
         "the ensemble": mean_of_probabilities,
         "the duo": duo.answer,
     }
-    judge = _judge_of(supernetwork)
-    return [duo, *_tune_cascades(read, judge, first, seconds)]
+    quality = quality_metric(segments=supernetwork.segments)
+    return [duo, *_tune_cascades(read, quality, supernetwork.classes, first, seconds)]
 
 
 def _reader(evaluator: Evaluator) -> Callable[[], Iterable[_Batch]]:
@@ -190,20 +228,8 @@ def _reader(evaluator: Evaluator) -> Callable[[], Iterable[_Batch]]:
     return lambda: kept
 
 
-def _judge_of(supernetwork: Supernetwork) -> Callable[[Tensor, Tensor], Tensor]:
-    """What says by image how good logits are: right or wrong, or a confusion matrix."""
-
-    def judge(logits: Tensor, targets: Tensor) -> Tensor:
-        guesses = logits.argmax(dim=1)
-        if supernetwork.segments:
-            return confusions(guesses, targets, supernetwork.classes)
-        return guesses == targets
-
-    return judge
-
-
 def _stride(supernetwork: Supernetwork, split: Split) -> int:
-    """Every how manieth pixel is read for the duo."""
+    """One pixel in how many is read for the duo."""
     _, height, width = supernetwork.views[0].input_size
     return max(1, len(split) * height * width // _LABELS)
 
@@ -235,20 +261,29 @@ def _fit_weights(a: Tensor, b: Tensor, labels: Tensor) -> tuple[float, float]:
 
 def _tune_cascades(
     read: Callable[[], Iterable[_Batch]],
-    judge: Callable[[Tensor, Tensor], Tensor],
+    quality: LearnedMetric,
+    classes: int,
     first: Side,
     seconds: dict[str, Answer],
 ) -> list[Cascade]:
     """Cascades that are worth their cost on validation images, by rising cost."""
+    answers: dict[str, Answer] = {
+        "": (lambda a, b: a) if first == "a" else (lambda a, b: b),
+        **seconds,
+    }
     sure: list[Tensor] = []
-    judged: dict[str, list[Tensor]] = {name: [] for name in ("", *seconds)}
+    accumulators = {name: Accumulator([quality], classes, per_image=True) for name in answers}
     for targets, (a, b) in read():
-        sure.append(confidence(a if first == "a" else b))
-        judged[""].append(judge(a if first == "a" else b, targets))
-        for name, answer in seconds.items():
-            judged[name].append(judge(answer(a, b), targets))
+        sure.append(confidence(answers[""](a, b)))
+        for name, accumulator in accumulators.items():
+            accumulator.update(answers[name](a, b), {quality.name: targets})
+    if not all(accumulator.finite for accumulator in accumulators.values()):
+        raise DataError(
+            "A parent gives answers that are no finite numbers on the validation images, so that "
+            "no cascade of both can be tuned. Check its weights and how it sees images."
+        )
     certainty = torch.cat(sure)
-    said = {name: torch.cat(parts) for name, parts in judged.items()}
+    alone, *others = (accumulators[name].results()[quality.name] for name in answers)
 
     found: list[tuple[float, Cascade]] = []
     for threshold in np.unique(np.quantile(certainty.numpy(), _SHARES)):
@@ -257,9 +292,8 @@ def _tune_cascades(
         if not 0 < share < 1:
             continue
         qualities = {
-            name: _quality(torch.where(_like(unsure, then), then, said[""]))
-            for name, then in said.items()
-            if name
+            name: _mixed(then, alone, unsure).figure
+            for name, then in zip(seconds, others, strict=True)
         }
         best = max(qualities, key=lambda name: qualities[name])
         cascade = Cascade(first, float(threshold), share, best, seconds[best])
@@ -267,22 +301,23 @@ def _tune_cascades(
     return _worth_their_cost(found)
 
 
-def _like(unsure: Tensor, said: Tensor) -> Tensor:
-    return unsure.reshape(-1, *(1,) * (said.dim() - 1))
-
-
-def _quality(said: Tensor) -> float:
-    return Hits(said).figure if said.dim() == 1 else Confusions(said.double().numpy()).figure
+def _mixed(then: PerImageResult, alone: PerImageResult, unsure: Tensor) -> PairedResult:
+    """What images say of a cascade that asks one network where another one is unsure."""
+    if isinstance(then, Hits) and isinstance(alone, Hits):
+        return then.where(unsure, alone)
+    if isinstance(then, Confusions) and isinstance(alone, Confusions):
+        return then.where(unsure, alone)
+    raise TypeError(f"{type(then).__name__} and {type(alone).__name__} cannot be mixed.")
 
 
 def _worth_their_cost(found: Sequence[tuple[float, Cascade]]) -> list[Cascade]:
     """Those better than all cheaper ones; a few of them, spread out, the best one last."""
-    kept: list[Cascade] = []
-    best = -1.0
-    for quality, cascade in sorted(found, key=lambda pair: pair[1].share):
-        if quality > best:
-            best = quality
-            kept.append(cascade)
+    if not found:
+        return []
+    points = np.array([(cascade.share, quality) for quality, cascade in found])
+    best = moocore.is_nondominated(points, maximise=[False, True])
+    kept = [cascade for (_, cascade), worth in zip(found, best, strict=True) if worth]
+    kept.sort(key=lambda cascade: cascade.share)
     if len(kept) <= _CASCADES:
         return kept
     places = np.linspace(0, len(kept) - 1, _CASCADES).round().astype(int)

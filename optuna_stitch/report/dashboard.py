@@ -1,45 +1,136 @@
-"""Put what a report found into its study, where optuna-dashboard shows it."""
+"""Write what a report found into its study, where optuna-dashboard shows it."""
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import re
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from base64 import b64decode
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import optuna
+import plotly.graph_objects as go
 from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.storages import BaseStorage
+from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 from optuna_dashboard.artifact import get_artifact_path
 
-from optuna_stitch.evaluation.metrics import SHARES, axis_of, words_of
-from optuna_stitch.report.front import STITCHED, Entry, Front, PairedComparison
+from optuna_stitch.diagram.drawing import draw_subnetwork
+from optuna_stitch.report.entries import STITCHED, Entry
+from optuna_stitch.report.front import Front
+from optuna_stitch.search.study import name_metrics
 from optuna_stitch.utils.errors import ArtifactError, first_line
+from optuna_stitch.utils.files import content_key
+from optuna_stitch.utils.text import (
+    escape_markdown,
+    markdown_table,
+    p_value_text,
+    points_text,
+)
 
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
-import csv
-from base64 import b64decode
-from collections.abc import Mapping
-
-import numpy as np
-import plotly.graph_objects as go
-from optuna_dashboard import get_note, save_note, save_plotly_graph_object
-
-from optuna_stitch.diagram.drawing import draw_subnetwork
-from optuna_stitch.search.study import name_metrics
-from optuna_stitch.stitching.supernetwork import Supernetwork
-from optuna_stitch.utils.files import content_key
 
 # Stitches that a note names; the drawing has them all.
 _STITCHES = 8
 
-# The dashboard leaves no room between columns.
-_ROOM = "\u2003"
+# The smallest p-value that a note states as a number.
+_LEAST = 1e-4
+
+# The last line of a note of ours, which is not shown: a definition that nothing refers to.
+_SIGNATURE = "\n\n[//]: # (by optuna-stitch, {}; a note that is edited stays as it is)\n"
+
+# The study's attribute that tells the dashboard of a finished trial's file. Optuna's own
+# `upload_artifact` writes to the trial, which takes nothing once it is finished; and there is no
+# public function that removes a file's record.
+_RECORD = "dashboard:artifacts:{trial_id}:{artifact_id}"
+
+_RECORDS = re.compile(r"dashboard:artifacts:(?P<trial_id>\d+):(?P<artifact_id>.+)")
+
+_TYPES = {"svg": "image/svg+xml", "csv": "text/csv"}
+
+# Suits light and dark pages alike, and cards that are narrow; the dashboard has no template.
+_GREY = {"gridcolor": "rgba(128, 128, 128, 0.25)", "zerolinecolor": "rgba(128, 128, 128, 0.5)"}
+
+_LOOK = {
+    "paper_bgcolor": "rgba(0, 0, 0, 0)",
+    "plot_bgcolor": "rgba(0, 0, 0, 0)",
+    "font": {"color": "#808a94"},
+    "margin": {"l": 60, "r": 20, "t": 50, "b": 40},
+    "xaxis": {**_GREY, "automargin": True},
+    "yaxis": {**_GREY, "automargin": True},
+}
+
+_LEGEND = {"orientation": "h", "yanchor": "top", "y": -0.2, "x": 0}
+
+
+def publish(
+    study: optuna.Study,
+    front: Front,
+    store: ArtifactStore,
+    *,
+    figures: Mapping[str, go.Figure],
+    summary: str,
+    command: str,
+) -> list[str]:
+    """Write notes, plots and drawings into a study, in place of those written before.
+
+    The study gets a note and plots; every stitched network on the front gets a note, its drawing
+    and its figures as a table. Trials that were on the front before lose theirs. What people write
+    stays: a note that is not ours, or that was edited since, is left as it is, and so are the
+    files of its trial if that is no longer on the front. A note that is emptied is ours again.
+
+    Samplers that read a study's attributes at every trial read all of this too.
+
+    Args:
+        study: What was reported on.
+        front: The report.
+        store: Where files are put; `serve_dashboard` needs the same.
+        figures: Plots by their id, of letters, digits, ``-``, ``_`` and ``.``, by which they are
+            sorted. Their templates, sizes and digits beyond the fifth are left out.
+        summary: What was found, in one sentence.
+        command: The shell command that exports a trial, with ``{trial}`` for its number.
+
+    Returns:
+        Whose notes were left as people wrote them: ``study``, ``trial 12``.
+
+    Raises:
+        ArtifactError: If the store fails.
+    """
+    if study.metric_names != front.objectives:
+        name_metrics(study, front.objectives)
+    for name, figure in figures.items():
+        save_plotly_graph_object(study, _slim(figure), graph_object_id=name)
+    left = []
+    if not _write_note(study, study_note(front, summary, _page_of(study))):
+        left.append("study")
+    files = TrialFiles(study, store)
+    shown = set()
+    for entry in front.stitched_front:
+        if entry.trial is None or entry.subnetwork is None:
+            continue
+        trial = FinishedTrial.numbered(study, entry.trial)
+        title = f"{entry.name} of {study.study_name}"
+        address = files.write(trial, "svg", str(draw_subnetwork(entry.subnetwork, title=title)))
+        files.write(trial, "csv", _csv(entry))
+        export = command.replace("{trial}", str(entry.trial))
+        note = trial_note(entry, front, drawing=address, command=export)
+        if not _write_note(trial, note):
+            left.append(entry.name)
+        shown.add(entry.trial)
+    for trial in files.trials():
+        if trial.number not in shown:
+            if _write_note(trial, ""):
+                files.remove(trial)
+            else:
+                left.append(f"trial {trial.number}")
+    return left
 
 
 def study_note(front: Front, summary: str, link: Callable[[int], str]) -> str:
@@ -54,15 +145,17 @@ def study_note(front: Front, summary: str, link: Callable[[int], str]) -> str:
     rows = []
     for entry in front.entries:
         if entry.on_front or entry.kind != STITCHED:
-            name = f"**{_escaped(entry.name)}**" if entry.on_front else _escaped(entry.name)
+            name = escape_markdown(entry.name)
             # an arrow beside the name: on dark pages the dashboard's links are hard to read
             arrow = f" [↗]({link(entry.trial)})" if entry.trial is not None else ""
-            rows.append([name + arrow, *(_with_interval(entry, figure) for figure in figures)])
+            cells = [_with_interval(front, entry, figure) for figure in figures]
+            rows.append([(f"**{name}**" if entry.on_front else name) + arrow, *cells])
+    head = [f"{front.images:,} test images", *(front.unit(figure).head for figure in figures)]
     parts = [
         # short, since the dashboard has a button beside the first line
         "**What was found**",
-        _escaped(summary),
-        _table([f"{front.images:,} test images", *map(_heading, figures)], rows),
+        escape_markdown(summary),
+        markdown_table(head, rows, align="lr", wide=True),
         "Bold: on the front, where no other network here is at least as good in every objective "
         "and better in one. In brackets: 95% intervals. The test images were seen neither by the "
         "fit of the stitches nor by the search; the values of trials, in the dashboard's own "
@@ -82,85 +175,46 @@ def trial_note(entry: Entry, front: Front, *, drawing: str, command: str) -> str
         drawing: The address of its drawing.
         command: Shell command that exports it.
     """
-    stitches = front.stitches(entry)
-    named = [f"`{name}`" for name in stitches[:_STITCHES]]
-    if len(stitches) > _STITCHES:
-        named.append(f"and {len(stitches) - _STITCHES} more, see below")
-    output = entry.genotype.output if entry.genotype else ""
-    test = {**entry.test, "parameters": float(entry.parameters)}
-    figures = [
-        [_heading(name), _value(name, value), _interval(entry, name), _validation(entry, name)]
-        for name, value in test.items()
-    ]
+    named = [f"`{name}`" for name in entry.stitches[:_STITCHES]]
+    if len(entry.stitches) > _STITCHES:
+        named.append(f"and {len(entry.stitches) - _STITCHES} more, see below")
+    output = entry.subnetwork.output if entry.subnetwork else ""
+    figures = []
+    for name, value in {**entry.test, "parameters": float(entry.parameters)}.items():
+        unit = front.unit(name)
+        validation = unit.text(entry.values[name]) if name in entry.values else ""
+        figures.append([unit.head, unit.text(value), _interval(front, entry, name), validation])
     comparisons = [
         [
-            _escaped(claim.baseline),
-            f"{100 * claim.difference:+.2f}",
-            _p_value(claim),
+            escape_markdown(comparison.baseline),
+            points_text(comparison.difference),
+            p_value_text(comparison.p_value, least=_LEAST)
+            + (" ★" if comparison.significant else ""),
         ]
-        for claim in entry.comparisons
+        for comparison in entry.comparisons
     ]
+    heads = [f"{front.images:,} test images", "", "95% interval", "validation"]
+    against = [f"{front.unit(front.metric).words} against", "points", "p"]
     parts = [
         f"**On the front, with output {output}**",
         f"Stitches that are on: {', '.join(named)}.",
-        _table([f"{front.images:,} test images", "", "95% interval", "validation"], figures),
+        markdown_table(heads, figures, align="lr", wide=True),
         "Paired comparisons on the same images, corrected for all of the report; ★ differences "
         "that are told from chance at the 5% level:",
-        _table([f"{words_of(front.metric)} against", "points", "p"], comparisons),
+        markdown_table(against, comparisons, align="lr", wide=True),
         f"```sh\n{command}\n```",
-        f"![What {_escaped(entry.name)} computes of both parents]({drawing})",
+        f"![What {escape_markdown(entry.name)} computes of both parents]({drawing})",
     ]
     return "\n\n".join(parts)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose first column is text and whose others are numbers."""
-    align = [":---", *["---:"] * (len(head) - 1)]
-    roomy = [[first, *(_ROOM + cell for cell in rest)] for first, *rest in [head, *rows]]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [roomy[0], align, *roomy[1:]])
+def _interval(front: Front, entry: Entry, name: str) -> str:
+    return "–".join(front.unit(name).text(bound) for bound in entry.intervals.get(name, ()))
 
 
-def _heading(name: str) -> str:
-    """A figure's name, with the unit that `_value` leaves out."""
-    return f"{words_of(name)} (%)" if name in SHARES else words_of(axis_of(name).symbol)
-
-
-def _value(name: str, value: float) -> str:
-    if name in SHARES:
-        return f"{100 * value:.2f}"
-    value /= axis_of(name).unit
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
-
-
-def _interval(entry: Entry, name: str) -> str:
-    return "–".join(_value(name, bound) for bound in entry.intervals.get(name, ()))
-
-
-def _p_value(claim: PairedComparison) -> str:
-    shown = f"{claim.p_value:.2g}" if claim.p_value >= 1e-4 else "< 0.0001"
-    return f"{shown}{' ★' if claim.significant else ''}"
-
-
-def _with_interval(entry: Entry, name: str) -> str:
-    interval = _interval(entry, name)
-    return _value(name, entry.test[name]) + (f" ({interval})" if interval else "")
-
-
-def _validation(entry: Entry, name: str) -> str:
-    return _value(name, entry.values[name]) if name in entry.values else ""
-
-
-def _escaped(name: str) -> str:
-    """A text without what Markdown takes for more than letters."""
-    return "".join(f"\\{letter}" if letter in r"\|*_[]`<" else letter for letter in name)
-
-
-# Where the dashboard looks for artifacts of trials that are finished: those take none themselves.
-_RECORD = "dashboard:artifacts:{trial_id}:{artifact_id}"
-
-_RECORDS = re.compile(r"dashboard:artifacts:(?P<trial_id>\d+):(?P<artifact_id>.+)")
-
-_TYPES = {"svg": "image/svg+xml", "csv": "text/csv"}
+def _with_interval(front: Front, entry: Entry, name: str) -> str:
+    interval = _interval(front, entry, name)
+    return front.unit(name).text(entry.test[name]) + (f" ({interval})" if interval else "")
 
 
 @dataclass(frozen=True)
@@ -179,7 +233,12 @@ class FinishedTrial:
 
     @staticmethod
     def numbered(study: optuna.Study, number: int) -> FinishedTrial:
-        """The trial of a number."""
+        """The trial of a number.
+
+        Args:
+            study: Which it is of.
+            number: Its number in the study.
+        """
         find = study._storage.get_trial_id_from_study_id_trial_number
         return FinishedTrial(study, find(study._study_id, number))
 
@@ -194,8 +253,8 @@ class FinishedTrial:
         return self.storage.get_trial_number_from_id(self._trial_id)
 
 
-class Shelf:
-    """Our files of finished trials: each in the artifact store, with a record in the study.
+class TrialFiles:
+    """Files of finished trials in an artifact store, which the dashboard shows with their trials.
 
     Files are named ``trial-<number>`` with an ending. One that is written again keeps its id.
 
@@ -222,7 +281,7 @@ class Shelf:
         """The trials that have files."""
         return list(self._ids)
 
-    def put(self, trial: FinishedTrial, ending: str, text: str) -> str:
+    def write(self, trial: FinishedTrial, ending: str, text: str) -> str:
         """Write a file of a trial.
 
         Args:
@@ -249,8 +308,11 @@ class Shelf:
         path: str = get_artifact_path(trial, ids[ending])
         return path
 
-    def clear(self, trial: FinishedTrial) -> None:
+    def remove(self, trial: FinishedTrial) -> None:
         """Remove the files of a trial.
+
+        Args:
+            trial: One that has files.
 
         Raises:
             ArtifactError: If the store fails.
@@ -279,91 +341,6 @@ def _reached(what: str) -> Iterator[None]:
             f"The drawings of the front cannot be {what} the artifact store: "
             f"{first_line(error)}. Check that it can be reached and has room."
         ) from error
-
-
-# The last line of a note of ours, which is not shown: a definition that nothing refers to.
-_SIGNATURE = "\n\n[//]: # (by optuna-stitch, {}; a note that is edited stays as it is)\n"
-
-# Suits light and dark pages alike, and cards that are narrow; the dashboard has no template.
-_GREY = {"gridcolor": "rgba(128, 128, 128, 0.25)", "zerolinecolor": "rgba(128, 128, 128, 0.5)"}
-
-_LOOK = {
-    "paper_bgcolor": "rgba(0, 0, 0, 0)",
-    "plot_bgcolor": "rgba(0, 0, 0, 0)",
-    "font": {"color": "#808a94"},
-    "margin": {"l": 60, "r": 20, "t": 50, "b": 40},
-    "xaxis": {**_GREY, "automargin": True},
-    "yaxis": {**_GREY, "automargin": True},
-}
-
-_LEGEND = {"orientation": "h", "yanchor": "top", "y": -0.2, "x": 0}
-
-
-def publish(
-    study: optuna.Study,
-    front: Front,
-    supernetwork: Supernetwork,
-    store: ArtifactStore,
-    *,
-    figures: Mapping[str, go.Figure],
-    summary: str,
-    command: str,
-) -> list[str]:
-    """Write notes, figures and drawings into a study, in place of those written before.
-
-    The study gets a note and figures; every stitched network on the front a note, its drawing and
-    its figures as a table. Trials that were on the front before lose theirs. What people write
-    stays: a note that is not ours, or that was edited since, is left as it is, and so are the
-    files of its trial if that is no longer on the front. A note that is emptied is ours again.
-
-    Samplers that read a study's attributes at every trial read all of this too.
-
-    Args:
-        study: What was reported on.
-        front: The report.
-        supernetwork: What the study searched.
-        store: Where files are put; `serve_dashboard` needs the same.
-        figures: By their id, of letters, digits, ``-``, ``_`` and ``.``, by which they are sorted.
-            Their templates, sizes and digits beyond the fifth are left out.
-        summary: What was found, in one sentence.
-        command: The shell command that exports a trial, with ``{trial}`` for its number.
-
-    Returns:
-        Whose notes were left as people wrote them: ``study``, ``trial 12``.
-
-    Raises:
-        ArtifactError: If the store fails.
-        StudyError: If a genotype is not one of this supernetwork.
-    """
-    if study.metric_names != front.objectives:
-        name_metrics(study, front.objectives)
-    for name, figure in figures.items():
-        save_plotly_graph_object(study, _slim(figure), graph_object_id=name)
-    left = []
-    if not _write_note(study, study_note(front, summary, _page_of(study))):
-        left.append("study")
-    shelf = Shelf(study, store)
-    shown = set()
-    for entry in front.front:
-        if entry.kind != STITCHED or entry.trial is None or entry.genotype is None:
-            continue
-        trial = FinishedTrial.numbered(study, entry.trial)
-        title = f"{entry.name} of {study.study_name}"
-        drawing = draw_subnetwork(supernetwork, entry.genotype, title=title)
-        address = shelf.put(trial, "svg", str(drawing))
-        shelf.put(trial, "csv", _csv(entry))
-        export = command.replace("{trial}", str(entry.trial))
-        note = trial_note(entry, front, drawing=address, command=export)
-        if not _write_note(trial, note):
-            left.append(entry.name)
-        shown.add(entry.trial)
-    for trial in shelf.trials():
-        if trial.number not in shown:
-            if _write_note(trial, ""):
-                shelf.clear(trial)
-            else:
-                left.append(f"trial {trial.number}")
-    return left
 
 
 def _write_note(place: optuna.Study | FinishedTrial, text: str) -> bool:

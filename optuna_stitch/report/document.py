@@ -1,14 +1,15 @@
-"""The report: what was found, in one sentence, one picture and one table, and where it is from."""
+"""Write the report: what was found, in one sentence, one plot and one table, and its origin."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from optuna_stitch.evaluation.metrics import axis_of, words_of
-from optuna_stitch.report.front import Entry, Front, find
-from optuna_stitch.report.plots import gained_by
-from optuna_stitch.report.tables import WORTH_SHOWING, markdown_table, worth_showing
+from optuna_stitch.report.entries import Entry
+from optuna_stitch.report.front import Front
+from optuna_stitch.report.plots import HISTORY_TITLE, SWITCHES_TITLE, gained_by
+from optuna_stitch.report.tables import WORTH_SHOWING, front_table, worth_showing
+from optuna_stitch.utils.text import markdown_table, percent_interval_text, percent_text
 
 # How intervals are made and differences tested.
 _METHODS = {
@@ -59,11 +60,11 @@ def write_report(
         [
             f"# {title}",
             "",
-            find(front).sentence,
+            front.headline,
             "",
-            f"![{_capital(words_of(front.metric))} against cost]({pictures.front})",
+            f"![{_capital(front.unit(front.metric).words)} against cost]({pictures.front})",
             "",
-            *markdown_table(front),
+            front_table(front),
             "",
             *_how_to_read(front),
             *_networks(front, pictures, export),
@@ -72,9 +73,7 @@ def write_report(
             *_alternatives(front),
             "## Where this comes from",
             "",
-            "| | |",
-            "|---|---|",
-            *(f"| {what} | {which} |" for what, which in facts),
+            markdown_table(["", ""], facts),
             "",
             "```sh",
             *commands,
@@ -86,7 +85,7 @@ def write_report(
 
 def _how_to_read(front: Front) -> list[str]:
     interval, test = _METHODS[front.metric]
-    words = words_of(front.metric)
+    words = front.unit(front.metric).words
     lines = [
         "*Parent a* and *parent b* are the two trained networks that the title names. A *cascade* "
         "asks the cheaper one first and, for the share of validation images that its name says, "
@@ -99,8 +98,8 @@ def _how_to_read(front: Front) -> list[str]:
         "that no other row is at least as good in every objective and better in one, on the test "
         "images; networks were chosen, and baselines tuned, by validation images. *on* counts the "
         f"stitches that are switched on and matter. *vs* columns are differences in {words}, in "
-        "points, against each baseline, of the cascades against the dearest one that costs no "
-        f"more; a star marks those that a paired test on the same images ({test}, corrected by "
+        "points, against each baseline, of the cascades against the most expensive one that costs "
+        f"no more; a star marks those that a paired test on the same images ({test}, corrected by "
         "Holm for all comparisons of this report) tells from chance at the 5% level.",
         "",
     ]
@@ -108,8 +107,8 @@ def _how_to_read(front: Front) -> list[str]:
     if hidden:
         lines += [
             f"{hidden} more networks of the validation front are cheap but more than "
-            f"{100 * WORTH_SHOWING:.0f} points less accurate than the weaker parent; they are in "
-            "`front.csv`.",
+            f"{percent_text(WORTH_SHOWING, 0, sign='')} points less accurate than the weaker "
+            "parent; they are in `front.csv`.",
             "",
         ]
     return lines
@@ -122,14 +121,12 @@ def _networks(front: Front, pictures: Pictures, export: str) -> list[str]:
     lines = ["## The stitched networks of the front", ""]
     for entry in drawn:
         assert entry.trial is not None
-        stitches = front.stitches(entry)
-        listed = ", ".join(f"`{name}`" for name in stitches)
+        listed = ", ".join(f"`{name}`" for name in entry.stitches)
         lines += [
             f"### {_capital(entry.name)}",
             "",
-            f"{_capital(words_of(front.metric))} {_with_interval(entry)} at "
-            f"{entry.test[front.cost] / axis_of(front.cost).unit:.4g} "
-            f"{axis_of(front.cost).symbol}. Stitches on: {listed}.",
+            f"{_capital(front.unit(front.metric).words)} {_with_interval(entry)} at "
+            f"{front.unit(front.cost)(entry.test[front.cost])}. Stitches on: {listed}.",
             "",
             f"![{entry.name}: its path through both parents]({pictures.networks[entry.trial]})",
             "",
@@ -142,7 +139,7 @@ def _networks(front: Front, pictures: Pictures, export: str) -> list[str]:
 
 
 def _images(front: Front, pictures: Pictures) -> list[str]:
-    entry = find(front).entry
+    entry = front.finding.entry
     said = gained_by(front, entry) if entry is not None else None
     if entry is None or said is None:
         return []
@@ -160,8 +157,8 @@ def _images(front: Front, pictures: Pictures) -> list[str]:
 
 def _search(pictures: Pictures) -> list[str]:
     drawn = [
-        (pictures.history, "Hypervolume of the validation front over the trials"),
-        (pictures.switches, "How often each stitch is on along the front"),
+        (pictures.history, HISTORY_TITLE),
+        (pictures.switches, SWITCHES_TITLE),
     ]
     lines = [line for path, words in drawn if path for line in (f"![{words}]({path})", "")]
     if pictures.history is None:
@@ -170,15 +167,15 @@ def _search(pictures: Pictures) -> list[str]:
 
 
 def _alternatives(front: Front) -> list[str]:
-    lines = [f"| {entry.name} | {entry.recipe} |" for entry in front.baselines if entry.recipe]
-    if not lines:
+    rows = [(entry.name, entry.recipe) for entry in front.baselines if entry.recipe]
+    if not rows:
         return []
-    return ["## How the baselines answer", "", "| | |", "|---|---|", *lines, ""]
+    return ["## How the baselines answer", "", markdown_table(["", ""], rows), ""]
 
 
 def _with_interval(entry: Entry) -> str:
-    low, high = entry.interval
-    return f"{100 * entry.quality:.2f}% ({100 * low:.2f} to {100 * high:.2f})"
+    interval = percent_interval_text(entry.interval, 2, between=" to ")
+    return f"{percent_text(entry.quality)} ({interval})"
 
 
 def _capital(text: str) -> str:

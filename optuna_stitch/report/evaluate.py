@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import cast
 
+import moocore
+import numpy as np
 import optuna
 import pandas as pd
 import torch
@@ -12,239 +13,44 @@ from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
 
 from optuna_stitch.data.splits import Split
+from optuna_stitch.evaluation.accumulator import Accumulator, Confusions, Hits, Labels
 from optuna_stitch.evaluation.evaluator import Evaluator
 from optuna_stitch.evaluation.latency import measure_alike
 from optuna_stitch.evaluation.metrics import (
     AnyMetric,
     Cost,
-    ImageMetric,
     LearnedMetric,
+    quality_metric,
     resolve_metrics,
 )
 from optuna_stitch.models.parent import Parent
 from optuna_stitch.report.baselines import Combination, tune_combinations
-from optuna_stitch.report.evidence import PairedResult
-from optuna_stitch.report.front import STITCHED, Entry, Front, PairedComparison
-from optuna_stitch.report.significance import holm, wilson_interval
-from optuna_stitch.report.witness import Witness
+from optuna_stitch.report.entries import STITCHED, Entry, PairedComparison
+from optuna_stitch.report.front import Front
+from optuna_stitch.report.significance import (
+    holm,
+    interval_of,
+    paired_p_value,
+    wilson_interval,
+)
 from optuna_stitch.search.objective import Objective
 from optuna_stitch.search.space import baselines
-from optuna_stitch.stitching.genotype import Genotype, Side
-from optuna_stitch.stitching.supergraph import SIDES
+from optuna_stitch.stitching.genotype import SIDES, Genotype, Output, Side
+from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supernetwork import Supernetwork
 from optuna_stitch.utils.errors import DataError, StudyError
 from optuna_stitch.utils.progress import console, track
+from optuna_stitch.utils.text import number_text
 
 # Networks that run as one plan.
 _TOGETHER = 16
 
 # Costs that are paid for the images that ask for them; others for all that is kept ready.
-_BY_IMAGE = ("macs", "latency_ms")
+_PER_IMAGE = ("macs", "latency_ms")
 
-_NAMES = {"a": "parent a", "b": "parent b", "ensemble": "ensemble"}
+_NAMES: dict[Output, str] = {"a": "parent a", "b": "parent b", "ensemble": "ensemble"}
 
-_KINDS = {"a": "parent", "b": "parent", "ensemble": "ensemble"}
-
-
-class FrontEvaluator:
-    """Judge networks on the same test images.
-
-    Figures are computed as the exported module computes, so that it has the very figures that are
-    reported.
-
-    Args:
-        supernetwork: Whose subnetworks.
-        split: The images.
-        metrics: The figures that are wanted.
-        quality: Which of them counts in claims.
-        batch_size: Images per batch; if None, as the supernetwork says.
-        show_progress_bar: Whether to show a progress bar.
-    """
-
-    def __init__(
-        self,
-        supernetwork: Supernetwork,
-        split: Split,
-        metrics: Sequence[AnyMetric],
-        quality: str,
-        *,
-        batch_size: int | None = None,
-        show_progress_bar: bool = False,
-    ) -> None:
-        self._supernetwork = supernetwork
-        self._split = split
-        self._learned: list[LearnedMetric] = [m for m in metrics if not isinstance(m, Cost)]
-        self._costs = [metric for metric in metrics if isinstance(metric, Cost)]
-        self._quality = quality
-        self._batch_size = batch_size
-        self._show_progress_bar = show_progress_bar
-        self._guesses: dict[Genotype, Tensor] = {}  # that metrics refer to
-
-    def judge(
-        self, genotypes: Sequence[Genotype], combinations: Sequence[Combination] = ()
-    ) -> list[Entry]:
-        """Entries of networks.
-
-        Args:
-            genotypes: Subnetworks; where there are combinations, parent a and parent b first.
-            combinations: Answers made of these two's.
-
-        Returns:
-            Parents and ensemble, combinations, stitched networks; stitched networks whose answers
-            are no finite numbers are left out.
-
-        Raises:
-            DataError: If a parent's answers are no finite numbers.
-        """
-        classes = self._supernetwork.classes
-        witnesses = [Witness(self._learned, classes) for _ in genotypes]
-        combined = [Witness(self._learned, classes) for _ in combinations]
-        asked: list[list[Tensor]] = [[] for _ in combinations]
-        for start in range(0, len(genotypes), _TOGETHER):
-            part = slice(start, start + _TOGETHER)
-            for targets, labels, answers in self._batches(genotypes[part]):
-                for witness, logits in zip(witnesses[part], answers, strict=True):
-                    witness.update(logits, labels, targets)
-                if start == 0 and combinations:  # of the parents, which come first
-                    a, b = answers[:2]
-                    for place, combination in enumerate(combinations):
-                        combined[place].update(combination.answer(a, b), labels, targets)
-                        asked[place].append(combination.asks_second(a, b))
-        found = [self._subnetwork(g, w) for g, w in zip(genotypes, witnesses, strict=True)]
-        made = [
-            self._combination(combination, witness, torch.cat(asks))
-            for combination, witness, asks in zip(combinations, combined, asked, strict=True)
-        ]
-        finite = [entry for entry in found if entry is not None]
-        stitched = [entry for entry in finite if entry.kind == STITCHED]
-        return [*(entry for entry in finite if entry.kind != STITCHED), *made, *stitched]
-
-    def other(self, parent: Parent, name: str) -> Entry:
-        """The entry of a network that has nothing to do with the study.
-
-        Args:
-            parent: The network.
-            name: What to call it.
-
-        Raises:
-            DataError: If it tells other classes apart than the parents.
-        """
-        graph = parent.graph()
-        if graph.classes != self._supernetwork.classes:
-            raise DataError(
-                f"{parent.name} tells {graph.classes} classes apart, the parents "
-                f"{self._supernetwork.classes}; a baseline must be trained on the same classes."
-            )
-        alone = Supernetwork(parent, parent, {"a": graph, "b": graph}, ())
-        measure_alike(alone, self._supernetwork)
-        evaluator = FrontEvaluator(
-            alone,
-            self._split,
-            [*self._learned, *self._costs],
-            self._quality,
-            batch_size=self._batch_size,
-            show_progress_bar=self._show_progress_bar,
-        )
-        evaluator._guesses = self._guesses
-        entry = evaluator.judge([Genotype("a")])[0]
-        entry.name, entry.kind, entry.genotype = name, "other", None
-        return entry
-
-    def _batches(
-        self, genotypes: Sequence[Genotype]
-    ) -> Iterator[tuple[Tensor, dict[str, Tensor], list[Tensor]]]:
-        """Labels of the split, labels by metric, and answers."""
-        evaluator = Evaluator(
-            self._supernetwork, self._split, (), batch_size=self._batch_size, kernels="plain"
-        )
-        references = {
-            metric.reference
-            for metric in self._learned
-            if isinstance(metric, ImageMetric) and metric.reference is not None
-        }
-        for reference in references - self._guesses.keys():
-            guesses = [logits.argmax(dim=1) for _, (logits,) in evaluator.answers([reference])]
-            self._guesses[reference] = torch.cat(guesses)
-        start = 0
-        for targets, answers in track(
-            evaluator.answers(genotypes),
-            f"Test {len(genotypes)} networks",
-            total=-(-len(self._split) // evaluator.batch_size),
-            show_progress_bar=self._show_progress_bar,
-        ):
-            labels = {metric.name: targets for metric in self._learned}
-            for metric in self._learned:
-                if isinstance(metric, ImageMetric) and metric.reference is not None:
-                    known = self._guesses[metric.reference]
-                    labels[metric.name] = known[start : start + len(targets)]
-            start += len(targets)
-            yield targets, labels, answers
-
-    def _subnetwork(self, genotype: Genotype, witness: Witness) -> Entry | None:
-        costs = self._costs_of(genotype)
-        name, kind = _NAMES[genotype.output], _KINDS[genotype.output]
-        if genotype.on:
-            name, kind = "", STITCHED
-        if not witness.finite:
-            said = f"answers that are no finite numbers on the {self._split.name} split"
-            if not genotype.on:
-                raise DataError(f"{_NAMES[genotype.output].capitalize()} gives {said}.")
-            console.print(f"A network of {costs['macs'] / 1e6:.3g} M MACs is left out: {said}.")
-            return None
-        return self._entry(name, kind, witness, costs, genotype)
-
-    def _combination(self, combination: Combination, witness: Witness, asked: Tensor) -> Entry:
-        """Costs that are paid by image are averaged over them; both networks are kept ready."""
-        both = Genotype("ensemble")
-        costs = self._costs_of(both)
-        entry = self._entry(combination.name, combination.kind, witness, costs, both)
-        entry.genotype, entry.recipe = None, combination.recipe
-        if combination.kind == "cascade":
-            alone = self._costs_of(min((Genotype("a"), Genotype("b")), key=self._macs))
-            share = float(asked.double().mean())
-            bounds = wilson_interval(int(asked.sum()), len(asked))
-            for name in _BY_IMAGE:
-                if name in costs:
-                    more = costs[name] - alone[name]
-                    entry.test[name] = alone[name] + share * more
-                    low, high = (alone[name] + bound * more for bound in bounds)
-                    entry.intervals[name] = (low, high)
-        return entry
-
-    def _entry(
-        self,
-        name: str,
-        kind: str,
-        witness: Witness,
-        costs: dict[str, float],
-        genotype: Genotype,
-    ) -> Entry:
-        per_image = witness.per_image()
-        entry = Entry(
-            name=name,
-            kind=kind,
-            test={**{figure: said.figure for figure, said in per_image.items()}, **costs},
-            metric=self._quality,
-            parameters=self._supernetwork.parameters(genotype),
-            genotype=genotype,
-            guesses=witness.guesses,
-            # accuracy and mean IoU, which quality is one of, can be paired
-            per_image=cast("PairedResult", per_image[self._quality]),
-        )
-        for figure, said in per_image.items():
-            interval = said.interval()
-            if interval is not None:
-                entry.intervals[figure] = interval
-        return entry
-
-    def _macs(self, genotype: Genotype) -> int:
-        return self._supernetwork.macs(genotype)
-
-    def _costs_of(self, genotype: Genotype) -> dict[str, float]:
-        return {
-            cost.name: float(cost.compute(self._supernetwork, genotype)) for cost in self._costs
-        }
-
+_KINDS: dict[Output, str] = {"a": "parent", "b": "parent", "ensemble": "ensemble"}
 
 # So many images of one class only are no labelled test split.
 _ENOUGH = 20
@@ -274,33 +80,42 @@ def evaluate_front(
         batch_size: Images per batch; if None, as the supernetwork says.
         show_progress_bar: Whether to show a progress bar.
 
+    Returns:
+        The baselines and the networks of the trials, each with intervals and paired comparisons.
+
     Raises:
         StudyError: If no trial is complete, or one of ``only`` is not.
-        DataError: If the test split has no labels, or another network tells other classes apart.
+        DataError: If the test split has no labels, another network tells other classes apart, or a
+            parent's answers are no finite numbers.
+
+    Example:
+        >>> front = st.evaluate_front(study, objective, data.test)
+        >>> {"parent", "ensemble", "duo"} <= {entry.kind for entry in front.baselines}
+        True
     """
     supernetwork = objective.supernetwork
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     chosen = _chosen(study, supernetwork, complete, only)
     _check_labelled(split, supernetwork)
-    metric = "mean_iou" if supernetwork.segments else "accuracy"
-    metrics = _with_basics(objective.metrics, metric)
+    metrics = _with_basics(objective.metrics, supernetwork)
     evaluator = FrontEvaluator(
-        supernetwork,
-        split,
-        metrics,
-        metric,
-        batch_size=batch_size,
-        show_progress_bar=show_progress_bar,
+        supernetwork, split, metrics, batch_size=batch_size, show_progress_bar=show_progress_bar
     )
 
-    first: Side = min(SIDES, key=lambda side: supernetwork.macs(Genotype(side)))
+    parents: dict[Side, Subnetwork] = {
+        side: supernetwork.subnetwork(Genotype(side)) for side in SIDES
+    }
     combinations = tune_combinations(
-        supernetwork, objective.evaluator.split, first, batch_size=batch_size
+        supernetwork,
+        objective.evaluator.split,
+        min(SIDES, key=lambda side: parents[side].macs),
+        batch_size=batch_size,
     )
-    genotypes = [*baselines(), *(genotype for genotype in chosen if genotype.on)]
-    entries = evaluator.judge(genotypes, combinations)
+    subnetworks = [supernetwork.subnetwork(genotype) for genotype in baselines()]
+    subnetworks += [subnetwork for subnetwork in chosen if subnetwork.on]
+    entries = evaluator.evaluate(subnetworks, combinations)
     for entry in entries:
-        trial = chosen.get(entry.genotype) if entry.genotype else None
+        trial = chosen.get(entry.subnetwork) if entry.subnetwork else None
         if trial is not None:
             entry.trial = trial.number
             entry.values = dict(zip(objective.metric_names, trial.values, strict=True))
@@ -308,30 +123,227 @@ def evaluate_front(
                 entry.name = f"trial {trial.number}"
     first_stitched = sum(entry.kind != STITCHED for entry in entries)
     entries[first_stitched:first_stitched] = [
-        evaluator.other(parent, name)
+        evaluator.evaluate_other(parent, name)
         for parent, name in zip(others, _distinct(others), strict=True)
     ]
-    costs = [m.name for m in objective.metrics if isinstance(m, Cost)]
+    costs = [metric.name for metric in objective.metrics if isinstance(metric, Cost)]
     cost = costs[0] if costs else "macs"
-    claim(entries, cost)
+    compare_in_pairs(entries, cost)
     mark_front(entries, objective.metrics)
     return Front(
         entries,
         objective.metric_names,
         pd.DataFrame([trial.values for trial in complete], columns=objective.metric_names),
         len(split),
-        metric,
-        tuple(switch.name for switch in supernetwork.switches),
+        evaluator.quality,
         cost,
         None if supernetwork.segments else split.targets,
         split.indices,
+        {metric.name: metric.unit for metric in metrics if metric.unit is not None},
     )
 
 
-def claim(entries: Sequence[Entry], cost: str) -> None:
+class FrontEvaluator:
+    """Evaluates networks on the same test images.
+
+    Figures are computed as the exported module computes, so that it has the very figures that are
+    reported.
+
+    Args:
+        supernetwork: Whose subnetworks.
+        split: The images.
+        metrics: The figures that are wanted, accuracy or mean IoU among them.
+        batch_size: Images per batch; if None, as the supernetwork says.
+        show_progress_bar: Whether to show a progress bar.
+
+    Attributes:
+        quality: Which figure networks are compared by: ``accuracy``, or ``mean_iou`` where pixels
+            are labelled.
+    """
+
+    def __init__(
+        self,
+        supernetwork: Supernetwork,
+        split: Split,
+        metrics: Sequence[AnyMetric],
+        *,
+        batch_size: int | None = None,
+        show_progress_bar: bool = False,
+    ) -> None:
+        self.quality = quality_metric(segments=supernetwork.segments).name
+        self._supernetwork = supernetwork
+        self._split = split
+        self._learned: list[LearnedMetric] = [m for m in metrics if not isinstance(m, Cost)]
+        self._costs = [metric for metric in metrics if isinstance(metric, Cost)]
+        self._batch_size = batch_size
+        self._show_progress_bar = show_progress_bar
+        self._evaluator = Evaluator(
+            supernetwork, split, (), batch_size=batch_size, kernels="plain"
+        )
+        self._labels = Labels(self._learned, supernetwork.supergraph, self._evaluator.answers)
+
+    def evaluate(
+        self, subnetworks: Sequence[Subnetwork], combinations: Sequence[Combination] = ()
+    ) -> list[Entry]:
+        """Entries of networks.
+
+        Args:
+            subnetworks: Where there are combinations, parent a and parent b first.
+            combinations: Answers made of these two's.
+
+        Returns:
+            Parents and ensemble, combinations, stitched networks; stitched networks whose answers
+            are no finite numbers are left out.
+
+        Raises:
+            DataError: If a parent's answers are no finite numbers.
+        """
+        accumulators = [self._accumulator() for _ in subnetworks]
+        combined = [self._accumulator() for _ in combinations]
+        asked: list[list[Tensor]] = [[] for _ in combinations]
+        for start in range(0, len(subnetworks), _TOGETHER):
+            part = slice(start, start + _TOGETHER)
+            for labels, answers in self._batches(subnetworks[part]):
+                for accumulator, logits in zip(accumulators[part], answers, strict=True):
+                    accumulator.update(logits, labels)
+                if start == 0 and combinations:  # of the parents, which come first
+                    a, b = answers[:2]
+                    for place, combination in enumerate(combinations):
+                        combined[place].update(combination.answer(a, b), labels)
+                        asked[place].append(combination.asks_second(a, b))
+        found = [
+            self._subnetwork_entry(subnetwork, accumulator)
+            for subnetwork, accumulator in zip(subnetworks, accumulators, strict=True)
+        ]
+        made = [
+            self._combination_entry(combination, accumulator, torch.cat(asks))
+            for combination, accumulator, asks in zip(combinations, combined, asked, strict=True)
+        ]
+        finite = [entry for entry in found if entry is not None]
+        stitched = [entry for entry in finite if entry.kind == STITCHED]
+        return [*(entry for entry in finite if entry.kind != STITCHED), *made, *stitched]
+
+    def evaluate_other(self, parent: Parent, name: str) -> Entry:
+        """The entry of a network that has nothing to do with the study.
+
+        Args:
+            parent: The network.
+            name: What to call it.
+
+        Raises:
+            DataError: If it tells other classes apart than the parents, or its answers are no
+                finite numbers.
+        """
+        graph = parent.graph()
+        if graph.classes != self._supernetwork.classes:
+            raise DataError(
+                f"{parent.name} tells {graph.classes} classes apart, the parents "
+                f"{self._supernetwork.classes}; a baseline must be trained on the same classes."
+            )
+        alone = Supernetwork(parent, parent, {"a": graph, "b": graph}, ())
+        measure_alike(alone.supergraph, self._supernetwork.supergraph)
+        evaluator = FrontEvaluator(
+            alone,
+            self._split,
+            [*self._learned, *self._costs],
+            batch_size=self._batch_size,
+            show_progress_bar=self._show_progress_bar,
+        )
+        evaluator._labels = self._labels  # references are those of the study's supernetwork
+        (entry,) = evaluator.evaluate([alone.subnetwork(Genotype("a"))])
+        entry.name, entry.kind, entry.subnetwork = name, "other", None
+        return entry
+
+    def _accumulator(self) -> Accumulator:
+        return Accumulator(self._learned, self._supernetwork.classes, per_image=True)
+
+    def _batches(
+        self, subnetworks: Sequence[Subnetwork]
+    ) -> Iterator[tuple[dict[str, Tensor], list[Tensor]]]:
+        """Labels by metric, and the subnetworks' answers."""
+        self._labels.prepare()
+        start = 0
+        for targets, answers in track(
+            self._evaluator.answers(subnetworks),
+            f"Test {len(subnetworks)} networks",
+            total=-(-len(self._split) // self._evaluator.batch_size),
+            show_progress_bar=self._show_progress_bar,
+        ):
+            positions = range(start, start + len(targets))
+            yield self._labels.batch(targets, positions), answers
+            start += len(targets)
+
+    def _subnetwork_entry(self, subnetwork: Subnetwork, accumulator: Accumulator) -> Entry | None:
+        name, kind = _NAMES[subnetwork.output], _KINDS[subnetwork.output]
+        if subnetwork.on:
+            name, kind = "", STITCHED
+        if not accumulator.finite:
+            said = f"answers that are no finite numbers on the {self._split.name} split"
+            if not subnetwork.on:
+                raise DataError(f"{_NAMES[subnetwork.output].capitalize()} gives {said}.")
+            macs = number_text(subnetwork.macs / 1e6, 3)
+            console.print(f"A network of {macs} M MACs is left out: {said}.")
+            return None
+        return self._entry(name, kind, accumulator, subnetwork)
+
+    def _combination_entry(
+        self, combination: Combination, accumulator: Accumulator, asked: Tensor
+    ) -> Entry:
+        """Costs that are paid per image are averaged over them; both networks are kept ready."""
+        both, *parents = (
+            self._supernetwork.subnetwork(Genotype(output)) for output in ("ensemble", *SIDES)
+        )
+        entry = self._entry(combination.name, combination.kind, accumulator, both)
+        entry.subnetwork, entry.recipe = None, combination.recipe
+        if combination.kind == "cascade":
+            costs = self._costs_of(both)
+            alone = self._costs_of(min(parents, key=lambda parent: parent.macs))
+            share = float(asked.double().mean())
+            bounds = wilson_interval(int(asked.sum()), len(asked))
+            for name in _PER_IMAGE:
+                if name in costs:
+                    more = costs[name] - alone[name]
+                    entry.test[name] = alone[name] + share * more
+                    low, high = (alone[name] + bound * more for bound in bounds)
+                    entry.intervals[name] = (low, high)
+        return entry
+
+    def _entry(
+        self, name: str, kind: str, accumulator: Accumulator, subnetwork: Subnetwork
+    ) -> Entry:
+        results = accumulator.results()
+        quality = results[self.quality]
+        assert isinstance(quality, Hits | Confusions)
+        figures = {figure: result.figure for figure, result in results.items()}
+        entry = Entry(
+            name=name,
+            kind=kind,
+            test={**figures, **self._costs_of(subnetwork)},
+            metric=self.quality,
+            parameters=subnetwork.parameters,
+            subnetwork=subnetwork,
+            guesses=accumulator.guesses,
+            result=quality,
+        )
+        for figure, result in results.items():
+            interval = interval_of(result)
+            if interval is not None:
+                entry.intervals[figure] = interval
+        return entry
+
+    def _costs_of(self, subnetwork: Subnetwork) -> dict[str, float]:
+        return {cost.name: float(cost.compute(subnetwork)) for cost in self._costs}
+
+
+def compare_in_pairs(entries: Sequence[Entry], cost: str) -> None:
     """Compare every stitched network with every baseline, corrected for all comparisons.
 
-    Of the cascades with the dearest one that costs no more, or else the cheapest.
+    Of the cascades only one is compared with: the most expensive of those that cost no more, or
+    else the cheapest.
+
+    Args:
+        entries: Stitched networks get their comparisons.
+        cost: By which cascades are chosen.
     """
     rivals = [entry for entry in entries if entry.kind not in (STITCHED, "cascade")]
     cascades = sorted(
@@ -351,20 +363,25 @@ def claim(entries: Sequence[Entry], cost: str) -> None:
 
 
 def _p_value(entry: Entry, rival: Entry) -> float:
-    assert entry.per_image is not None, entry
-    assert rival.per_image is not None, rival
-    return entry.per_image.p_value(rival.per_image)
+    assert entry.result is not None, entry
+    assert rival.result is not None, rival
+    return paired_p_value(entry.result, rival.result)
 
 
 def mark_front(entries: Sequence[Entry], metrics: Sequence[AnyMetric]) -> None:
-    """Mark the entries that no other dominates, on the test split."""
-    signs = {metric.name: -1 if metric.direction == "maximize" else 1 for metric in metrics}
-    points = [[sign * entry.test[name] for name, sign in signs.items()] for entry in entries]
-    for entry, point in zip(entries, points, strict=True):
-        entry.on_front = not any(
-            other != point and all(o <= p for o, p in zip(other, point, strict=True))
-            for other in points
-        )
+    """Mark the entries that no other dominates, on the test split.
+
+    Args:
+        entries: At least one.
+        metrics: The objectives.
+    """
+    best = moocore.is_nondominated(
+        np.array([[entry.test[metric.name] for metric in metrics] for entry in entries]),
+        maximise=[metric.direction == "maximize" for metric in metrics],
+        keep_weakly=True,
+    )
+    for entry, on_front in zip(entries, best.tolist(), strict=True):
+        entry.on_front = on_front
 
 
 def _distinct(others: Sequence[Parent]) -> list[str]:
@@ -382,7 +399,7 @@ def _chosen(
     supernetwork: Supernetwork,
     complete: Sequence[FrozenTrial],
     only: Sequence[int] | None,
-) -> dict[Genotype, FrozenTrial]:
+) -> dict[Subnetwork, FrozenTrial]:
     """The first trial of every network that is wanted, by rising cost."""
     if not complete:
         states = [trial.state.name.lower() for trial in study.get_trials(deepcopy=False)]
@@ -391,29 +408,26 @@ def _chosen(
             f"The study {study.study_name!r} has no complete trial to report (it has {held}); run "
             "the search."
         )
-    by_genotype: dict[Genotype, FrozenTrial] = {}
+    chosen: dict[Subnetwork, FrozenTrial] = {}
     if only is not None:
         numbered = {trial.number: trial for trial in complete}
         missing = [number for number in only if number not in numbered]
         if missing:
             raise StudyError(f"The study {study.study_name!r} has no complete trial {missing[0]}.")
-        wanted = [numbered[number] for number in only]
-        for trial in wanted:
-            by_genotype[_genotype_of(trial, supernetwork)] = trial
+        for number in only:
+            trial = numbered[number]
+            chosen[supernetwork.subnetwork(trial.params)] = trial
     else:
         best = {trial.number for trial in study.best_trials}
+        first: dict[Subnetwork, FrozenTrial] = {}
         for trial in complete:
-            by_genotype.setdefault(_genotype_of(trial, supernetwork), trial)
-        by_genotype = {
-            genotype: trial
-            for genotype, trial in by_genotype.items()
-            if not genotype.on or trial.number in best
+            first.setdefault(supernetwork.subnetwork(trial.params), trial)
+        chosen = {
+            subnetwork: trial
+            for subnetwork, trial in first.items()
+            if not subnetwork.on or trial.number in best
         }
-    return dict(sorted(by_genotype.items(), key=lambda item: supernetwork.macs(item[0])))
-
-
-def _genotype_of(trial: FrozenTrial, supernetwork: Supernetwork) -> Genotype:
-    return supernetwork.canonical(supernetwork.genotype(trial.params))
+    return dict(sorted(chosen.items(), key=lambda item: item[0].macs))
 
 
 def _check_labelled(split: Split, supernetwork: Supernetwork) -> None:
@@ -433,7 +447,8 @@ def _check_labelled(split: Split, supernetwork: Supernetwork) -> None:
         )
 
 
-def _with_basics(metrics: Sequence[AnyMetric], quality: str) -> list[AnyMetric]:
+def _with_basics(metrics: Sequence[AnyMetric], supernetwork: Supernetwork) -> list[AnyMetric]:
     """The study's metrics, and quality and cost in any case."""
     known = {metric.name for metric in metrics}
-    return [*metrics, *resolve_metrics([m for m in (quality, "macs") if m not in known])]
+    basics = (quality_metric(segments=supernetwork.segments).name, "macs")
+    return [*metrics, *resolve_metrics([name for name in basics if name not in known])]

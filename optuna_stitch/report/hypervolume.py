@@ -1,17 +1,16 @@
 """How much a study has found: the hypervolume of its trials, after each of them.
 
-All is in losses, ``(trials, objectives)``: values of which less is better, those of an objective
-that is maximized with their sign turned. A trial that found nothing to use is a row of NaN.
+All values are losses, ``(trials, objectives)``: less is better, and those of an objective that is
+maximized have their sign turned. A trial that found nothing to use is a row of NaN.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import moocore
 import numpy as np
 import optuna
 import pandas as pd
@@ -89,10 +88,16 @@ def read_outcomes(study: optuna.Study) -> Outcomes:
 
 
 def front_of(losses: Losses) -> Losses:
-    """The distinct losses that no other dominates, ``(networks, objectives)``, in rising order."""
+    """The distinct losses that no other dominates, in rising order.
+
+    Args:
+        losses: ``(trials, objectives)``; rows of NaN are left out.
+
+    Returns:
+        ``(networks, objectives)``.
+    """
     some = losses[_usable(losses)]
-    best = [trial.values for trial in _study_of(some).best_trials] if len(some) else []
-    return np.unique(np.array(best).reshape(-1, losses.shape[1]), axis=0)
+    return np.unique(moocore.filter_dominated(some), axis=0) if len(some) else some
 
 
 def reference_point(found: Sequence[Outcomes]) -> Losses:
@@ -141,26 +146,28 @@ def hypervolume_history(losses: Losses, reference: Losses) -> NDArray[np.float64
     Returns:
         ``(trials,)``, never falling.
     """
-    usable = _usable(losses)
-    some = losses[usable]
-    if not len(some):
-        return np.zeros(len(losses))
-    if losses.shape[1] == 1:
-        grown = np.maximum(reference[0] - np.minimum.accumulate(some[:, 0]), 0.0)
-    else:
-        with _quiet():
-            figure = optuna.visualization.plot_hypervolume_history(
-                _study_of(some), reference.tolist()
-            )
-        # each is told from the one before by a difference, which may be zero but for rounding
-        grown = np.maximum.accumulate(np.asarray(figure.data[0].y, dtype=float))
-    after: NDArray[np.float64] = np.concatenate([[0.0], grown])[np.cumsum(usable)]
-    return after
+    front = np.empty((0, losses.shape[1]))
+    volume = 0.0
+    history = np.zeros(len(losses))
+    for place in range(len(losses)):
+        found = losses[place : place + 1]
+        if _usable(found).all() and not (front <= found).all(axis=1).any():
+            front = moocore.filter_dominated(np.concatenate([front, found]))
+            # it is larger in exact numbers, but for what is beyond the reference
+            volume = max(volume, moocore.hypervolume(front, reference))
+        history[place] = volume
+    return history
 
 
 def hypervolume(losses: Losses, reference: Losses) -> float:
-    """The hypervolume of all of some losses; see `hypervolume_history`."""
-    return float(hypervolume_history(front_of(losses), reference)[-1])
+    """The hypervolume of all of some losses; see `hypervolume_history`.
+
+    Args:
+        losses: ``(trials, objectives)``; rows of NaN add nothing.
+        reference: ``(objectives,)``.
+    """
+    front = front_of(losses)
+    return float(moocore.hypervolume(front, reference)) if len(front) else 0.0
 
 
 def hypervolume_over_trials(study: optuna.Study) -> pd.DataFrame:
@@ -201,24 +208,3 @@ def _without_values(trials: Sequence[FrozenTrial]) -> str:
     states = [trial.state.name.lower() for trial in trials]
     held = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     return f"no complete trial ({held or 'none at all'})"
-
-
-def _study_of(losses: Losses) -> optuna.Study:
-    """A study in memory that has these losses as its trials, to be read by Optuna."""
-    with _quiet():
-        study = optuna.create_study(directions=["minimize"] * losses.shape[1])
-    study.add_trials([optuna.trial.create_trial(values=row) for row in losses.tolist()])
-    return study
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Say nothing of a study in memory, nor of what Optuna calls experimental."""
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            yield
-    finally:
-        optuna.logging.set_verbosity(before)

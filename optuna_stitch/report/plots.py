@@ -1,183 +1,210 @@
-"""Plots of a front: an interactive page and an image, from the same marks."""
+"""Plots as files: the front, the search's history, switches, stitches, images (matplotlib).
+
+What `interactive.py` shows in the same way is said here once: kinds of networks, what belongs to a
+front's plot, titles.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import cast
 
 import matplotlib
+import moocore
+import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from plotly.subplots import make_subplots
 from torch import Tensor
 
 from optuna_stitch.data.splits import Split
-from optuna_stitch.evaluation.metrics import axis_of, words_of
-from optuna_stitch.report.front import STITCHED, Entry, Front
+from optuna_stitch.evaluation.stitch_quality import StitchQuality
+from optuna_stitch.report.entries import STITCHED, Entries, Entry
 from optuna_stitch.stitching.supernetwork import Supernetwork
 
 # Losses beyond this share look alike: such a stitch is of no use anyway.
 _WORST = 0.2
 
-# Stitches that the pointer shows; a network with more of them says how many.
-_STITCHES = 8
-
-
-@dataclass(frozen=True)
-class _Mark:
-    """How networks of one kind look; to be told apart without colour too."""
-
-    label: str
-    colour: str
-    symbol: str  # plotly's
-    marker: str  # matplotlib's
-
-
-_MARKS = {
-    "parent": _Mark("parents", "#1f77b4", "square", "s"),
-    "ensemble": _Mark("plain ensemble", "#9467bd", "diamond", "D"),
-    "duo": _Mark("duo: weighted ensemble", "#9467bd", "diamond-open", "d"),
-    "cascade": _Mark("cascades", "#2ca02c", "triangle-up", "^"),
-    "other": _Mark("other networks", "#8c564b", "x", "X"),
-    STITCHED: _Mark("stitched", "#d62728", "circle", "o"),
-}
-
-# Stitched networks that something else dominates.
+# The opacity of stitched networks that something else dominates.
 _FADED = 0.35
 
 # Kinds whose every network has its name beside it.
-_NAMED = ("parent", "ensemble", "duo", "other")
+NAMED = ("parent", "ensemble", "duo", "other")
+
+ALL_TRIALS = "all trials (validation)"
+
+FRONT_LINE = "front (test)"
+
+HISTORY_TITLE = "Hypervolume of the validation front over the trials"
+
+HISTORY_AXIS = "share of the last"
+
+HISTORY_COLOUR = "#1f77b4"
+
+SWITCHES_TITLE = "How often each stitch is on along the front"
+
+# Titles of panels by the parent that a stitch leads into.
+DIRECTIONS = {"b": "a → b", "a": "b → a"}
+
+_GALLERY_SHOWN, _GALLERY_ACROSS = 12, 6
 
 
-def draw_front(front: Front, title: str) -> go.Figure:
-    """The front as an interactive figure: test quality against cost, with 95% intervals.
+@dataclass(frozen=True)
+class Mark:
+    """How networks of one kind look; to be told apart without colour too.
 
     Args:
-        front: What to draw.
-        title: Above the figure.
+        label: What the legend says.
+        colour: Of the mark.
+        symbol: The mark's name in Plotly.
+        marker: The mark's name in matplotlib.
     """
-    axis = axis_of(front.cost)
-    figure = go.Figure()
-    background = _background(front)
-    if background is not None:
-        figure.add_scatter(
-            x=background[front.cost] / axis.unit,
-            y=100 * background[front.metric],
-            mode="markers",
-            name="all trials (validation)",
-            marker={"color": "#999999", "size": 5, "opacity": 0.35},
-            hoverinfo="skip",
-        )
-    line = _front_line(front)
-    figure.add_scatter(
-        x=[entry.test[front.cost] / axis.unit for entry in line],
-        y=[100 * entry.quality for entry in line],
-        mode="lines",
-        name="front (test)",
-        line={"color": "#7f7f7f", "width": 1, "shape": "hv", "dash": "dot"},
-        hoverinfo="skip",
-    )
-    for kind, label, entries in _groups(front):
-        mark = _MARKS[kind]
-        figure.add_scatter(
-            x=[entry.test[front.cost] / axis.unit for entry in entries],
-            y=[100 * entry.quality for entry in entries],
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": [100 * (e.interval[1] - e.quality) for e in entries],
-                "arrayminus": [100 * (e.quality - e.interval[0]) for e in entries],
-                "thickness": 1,
-            },
-            mode="markers+text" if kind in _NAMED else "markers",
-            text=[escape(entry.name) for entry in entries],
-            # the duo costs what the ensemble does, and lies close to it
-            textposition="bottom left" if kind == "duo" else "top left",
-            cliponaxis=kind not in _NAMED,  # a name may reach out of the frame
-            name=label,
-            opacity=_opacity(entries[0]),
-            marker={"color": mark.colour, "symbol": mark.symbol, "size": 10},
-            customdata=[_hover(entry, front) for entry in entries],
-            hovertemplate="%{customdata}<extra></extra>",
-        )
-    figure.update_layout(
-        title=title,
-        template="plotly_white",
-        xaxis_title=axis.title,
-        yaxis={"title": f"{words_of(front.metric)} (%)", "range": _frame(front)},
-        legend={"yanchor": "bottom", "y": 0.02, "xanchor": "right", "x": 0.98},
-    )
-    return figure
+
+    label: str
+    colour: str
+    symbol: str
+    marker: str
 
 
-def write_image(front: Front, title: str, path: Path) -> None:
-    """Write the figure as an image; the ending of its path says which kind (PNG, SVG)."""
+MARKS = {
+    "parent": Mark("parents", "#1f77b4", "square", "s"),
+    "ensemble": Mark("plain ensemble", "#9467bd", "diamond", "D"),
+    "duo": Mark("duo: weighted ensemble", "#9467bd", "diamond-open", "d"),
+    "cascade": Mark("cascades", "#2ca02c", "triangle-up", "^"),
+    "other": Mark("other networks", "#8c564b", "x", "X"),
+    STITCHED: Mark("stitched", "#d62728", "circle", "o"),
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Entries that look alike.
+
+    Args:
+        kind: Of all of them.
+        label: What the legend says.
+        entries: At least one.
+        opacity: From 0 to 1.
+    """
+
+    kind: str
+    label: str
+    entries: list[Entry]
+    opacity: float = 1.0
+
+    @property
+    def mark(self) -> Mark:
+        """How they look."""
+        return MARKS[self.kind]
+
+
+@dataclass(frozen=True)
+class FrontPlot:
+    """What a plot of a front shows: test quality against cost.
+
+    Args:
+        front: What it is of.
+    """
+
+    front: Entries
+
+    @property
+    def axes(self) -> tuple[str, str]:
+        """Titles of the horizontal axis and of the vertical one."""
+        return self.front.unit(self.front.cost).title, self.front.unit(self.front.metric).title
+
+    def cost(self, entry: Entry) -> float:
+        """Where an entry lies on the horizontal axis, in the cost's unit."""
+        return entry.test[self.front.cost] / self.front.unit(self.front.cost).scale
+
+    @property
+    def groups(self) -> list[Group]:
+        """The entries, by what they look like."""
+        found = []
+        for kind, mark in MARKS.items():
+            own = [entry for entry in self.front.entries if entry.kind == kind]
+            if kind == STITCHED:
+                off = [entry for entry in own if not entry.on_front]
+                own = [entry for entry in own if entry.on_front]
+                found.append(Group(kind, mark.label, own))
+                found.append(Group(kind, f"{mark.label}, not on the front", off, _FADED))
+            else:
+                found.append(Group(kind, mark.label, own))
+        return [group for group in found if group.entries]
+
+    @property
+    def line(self) -> tuple[list[float], list[float]]:
+        """Cost and quality, in percent, of what no other entry dominates in both; by cost."""
+        points = np.array(
+            [(self.cost(entry), 100 * entry.quality) for entry in self.front.entries]
+        )
+        best = moocore.filter_dominated(points, maximise=[False, True]).tolist()
+        costs, qualities = zip(*sorted(best), strict=True)
+        return list(costs), list(qualities)
+
+    @property
+    def background(self) -> tuple[pd.Series[float], pd.Series[float]] | None:
+        """The same of all trials on validation images, where both are objectives of the study."""
+        front, trials = self.front, self.front.trials
+        if not {front.metric, front.cost} <= set(trials.columns):
+            return None
+        return trials[front.cost] / front.unit(front.cost).scale, 100 * trials[front.metric]
+
+    @property
+    def frame(self) -> tuple[float, float]:
+        """Limits of the quality axis, in percent: around the networks that anyone would use."""
+        front = self.front
+        worst = min(entry.interval[0] for entry in front.baselines or front.entries)
+        best = max(entry.interval[1] for entry in front.entries)
+        margin = 0.1 * (best - worst) + 0.005
+        low, high = max(0.0, worst - (best - worst) - margin), min(1.0 + margin, best + margin)
+        return 100 * low, 100 * high
+
+
+def write_front(front: Entries, title: str, path: Path) -> None:
+    """Write the plot of a front as an image.
+
+    Args:
+        front: What to plot.
+        title: Above the plot.
+        path: Where to write the image; its ending says which kind (PNG, SVG).
+    """
     with matplotlib.rc_context({"svg.fonttype": "none"}):  # text stays text
-        draw_image(front, title).savefig(path)
+        front_figure(front, title).savefig(path)
 
 
-def draw_image(front: Front, title: str) -> Figure:
-    """The figure as an image, to be saved."""
-    axis = axis_of(front.cost)
+def front_figure(front: Entries, title: str) -> Figure:
+    """Plot a front: test quality against cost, with 95% intervals.
+
+    Args:
+        front: What to plot.
+        title: Above the plot.
+    """
+    plot = FrontPlot(front)
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
     axes = figure.subplots()
-    background = _background(front)
-    if background is not None:
+    if plot.background is not None:
         axes.scatter(
-            background[front.cost] / axis.unit,
-            100 * background[front.metric],
-            s=8,
-            color="#999999",
-            alpha=0.35,
-            linewidths=0,
-            label="all trials (validation)",
+            *plot.background, s=8, color="#999999", alpha=0.35, linewidths=0, label=ALL_TRIALS
         )
-    line = _front_line(front)
     axes.step(
-        [entry.test[front.cost] / axis.unit for entry in line],
-        [100 * entry.quality for entry in line],
+        *plot.line,
         where="post",
         color="#7f7f7f",
         linewidth=0.8,
         linestyle=":",
-        label="front (test)",
+        label=FRONT_LINE,
     )
-    low, high = _frame(front)
-    for kind, label, entries in _groups(front):
-        mark = _MARKS[kind]
-        for index, entry in enumerate(entries):
-            quality = 100 * entry.quality
-            place = entry.test[front.cost] / axis.unit
-            interval = [100 * bound for bound in entry.interval]
-            axes.errorbar(
-                place,
-                quality,
-                yerr=[[quality - interval[0]], [interval[1] - quality]],
-                fmt=mark.marker,
-                color=mark.colour,
-                markerfacecolor="none" if kind == "duo" else None,
-                markersize=6,
-                elinewidth=0.8,
-                alpha=_opacity(entry),
-                label=label if index == 0 else None,
-            )
-            if kind in _NAMED and low <= quality <= high:
-                axes.annotate(
-                    entry.name,
-                    (place, quality),
-                    xytext=(-7, -11 if kind == "duo" else 5),
-                    textcoords="offset points",
-                    horizontalalignment="right",
-                    fontsize=9,
-                )
-    axes.set_ylim(low, high)
-    axes.set_xlabel(axis.title)
-    axes.set_ylabel(f"{words_of(front.metric)} (%)")
+    axes.set_ylim(*plot.frame)
+    for group in plot.groups:
+        for entry in group.entries:
+            label = group.label if entry is group.entries[0] else None
+            _draw_entry(axes, plot, group, entry, label)
+    axes.set_xlabel(plot.axes[0])
+    axes.set_ylabel(plot.axes[1])
     axes.set_title(title)
     axes.grid(alpha=0.25)
     axes.legend(
@@ -186,128 +213,55 @@ def draw_image(front: Front, title: str) -> Figure:
     return figure
 
 
-def _groups(front: Front) -> list[tuple[str, str, list[Entry]]]:
-    """Entries that look alike, with their kind and what the legend says."""
-    groups = []
-    for kind, mark in _MARKS.items():
-        entries = [entry for entry in front.entries if entry.kind == kind]
-        if kind != STITCHED:
-            groups.append((kind, mark.label, entries))
-            continue
-        groups.append((kind, mark.label, [entry for entry in entries if entry.on_front]))
-        off = [entry for entry in entries if not entry.on_front]
-        groups.append((kind, f"{mark.label}, not on the front", off))
-    return [group for group in groups if group[2]]
-
-
-def _opacity(entry: Entry) -> float:
-    return 1.0 if entry.on_front or entry.kind != STITCHED else _FADED
-
-
-def _hover(entry: Entry, front: Front) -> str:
-    """What the pointer shows of a network."""
-    axis = axis_of(front.cost)
-    low, high = entry.interval
-    lines = [
-        f"<b>{escape(entry.name)}</b>{'' if entry.on_front else ' (not on the front)'}",
-        f"{100 * entry.quality:.2f}% ({100 * low:.2f} to {100 * high:.2f})",
-        f"{entry.test[front.cost] / axis.unit:.4g} {axis.symbol}, {entry.parameters:,} parameters",
-    ]
-    if entry.recipe:
-        lines.append(escape(entry.recipe))
-    if entry.kind == STITCHED and entry.genotype is not None:
-        stitches = front.stitches(entry)
-        lines += [f"output {entry.genotype.output}, {len(stitches)} stitches on:"]
-        lines += [escape(name) for name in stitches[:_STITCHES]]
-        if len(stitches) > _STITCHES:
-            lines.append(f"and {len(stitches) - _STITCHES} more")
-    return "<br>".join(lines)
-
-
-def _background(front: Front) -> pd.DataFrame | None:
-    """Validation figures of all trials, where the study has both axes as objectives."""
-    if {front.metric, front.cost} <= set(front.trials.columns):
-        return front.trials
-    return None
-
-
-def _front_line(front: Front) -> list[Entry]:
-    """What no other entry dominates on the two axes of the plot, by rising cost."""
-    line: list[Entry] = []
-    for entry in sorted(front.entries, key=lambda e: (e.test[front.cost], -e.quality)):
-        if not line or entry.quality > line[-1].quality:
-            line.append(entry)
-    return line
-
-
-def _frame(front: Front) -> tuple[float, float]:
-    """Limits of the quality axis, in percent: around the networks that anyone would use."""
-    worst = min(entry.interval[0] for entry in front.baselines or front.entries)
-    best = max(entry.interval[1] for entry in front.entries)
-    margin = 0.1 * (best - worst) + 0.005
-    return 100 * max(0.0, worst - (best - worst) - margin), 100 * min(1.0 + margin, best + margin)
-
-
-_HISTORY_COLOUR = "#1f77b4"
-
-_HISTORY_TITLE = "Hypervolume of the validation front over the trials"
-
-_HISTORY_AXIS = "share of the last"
-
-
-def draw_history(history: pd.DataFrame) -> go.Figure:
-    """The hypervolume as an interactive figure.
-
-    Args:
-        history: What `hypervolume_over_trials` returns.
-    """
-    steps = _history_steps(history)
-    figure = go.Figure()
-    figure.add_scatter(
-        x=steps["trial"],
-        y=steps["share"].round(4),
-        mode="lines",
-        line={"color": _HISTORY_COLOUR, "shape": "hv"},
-        hovertemplate="after trial %{x}: %{y:.1%}<extra></extra>",
+def _draw_entry(
+    axes: Axes, plot: FrontPlot, group: Group, entry: Entry, label: str | None
+) -> None:
+    quality = 100 * entry.quality
+    low, high = (100 * bound for bound in entry.interval)
+    axes.errorbar(
+        plot.cost(entry),
+        quality,
+        yerr=[[quality - low], [high - quality]],
+        fmt=group.mark.marker,
+        color=group.mark.colour,
+        markerfacecolor="none" if group.kind == "duo" else None,
+        markersize=6,
+        elinewidth=0.8,
+        alpha=group.opacity,
+        label=label,
     )
-    figure.update_layout(
-        title=_HISTORY_TITLE,
-        template="plotly_white",
-        xaxis_title="trial",
-        yaxis={"title": _HISTORY_AXIS, "tickformat": ".0%"},
-    )
-    return figure
+    bottom, top = plot.frame
+    if group.kind in NAMED and bottom <= quality <= top:
+        axes.annotate(
+            entry.name,
+            (plot.cost(entry), quality),
+            # the duo costs what the ensemble does, and lies close to it
+            xytext=(-7, -11 if group.kind == "duo" else 5),
+            textcoords="offset points",
+            horizontalalignment="right",
+            fontsize=9,
+        )
 
 
 def write_history(history: pd.DataFrame, path: Path) -> None:
-    """Write the figure as an image; the ending of its path says which kind."""
+    """Write the plot of a search's hypervolume as an image.
+
+    Args:
+        history: What `hypervolume_over_trials` returns.
+        path: Where to write the image; its ending says which kind.
+    """
     figure = Figure(figsize=(8, 3.2), dpi=150, layout="constrained")
     axes = figure.subplots()
-    axes.step(history["trial"], history["share"], where="post", color=_HISTORY_COLOUR)
+    axes.step(history["trial"], history["share"], where="post", color=HISTORY_COLOUR)
     axes.set_xlabel("trial")
-    axes.set_ylabel(_HISTORY_AXIS)
+    axes.set_ylabel(HISTORY_AXIS)
     axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, 0))
-    axes.set_title(_HISTORY_TITLE, fontsize=11)
+    axes.set_title(HISTORY_TITLE, fontsize=11)
     axes.grid(alpha=0.25)
     figure.savefig(path)
 
 
-def _history_steps(history: pd.DataFrame) -> pd.DataFrame:
-    """Only the trials at which it rises, and the last: a figure that is kept with a study."""
-    rises = history["share"].diff().fillna(1.0) > 0
-    rises.iloc[-1] = True
-    return history[rises]
-
-
-_DIRECTIONS = {"b": "a → b", "a": "b → a"}
-
-# Suits light and dark pages: what is never on is nearly transparent.
-_SWITCHES_SCALE = [[0.0, "rgba(128, 128, 128, 0.15)"], [1.0, "rgba(214, 39, 40, 1)"]]
-
-_SWITCHES_TITLE = "how often each stitch is on along the front"
-
-
-def switch_shares(front: Front, supernetwork: Supernetwork) -> pd.DataFrame:
+def switch_shares(front: Entries, supernetwork: Supernetwork) -> pd.DataFrame:
     """How often each switch is on among the stitched networks of the front.
 
     Args:
@@ -318,11 +272,7 @@ def switch_shares(front: Front, supernetwork: Supernetwork) -> pd.DataFrame:
         One row per switch: its name, ``into`` (the parent whose point it replaces), ``depth_a``
         and ``depth_b`` (of its match, 0 to 1), and ``share`` of the networks, 0 to 1.
     """
-    networks = [
-        entry.genotype.on
-        for entry in front.front
-        if entry.kind == STITCHED and entry.genotype is not None
-    ]
+    networks = [entry.subnetwork.on for entry in front.stitched_front if entry.subnetwork]
     rows = []
     for index, (switch, kept) in enumerate(
         zip(supernetwork.switches, supernetwork.kept, strict=True)
@@ -333,49 +283,17 @@ def switch_shares(front: Front, supernetwork: Supernetwork) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["switch", "into", "depth_a", "depth_b", "share"])
 
 
-def draw_switches(shares: pd.DataFrame) -> go.Figure:
-    """The shares as an interactive heat map, a panel for each direction."""
-    figure = make_subplots(1, 2, subplot_titles=list(_DIRECTIONS.values()), shared_yaxes=True)
-    for column, into in enumerate(_DIRECTIONS, start=1):
-        own = shares[shares["into"] == into]
-        figure.add_scatter(
-            x=own["depth_a"].round(3),
-            y=own["depth_b"].round(3),
-            mode="markers",
-            marker={
-                "symbol": "square",
-                "size": 14,
-                "color": own["share"].round(3),
-                "coloraxis": "coloraxis",
-                "line": {"width": 0.5, "color": "#888888"},
-            },
-            text=own["switch"],
-            hovertemplate="%{text}<br>on in %{marker.color:.0%} of the front<extra></extra>",
-            showlegend=False,
-            row=1,
-            col=column,
-        )
-        figure.update_xaxes(title_text="depth in a", row=1, col=column)
-    figure.update_yaxes(title_text="depth in b", row=1, col=1)
-    figure.update_layout(
-        title=_SWITCHES_TITLE.capitalize(),
-        template="plotly_white",
-        coloraxis={
-            "colorscale": _SWITCHES_SCALE,
-            "cmin": 0,
-            "cmax": 1,
-            "colorbar": {"tickformat": ".0%"},
-        },
-    )
-    return figure
-
-
 def write_switches(shares: pd.DataFrame, path: Path) -> None:
-    """Write the heat map as an image; the ending of its path says which kind."""
+    """Write the heat map of switches as an image.
+
+    Args:
+        shares: What `switch_shares` returns.
+        path: Where to write the image; its ending says which kind.
+    """
     figure = Figure(figsize=(8, 4), dpi=150, layout="constrained")
-    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    panels = _depth_panels(figure)
     drawn = None
-    for axes, (into, title) in zip(panels, _DIRECTIONS.items(), strict=True):
+    for into, axes in panels.items():
         own = shares[shares["into"] == into]
         drawn = axes.scatter(
             own["depth_a"],
@@ -389,17 +307,59 @@ def write_switches(shares: pd.DataFrame, path: Path) -> None:
             edgecolors="#888888",
             linewidths=0.5,
         )
-        axes.set_title(title, fontsize=10)
-        axes.set_xlabel("depth in a")
-        axes.grid(alpha=0.25)
-    panels[0].set_ylabel("depth in b")
-    figure.suptitle(_SWITCHES_TITLE.capitalize(), fontsize=11)
-    bar = figure.colorbar(cast("matplotlib.cm.ScalarMappable", drawn), ax=panels)
+    figure.suptitle(SWITCHES_TITLE, fontsize=11)
+    bar = figure.colorbar(cast("matplotlib.cm.ScalarMappable", drawn), ax=list(panels.values()))
     bar.ax.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, 0))
     figure.savefig(path)
 
 
-_GALLERY_SHOWN, _GALLERY_ACROSS = 12, 6
+def write_stitch_quality(
+    stitch_qualities: Sequence[StitchQuality], title: str, path: Path
+) -> None:
+    """Write a plot of what every single-stitch network loses, as an image.
+
+    Two panels, one for each direction; a square lies at the depth of its match in a (across) and
+    in b (up), and is coloured by the loss against the weaker parent.
+
+    Args:
+        stitch_qualities: Of all stitches.
+        title: Above the panels.
+        path: Where to write the image; its ending says which kind.
+    """
+    figure = Figure(figsize=(9, 4.6), dpi=150, layout="constrained")
+    panels = _depth_panels(figure)
+    scale = matplotlib.colors.TwoSlopeNorm(0, -_WORST / 4, _WORST)
+    drawn = None
+    for into, axes in panels.items():
+        for kept, edge in ((True, "black"), (False, "#bbbbbb")):
+            some = [q for q in stitch_qualities if q.into == into and q.kept == kept]
+            drawn = axes.scatter(
+                [stitch_quality.depth_a for stitch_quality in some],
+                [stitch_quality.depth_b for stitch_quality in some],
+                c=[stitch_quality.drop for stitch_quality in some],
+                norm=scale,
+                cmap="RdYlGn_r",
+                marker="s",
+                s=60,
+                edgecolors=edge,
+                linewidths=0.6,
+            )
+    figure.suptitle(f"{title}: what a single-stitch network costs", fontsize=11)
+    bar = figure.colorbar(cast("matplotlib.cm.ScalarMappable", drawn), ax=list(panels.values()))
+    bar.ax.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, 0))
+    bar.set_label("loss against the weaker parent (grey edge: not kept)")
+    figure.savefig(path)
+
+
+def _depth_panels(figure: Figure) -> dict[str, Axes]:
+    """A panel for each direction, by the parent that stitches lead into: depth in a and in b."""
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    for axes, title in zip(panels, DIRECTIONS.values(), strict=True):
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("depth in a")
+        axes.grid(alpha=0.25)
+    panels[0].set_ylabel("depth in b")
+    return dict(zip(DIRECTIONS, panels, strict=True))
 
 
 @dataclass(frozen=True)
@@ -415,8 +375,13 @@ class Gained:
     lost: list[int]
 
 
-def gained_by(front: Front, entry: Entry) -> Gained | None:
-    """Compare a network with both parents, image by image; None where pixels are labelled."""
+def gained_by(front: Entries, entry: Entry) -> Gained | None:
+    """Compare a network with both parents, image by image; None where pixels are labelled.
+
+    Args:
+        front: With the parents' answers.
+        entry: The network.
+    """
     a, b = (_guesses_of(front, name) for name in ("parent a", "parent b"))
     targets, own = front.targets, entry.guesses
     if targets is None or own is None or a is None or b is None:
@@ -427,8 +392,8 @@ def gained_by(front: Front, entry: Entry) -> Gained | None:
     return Gained(gained, lost)
 
 
-def draw_gained(
-    front: Front,
+def write_gained(
+    front: Entries,
     entry: Entry,
     gained: Sequence[int],
     split: Split,
@@ -436,14 +401,14 @@ def draw_gained(
     *,
     class_names: Sequence[str] | None = None,
 ) -> None:
-    """Draw some of the images that a network gets right and both parents get wrong.
+    """Write a picture of some images that a network gets right and both parents get wrong.
 
     Args:
         front: With the parents' answers.
         entry: The network.
         gained: Places of images; at least one.
         split: The test split.
-        path: Where to write the image.
+        path: Where to write the picture; its ending says which kind.
         class_names: In the order of the labels; numbers, if None.
     """
     shown = gained[:_GALLERY_SHOWN]
@@ -473,5 +438,5 @@ def draw_gained(
     figure.savefig(path)
 
 
-def _guesses_of(front: Front, name: str) -> Tensor | None:
+def _guesses_of(front: Entries, name: str) -> Tensor | None:
     return next((entry.guesses for entry in front.entries if entry.name == name), None)

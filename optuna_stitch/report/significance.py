@@ -5,11 +5,78 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import binomtest
+import torch
+from numpy.typing import NDArray
+from scipy.stats import binomtest, bootstrap
 from torch import Tensor
 
+from optuna_stitch.evaluation.accumulator import (
+    Confusions,
+    Hits,
+    Logits,
+    PairedResult,
+    PerImageResult,
+    Scores,
+)
 
-def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+Interval = tuple[float, float]
+
+_RESAMPLES = 2000
+
+# A figure of all answers is computed again on every resample, which takes longer.
+_RESAMPLES_OF_ANSWERS = 200
+
+_BOUNDS = [0.025, 0.975]
+
+
+def interval_of(result: PerImageResult) -> Interval | None:
+    """The 95% interval of a figure.
+
+    Args:
+        result: What the test images say.
+
+    Returns:
+        Wilson's interval of a share of images, a bootstrap interval of other figures; None where
+        single images are not known, and of the mean over a single image.
+    """
+    match result:
+        case Hits(right):
+            return wilson_interval(int(right.sum()), len(right))
+        case Scores(values):
+            return _mean_interval(values) if len(values) > 1 else None
+        case Confusions():
+            return _quantiles(_resampled(result))
+        case Logits():
+            return _quantiles(_resampled_answers(result))
+        case _:
+            return None
+
+
+def paired_p_value(first: PairedResult, second: PairedResult) -> float:
+    """Two-sided p-value that two networks are equally good on the same images.
+
+    Args:
+        first: What the images say of one network.
+        second: What they say of the other, of the same kind.
+
+    Returns:
+        McNemar's for right and wrong images, the paired bootstrap's for confusion matrices.
+
+    Raises:
+        TypeError: If the two are of different kinds.
+    """
+    match first, second:
+        case Hits(), Hits():
+            return mcnemar(first.right, second.right)
+        case Confusions(), Confusions():
+            return paired_bootstrap(first, second)
+        case _:
+            raise TypeError(
+                f"{type(first).__name__} and {type(second).__name__} cannot be compared in pairs."
+            )
+
+
+def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> Interval:
     """Wilson's score interval of a proportion (Wilson, 1927).
 
     Args:
@@ -38,11 +105,26 @@ def mcnemar(first: Tensor, second: Tensor) -> float:
     return float(binomtest(only_first, only_first + only_second).pvalue)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's correction (1979): p-values that hold for all claims together.
+def paired_bootstrap(first: Confusions, second: Confusions) -> float:
+    """Two-sided p-value that two networks label pixels equally well.
+
+    Both figures are computed on the same bootstrap samples of the images; counted is how often
+    the sign of their difference turns.
 
     Args:
-        p_values: One per claim.
+        first: Confusion matrices of one network.
+        second: Of the other one, on the same images.
+    """
+    differences = _resampled(first) - _resampled(second)
+    tail = min((differences <= 0).sum(), (differences >= 0).sum())
+    return float(min(1.0, 2 * (tail + 1) / (_RESAMPLES + 1)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's correction (1979): p-values that hold for all comparisons together.
+
+    Args:
+        p_values: One per comparison.
 
     Returns:
         Corrected p-values, in the same order.
@@ -54,3 +136,40 @@ def holm(p_values: Sequence[float]) -> list[float]:
     corrected = np.empty_like(raised)
     corrected[order] = raised
     return [float(value) for value in corrected]
+
+
+def _mean_interval(values: Tensor) -> Interval:
+    found = bootstrap(
+        (values.double().numpy(),),
+        np.mean,
+        n_resamples=_RESAMPLES,
+        batch=50,
+        method="percentile",
+        random_state=np.random.default_rng(0),
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def _resampled(result: Confusions) -> NDArray[np.float64]:
+    """The figure on bootstrap samples of the images, which are the same for every network."""
+    images, *shape = result.matrices.shape
+    rng = np.random.default_rng(0)
+    counts = rng.multinomial(images, np.full(images, 1 / images), size=_RESAMPLES)
+    totals = counts @ result.matrices.reshape(images, -1)
+    return result.of_confusions(totals.reshape(_RESAMPLES, *shape))
+
+
+def _resampled_answers(result: Logits) -> NDArray[np.float64]:
+    rng = np.random.default_rng(0)
+    images = len(result.targets)
+    drawn = []
+    for _ in range(_RESAMPLES_OF_ANSWERS):
+        chosen = torch.from_numpy(rng.integers(images, size=images))
+        figure = result.metric.compute(result.logits[chosen], result.targets[chosen])
+        drawn.append(float(figure))
+    return np.array(drawn)
+
+
+def _quantiles(figures: NDArray[np.float64]) -> Interval:
+    low, high = np.quantile(figures, _BOUNDS)
+    return float(low), float(high)

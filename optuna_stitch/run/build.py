@@ -12,10 +12,10 @@ from optuna_stitch.data.load import Data
 from optuna_stitch.evaluation.stitch_quality import StitchQuality, best_stitches, measure_stitches
 from optuna_stitch.models.parent import Parent, load_parent
 from optuna_stitch.models.train import train_parent
-from optuna_stitch.report.tables import draw_stitch_quality
+from optuna_stitch.report.plots import write_stitch_quality
 from optuna_stitch.run.schema import KeepConfig, ParentConfig, StudyFile
 from optuna_stitch.stitching.supernetwork import Supernetwork, stitch
-from optuna_stitch.utils.distributed import barrier, share
+from optuna_stitch.utils.distributed import barrier, rank
 from optuna_stitch.utils.errors import DataError, MatchError
 from optuna_stitch.utils.files import write_text
 
@@ -66,9 +66,9 @@ def build(
             checkpoint=folder / "tuning.pt",
             show_progress_bar=show_progress_bar,
         )
-        if share()[0] == 0:
+        if rank() == 0:
             _write_table(folder / "tuning.csv", pd.DataFrame(tuned))
-    if share()[0] == 0:
+    if rank() == 0:
         judged = data.val.take(study_file.keep.images)
         stitch_qualities = measure_stitches(
             supernetwork, fits, judged, show_progress_bar=show_progress_bar
@@ -134,7 +134,7 @@ def _keep(
     ]
     _write_table(folder / "fit.csv", pd.DataFrame(stitch_qualities))
     title = f"{supernetwork.a.name} × {supernetwork.b.name}"
-    draw_stitch_quality(stitch_qualities, title, folder / "fit.png")
+    write_stitch_quality(stitch_qualities, title, folder / "fit.png")
     if not kept:
         raise MatchError(
             f"`keep` drops all {len(stitch_qualities)} stitches of {title}; {folder / 'fit.csv'} "

@@ -1,4 +1,4 @@
-"""From an evaluated front to files that people look at: report, tables, pictures."""
+"""Write what people look at of a front into a run's folder: report, tables, pictures."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ import torch
 from optuna_stitch.data.load import Data
 from optuna_stitch.diagram.drawing import draw_subnetwork
 from optuna_stitch.report.document import Pictures, write_report
-from optuna_stitch.report.front import STITCHED, Entry, Front, find
+from optuna_stitch.report.entries import Entry
+from optuna_stitch.report.front import Front
 from optuna_stitch.report.hypervolume import hypervolume_over_trials
+from optuna_stitch.report.interactive import draw_front, draw_history, draw_switches
 from optuna_stitch.report.plots import (
-    draw_front,
-    draw_gained,
-    draw_history,
-    draw_switches,
     gained_by,
     switch_shares,
+    write_front,
+    write_gained,
     write_history,
-    write_image,
     write_switches,
 )
 from optuna_stitch.run.schema import StudyFile
@@ -77,15 +76,15 @@ def write_results(
     )
     write_text(folder / "front.html", _PAGE.format(title=title, page=page))
     for suffix in ("png", "svg"):
-        write_image(front, title, folder / f"front.{suffix}")
+        write_front(front, title, folder / f"front.{suffix}")
     write_switches(shares, folder / "switches.png")
-    stitched = [entry for entry in front.front if entry.kind == STITCHED]
+    stitched = front.stitched_front
     pictures = Pictures(
         front="front.png",
         history=None if history is None else "history.png",
         switches="switches.png" if stitched else None,
-        gained=_draw_gained(front, data, folder),
-        networks=_draw_networks(stitched, supernetwork, folder),
+        gained=_write_gained(front, data, folder),
+        networks=_draw_networks(stitched, folder),
     )
     text = write_report(
         front,
@@ -160,17 +159,15 @@ def _history(study: optuna.Study) -> pd.DataFrame | None:
         return None
 
 
-def _draw_networks(
-    entries: Sequence[Entry], supernetwork: Supernetwork, folder: Path
-) -> dict[int, str]:
+def _draw_networks(entries: Sequence[Entry], folder: Path) -> dict[int, str]:
     """Draw every network, and remove drawings of an earlier report."""
     (folder / _NETWORKS).mkdir(exist_ok=True)
     drawn: dict[int, str] = {}
     for entry in entries:
         assert entry.trial is not None
-        assert entry.genotype is not None
+        assert entry.subnetwork is not None
         drawn[entry.trial] = f"{_NETWORKS}/trial-{entry.trial}.svg"
-        drawing = draw_subnetwork(supernetwork, entry.genotype, title=entry.name)
+        drawing = draw_subnetwork(entry.subnetwork, title=entry.name)
         drawing.write(folder / drawn[entry.trial])
     for path in (folder / _NETWORKS).glob("trial-*.svg"):
         if f"{_NETWORKS}/{path.name}" not in drawn.values():
@@ -178,15 +175,15 @@ def _draw_networks(
     return drawn
 
 
-def _draw_gained(front: Front, data: Data, folder: Path) -> str | None:
-    """Draw the images that the network of the headline gains; none where it gains none."""
+def _write_gained(front: Front, data: Data, folder: Path) -> str | None:
+    """Write a picture of the images that the headline's network gains, where it gains some."""
     path = folder / "gained.png"
-    entry = find(front).entry
+    entry = front.finding.entry
     said = gained_by(front, entry) if entry is not None else None
     if entry is None or said is None or not said.gained:
         path.unlink(missing_ok=True)
         return None
-    draw_gained(front, entry, said.gained, data.test, path, class_names=data.class_names)
+    write_gained(front, entry, said.gained, data.test, path, class_names=data.class_names)
     return path.name
 
 

@@ -14,14 +14,14 @@ from optuna_stitch.evaluation.metrics import resolve_metrics
 from optuna_stitch.evaluation.stitch_quality import StitchQuality
 from optuna_stitch.report.dashboard import publish
 from optuna_stitch.report.evaluate import evaluate_front
-from optuna_stitch.report.front import Front, find
+from optuna_stitch.report.front import Front
 from optuna_stitch.run.build import build, make_parent, read_stitch_quality
 from optuna_stitch.run.export import export_trial
 from optuna_stitch.run.report import export_command, facts, write_results
 from optuna_stitch.run.schema import StudyFile, smoke_test
 from optuna_stitch.run.search import LATENCY, known_genotypes, make_objective, sampler_for
 from optuna_stitch.run.study_file import check_same_study, dump_study_file, load_study_file
-from optuna_stitch.search.objective import Objective, resolve_constraints
+from optuna_stitch.search.objective import resolve_constraints
 from optuna_stitch.search.samplers.by_name import make_sampler
 from optuna_stitch.search.study import CONTENT, create_study, load_study
 from optuna_stitch.search.worker import optimize
@@ -59,16 +59,22 @@ class Run:
         name: Name of the study.
 
     Example:
-        >>> from optuna_stitch.run.template import study_file_for
         >>> file = tmp_path / "tiny.yaml"
-        >>> _ = file.write_text(study_file_for("test_resnet", "test_efficientnet"))
-        >>> run = st.Run.start(file, tmp_path / "tiny", smoke=True)  # random weights and images
+        >>> _ = file.write_text('''
+        ... parents:
+        ...   a: {network: test_resnet, input_size: 32, train: {epochs: 1}}
+        ...   b: {network: test_efficientnet, input_size: 32, train: {epochs: 1}}
+        ... data: {train: {images: 30}, val: {images: 30}, test: {images: 30}}
+        ... stitching: {points: blocks}
+        ... study: {objectives: [accuracy, macs], trials: 6, start: {population: 6}}
+        ... ''')
+        >>> run = st.Run.start(file, tmp_path / "tiny")
         >>> supernetwork = run.build()
         >>> study = run.search()
         >>> front = run.report()
         >>> network = run.export(study.best_trials[0].number, tmp_path / "network")
-        >>> st.Run.open(tmp_path / "tiny").study.study_name
-        'tiny'
+        >>> st.Run.open(tmp_path / "tiny").study.best_trials == study.best_trials
+        True
     """
 
     def __init__(self, study_file: StudyFile, folder: str | Path) -> None:
@@ -340,7 +346,8 @@ class Run:
             DataError: If the test split has no labels, or a baseline tells other classes apart.
         """
         study = self.study  # before a supernetwork is fetched
-        objective = self._reading_objective()
+        # without a database for results, into which it would write
+        objective = make_objective(self.study_file, self.supernetwork, self.data.val, self.folder)
         others = [make_parent(other, self.data) for other in self.study_file.report.baselines]
         return evaluate_front(
             study,
@@ -350,20 +357,6 @@ class Run:
             only=only,
             show_progress_bar=show_progress_bar,
         )
-
-    def judge(
-        self,
-        supernetwork: Supernetwork,
-        *,
-        only: Sequence[int] | None = None,
-        show_progress_bar: bool = False,
-    ) -> tuple[optuna.Study, Front]:
-        """Until run/export.py follows."""
-        return self.study, self.evaluate_front(only=only, show_progress_bar=show_progress_bar)
-
-    def _reading_objective(self) -> Objective:
-        """The objective of the study, without what keeps results for others."""
-        return make_objective(self.study_file, self.supernetwork, self.data.val, self.folder)
 
     def report(self, *, show_progress_bar: bool = False) -> Front:
         """Evaluate the front on the test split, and write tables, pictures and the report.
@@ -393,10 +386,9 @@ class Run:
         left = publish(
             study,
             front,
-            supernetwork,
             self.artifact_store,
             figures=figures,
-            summary=find(front).sentence,
+            summary=front.headline,
             command=export_command(self.folder),
         )
         if left:

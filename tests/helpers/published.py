@@ -14,7 +14,8 @@ import plotly.graph_objects as go
 import optuna_stitch as st
 from optuna_stitch.report.dashboard import FinishedTrial, publish
 from optuna_stitch.report.dashboard_server import dashboard_app
-from optuna_stitch.report.front import Entry, Front
+from optuna_stitch.report.entries import Entry
+from optuna_stitch.report.front import Front
 from optuna_stitch.storage.artifacts import open_artifact_store
 from optuna_stitch.storage.buffered import BufferedStorage
 from optuna_stitch.storage.open import open_storage
@@ -22,20 +23,14 @@ from optuna_stitch.storage.open import open_storage
 SUMMARY = "Trial 7 needs 31% fewer multiply-accumulates than parent_b."
 
 
-def search(supernetwork: st.Supernetwork, data: st.Data) -> tuple[optuna.Study, Front]:
-    """A short search, and two of its stitched networks on a front with the parents."""
-    objective = st.Objective(supernetwork, data.val)
-    storage = BufferedStorage(optuna.storages.InMemoryStorage())
-    study = optuna.create_study(directions=objective.directions, storage=storage)
-    st.enqueue_starts(study, supernetwork, population=25, probability=0.1)
-    st.optimize(study, objective, n_trials=25, batch=25)
-    stitched = [trial.number for trial in study.trials if objective.key(trial.params).on]
-    shown = data.test.take(400)
-    front = st.evaluate_front(study, objective, shown, only=[0, 1, 2, *stitched[:3]])
+def two_on_front(study: optuna.Study, objective: st.Objective, split: st.Split) -> Front:
+    """Three stitched networks of a study, two of them on a front with the parents."""
+    stitched = [t.number for t in study.trials if objective.key(t.params).on]
+    front = st.evaluate_front(study, objective, split, only=[0, 1, 2, *stitched[:3]])
     assert len(front.stitched) == 3
     for entry in front.entries:
         entry.on_front = entry in front.stitched[:2] or entry.kind == "parent"
-    return study, front
+    return front
 
 
 def answer(app: Any, path: str) -> tuple[str, bytes]:
@@ -63,12 +58,9 @@ def told(study: optuna.Study, store: Any = None) -> dict[str, Any]:
 class Published:
     """A study with a front of two stitched networks in a storage of its own."""
 
-    def __init__(
-        self, searched: optuna.Study, front: Front, supernetwork: st.Supernetwork, folder: Path
-    ) -> None:
+    def __init__(self, searched: optuna.Study, front: Front, folder: Path) -> None:
         self.searched = searched
         self.front = front
-        self.supernetwork = supernetwork
         self.folder = folder
         self.store = open_artifact_store(str(folder / "artifacts"))
 
@@ -91,7 +83,6 @@ class Published:
         return publish(
             self.study,
             front or self.front,
-            self.supernetwork,
             self.store,
             figures=figures or {},
             summary=SUMMARY,

@@ -1,4 +1,4 @@
-"""A study that was searched and reported on, once for all tests of results."""
+"""A study that was searched and evaluated on test images, once for all tests of reports."""
 
 from __future__ import annotations
 
@@ -6,9 +6,23 @@ import optuna
 import pytest
 
 import optuna_stitch as st
-from tests.helpers.published import search
+from tests.helpers.published import two_on_front
 
 
 @pytest.fixture(scope="session")
-def searched(supernetwork: st.Supernetwork, data: st.Data) -> tuple[optuna.Study, st.Front]:
-    return search(supernetwork, data)
+def shown(data: st.Data) -> st.Split:
+    """Test images, as many as tests need."""
+    return data.test.take(400)
+
+
+@pytest.fixture(scope="session")
+def front(study: optuna.Study, objective: st.Objective, shown: st.Split) -> st.Front:
+    return st.evaluate_front(study, objective, shown)
+
+
+@pytest.fixture(scope="session")
+def searched(
+    study: optuna.Study, objective: st.Objective, shown: st.Split
+) -> tuple[optuna.Study, st.Front]:
+    """The study, and a front on which are both parents and two stitched networks of three."""
+    return study, two_on_front(study, objective, shown)

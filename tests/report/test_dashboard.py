@@ -15,9 +15,9 @@ import pytest
 from optuna.artifacts import FileSystemArtifactStore
 from optuna_dashboard import get_note, save_note
 
-import optuna_stitch as st
 from optuna_stitch.report.dashboard import FinishedTrial
-from optuna_stitch.report.front import Entry, Front
+from optuna_stitch.report.entries import Entry
+from optuna_stitch.report.front import Front
 from optuna_stitch.storage.artifacts import download_files, upload_files
 from optuna_stitch.storage.buffered import BufferedStorage
 from optuna_stitch.utils.errors import ArtifactError
@@ -27,10 +27,8 @@ KINDS = ("sqlite", "journal", "memory")
 
 
 @pytest.fixture
-def published(
-    searched: tuple[optuna.Study, Front], supernetwork: st.Supernetwork, tmp_path: Path
-) -> Published:
-    return Published(*searched, supernetwork, tmp_path)
+def published(searched: tuple[optuna.Study, Front], tmp_path: Path) -> Published:
+    return Published(*searched, tmp_path)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -59,9 +57,10 @@ def test_the_dashboard_has_all_of_it(published: Published, kind: str) -> None:
         low, high = entry.interval
         assert f"{100 * entry.quality:.2f}" in text
         assert f"{100 * low:.2f}–{100 * high:.2f}" in text
-        for claim in entry.comparisons:
-            assert f"{claim.baseline} | \u2003{100 * claim.difference:+.2f}" in text
-        for name in published.front.stitches(entry)[:8]:
+        for comparison in entry.comparisons:
+            difference = f"{100 * comparison.difference:+.2f}"
+            assert f"{comparison.baseline} | \u2003{difference}" in text
+        for name in entry.stitches[:8]:
             assert f"`{name}`" in text
         addresses = {
             artifact["filename"]: f"/artifacts/{trial['study_id']}/{trial['trial_id']}/"

@@ -17,7 +17,8 @@ import optuna_stitch as st
 from optuna_stitch.report.dashboard_server import serve_dashboard
 from optuna_stitch.report.front import Front
 from optuna_stitch.report.hypervolume import hypervolume_over_trials
-from optuna_stitch.report.plots import draw_front, draw_history, draw_switches, switch_shares
+from optuna_stitch.report.interactive import draw_front, draw_history, draw_switches
+from optuna_stitch.report.plots import switch_shares
 from optuna_stitch.storage.artifacts import open_artifact_store
 from optuna_stitch.storage.open import open_storage
 from optuna_stitch.utils.errors import StudyError
@@ -44,7 +45,7 @@ def published(
     supernetwork: st.Supernetwork,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Published:
-    made = Published(*searched, supernetwork, tmp_path_factory.mktemp("run")).into("sqlite")
+    made = Published(*searched, tmp_path_factory.mktemp("run")).into("sqlite")
     figures = {
         "front": draw_front(made.front, "What is on the front"),
         "history": draw_history(hypervolume_over_trials(made.study)),

@@ -12,53 +12,36 @@ from PIL import Image
 from torch.nn import functional as F
 
 import optuna_stitch as st
+from optuna_stitch.evaluation.metrics import Unit
 from optuna_stitch.report.baselines import Cascade, Duo, tune_combinations
 from optuna_stitch.report.document import Pictures, write_report
-from optuna_stitch.report.front import Entry, Front, PairedComparison, find, headline
+from optuna_stitch.report.entries import Entry, PairedComparison
+from optuna_stitch.report.front import Front
+from optuna_stitch.report.interactive import draw_front, draw_switches
 from optuna_stitch.report.plots import (
-    draw_front,
-    draw_gained,
-    draw_switches,
     gained_by,
     switch_shares,
-    write_image,
+    write_front,
+    write_gained,
     write_switches,
 )
-from optuna_stitch.report.tables import rich_table, worth_showing
+from optuna_stitch.report.tables import front_table, rich_table, worth_showing
 from optuna_stitch.utils.errors import DataError, StudyError
 from tests.report.recompute import largest_difference
 
 
-@pytest.fixture(scope="module")
-def objective(supernetwork: st.Supernetwork, data: st.Data) -> st.Objective:
-    return st.Objective(supernetwork, data.val)
-
-
-@pytest.fixture(scope="module")
-def study(objective: st.Objective) -> optuna.Study:
-    made = optuna.create_study(directions=objective.directions)
-    st.enqueue_starts(made, objective.supernetwork, population=25, probability=0.03)
-    made.optimize(objective, n_trials=25)
-    return made
-
-
-@pytest.fixture(scope="module")
-def front(study: optuna.Study, objective: st.Objective, data: st.Data) -> st.Front:
-    return st.evaluate_front(study, objective, data.test)
-
-
 def test_figures_agree_with_raw_predictions(
-    front: st.Front, supernetwork: st.Supernetwork, data: st.Data, tmp_path: Path
+    front: st.Front, supernetwork: st.Supernetwork, shown: st.Split, tmp_path: Path
 ) -> None:
     """Subnetworks run one by one as plain modules, then every figure from what they answer."""
-    images = next(data.test.batches(supernetwork.views, len(data.test))).images
+    images = next(shown.batches(supernetwork.views, len(shown))).images
     predictions = front.predictions()
     assert predictions is not None
-    assert (predictions["label"] == data.test.targets.numpy()).all()
-    assert predictions.index.tolist() == list(data.test.indices)
+    assert (predictions["label"] == shown.targets.numpy()).all()
+    assert predictions.index.tolist() == list(shown.indices)
     for entry in front.entries:
-        if entry.genotype is not None:
-            guesses = supernetwork.extract(entry.genotype)(*images).argmax(1)
+        if entry.subnetwork is not None:
+            guesses = entry.subnetwork.extract()(*images).argmax(1)
             assert (predictions[entry.name] == guesses.numpy()).all(), entry.name
     predictions.to_csv(tmp_path / "predictions.csv")
     front.table().to_csv(tmp_path / "front.csv", index=False)
@@ -70,18 +53,10 @@ def test_figures_agree_with_raw_predictions(
 
 
 def test_baselines_are_tuned_on_validation_images(
-    front: st.Front, supernetwork: st.Supernetwork, data: st.Data
+    front: st.Front, supernetwork: st.Supernetwork, data: st.Data, shown: st.Split
 ) -> None:
     """The duo and the cascades again, from the parents' logits."""
-    a, b = (
-        torch.cat(
-            [
-                supernetwork.extract(st.Genotype(side))(*batch.images)
-                for batch in data.test.batches(supernetwork.views, 50)
-            ]
-        )
-        for side in ("a", "b")
-    )
+    a, b = (_logits(supernetwork, side, shown) for side in ("a", "b"))
     duo, *cascades = tune_combinations(supernetwork, data.val, "b")
     assert [c.name for c in (duo, *cascades)] == [
         entry.name for entry in front.baselines if entry.kind in ("duo", "cascade")
@@ -114,11 +89,10 @@ def test_the_duo_is_the_best_weighing_on_validation_images(
 ) -> None:
     duo = tune_combinations(supernetwork, data.val, "a")[0]
     assert isinstance(duo, Duo)
-    batch = next(data.val.batches(supernetwork.views, len(data.val)))
-    a, b = (supernetwork.extract(st.Genotype(side))(*batch.images) for side in ("a", "b"))
+    a, b = (_logits(supernetwork, side, data.val) for side in ("a", "b"))
 
     def loss(of_a: float, of_b: float) -> float:
-        return float(F.cross_entropy(of_a * a + of_b * b, batch.targets))
+        return float(F.cross_entropy(of_a * a + of_b * b, data.val.targets))
 
     best = loss(*duo.weights)
     for step in (-0.05, 0.05):
@@ -140,14 +114,18 @@ def test_baselines_come_first_and_the_front_is_what_nothing_dominates(front: st.
         assert entry.on_front != dominated
     assert front.front == [entry for entry in front.entries if entry.on_front]
     for entry in front.stitched:
-        rivals = [claim.baseline for claim in entry.comparisons]
+        rivals = [comparison.baseline for comparison in entry.comparisons]
         assert rivals[:4] == ["parent a", "parent b", "ensemble", "duo"]
         assert len(rivals) == 5
         assert rivals[4].startswith("cascade")
 
 
 def test_other_networks_and_other_objectives(
-    study: optuna.Study, supernetwork: st.Supernetwork, a: st.Parent, data: st.Data
+    study: optuna.Study,
+    supernetwork: st.Supernetwork,
+    a: st.Parent,
+    data: st.Data,
+    shown: st.Split,
 ) -> None:
     """A baseline that is a parent again has its figures; every figure has its interval."""
     names = ["cross_entropy", "calibration_error", "agreement", "latency_ms"]
@@ -156,7 +134,7 @@ def test_other_networks_and_other_objectives(
     for trial in study.trials[:4]:
         wider.enqueue_trial(trial.params)
     wider.optimize(objective, n_trials=4)
-    front = st.evaluate_front(wider, objective, data.test, others=[a, a])
+    front = st.evaluate_front(wider, objective, shown, others=[a, a])
     by_name = {entry.name: entry for entry in front.entries}
     assert [entry.name for entry in front.entries if entry.kind == "other"] == [
         "test_resnet",
@@ -166,59 +144,55 @@ def test_other_networks_and_other_objectives(
     for name in ("accuracy", "macs", "cross_entropy", "calibration_error", "agreement"):
         assert again.test[name] == pytest.approx(parent.test[name])
     assert again.test["latency_ms"] > 0
-    evaluator = st.Evaluator(supernetwork, data.test, names[:3], kernels="plain")
+    evaluator = st.Evaluator(supernetwork, shown, names[:3], kernels="plain")
     for entry in front.entries:
         assert set(entry.intervals) >= {"accuracy", *names[:3]}
         for name, (low, high) in entry.intervals.items():
             assert low <= high, name
             if name in ("accuracy", "agreement", "cross_entropy"):
                 assert low <= entry.test[name] <= high, name
-        if entry.genotype is not None:
-            figures = evaluator.evaluate([entry.genotype])[0].figures
+        if entry.subnetwork is not None:
+            figures = evaluator.evaluate([entry.subnetwork])[0].figures
             assert {name: entry.test[name] for name in figures} == pytest.approx(figures)
-    logits = torch.cat(
-        [
-            supernetwork.extract(st.Genotype("a"))(*batch.images)
-            for batch in data.test.batches(supernetwork.views, 50)
-        ]
-    )
-    losses = F.cross_entropy(logits, data.test.targets, reduction="none").numpy()
+    logits = _logits(supernetwork, "a", shown)
+    losses = F.cross_entropy(logits, shown.targets, reduction="none").numpy()
     half = 1.96 * losses.std() / len(losses) ** 0.5
     low, high = parent.intervals["cross_entropy"]
     assert high - low == pytest.approx(2 * half, rel=0.15)
 
 
 def test_another_network_must_know_the_same_classes(
-    study: optuna.Study, objective: st.Objective, data: st.Data
+    study: optuna.Study, objective: st.Objective, shown: st.Split
 ) -> None:
     other = st.load_parent("test_resnet", num_classes=7, input_size=32)
     with pytest.raises(DataError, match="test_resnet tells 7 classes apart, the parents 10"):
-        st.evaluate_front(study, objective, data.test, others=[other])
+        st.evaluate_front(study, objective, shown, others=[other])
 
 
-def test_some_trials_only(
-    study: optuna.Study, objective: st.Objective, data: st.Data, front: st.Front
-) -> None:
+def test_some_trials_only(study: optuna.Study, objective: st.Objective, shown: st.Split) -> None:
     asked = next(t.number for t in study.trials if "on" in t.params.values())
-    some = st.evaluate_front(study, objective, data.test, only=[asked])
+    some = st.evaluate_front(study, objective, shown, only=[asked])
     assert [entry.trial for entry in some.stitched] == [asked]
     assert some.entry(asked).quality > 0
     with pytest.raises(StudyError, match="Trial 999 is not in this report; on the front are"):
         some.entry(999)
     with pytest.raises(StudyError, match="no complete trial 999"):
-        st.evaluate_front(study, objective, data.test, only=[999])
+        st.evaluate_front(study, objective, shown, only=[999])
 
 
-def test_files(
-    front: st.Front, supernetwork: st.Supernetwork, data: st.Data, tmp_path: Path
-) -> None:
+def test_the_table_as_a_file(front: st.Front, tmp_path: Path) -> None:
     front.table().to_csv(tmp_path / "front.csv", index=False)
     read = pd.read_csv(tmp_path / "front.csv")
     assert list(read["name"]) == [entry.name for entry in front.entries]
     assert {"test_accuracy", "test_accuracy_low", "test_macs", "val_accuracy"} <= set(read)
-    write_image(front, "Title", tmp_path / "front.png")
+    stitches = ["; ".join(entry.stitches) for entry in front.stitched]
+    assert read["stitches"].dropna().tolist() == stitches
+
+
+def test_plots(front: st.Front, supernetwork: st.Supernetwork, tmp_path: Path) -> None:
+    write_front(front, "Title", tmp_path / "front.png")
     assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
-    write_image(front, "Title", tmp_path / "front.svg")
+    write_front(front, "Title", tmp_path / "front.svg")
     drawn = (tmp_path / "front.svg").read_text()
     assert ">Title</text>" in drawn
     assert ">ensemble</text>" in drawn
@@ -229,14 +203,26 @@ def test_files(
     entries = sorted(front.stitched, key=lambda entry: not entry.on_front)
     hovers = [hover for trace in traces for hover in trace.customdata]
     for entry, shown in zip(entries, hovers, strict=True):
-        assert all(name.replace(">", "&gt;") in shown for name in front.stitches(entry)[:8])
+        assert all(name.replace(">", "&gt;") in shown for name in entry.stitches[:8])
     shares = switch_shares(front, supernetwork)
-    on = [e.genotype.on for e in front.front if e.kind == "stitched" and e.genotype]
+    on = [entry.subnetwork.on for entry in front.stitched_front if entry.subnetwork]
     assert shares["share"].tolist() == [
         pytest.approx(sum(i in each for each in on) / max(len(on), 1)) for i in range(len(shares))
     ]
     write_switches(shares, tmp_path / "switches.png")
     assert len(draw_switches(shares).data) == 2
+
+
+def test_the_line_of_a_plot_is_what_nothing_is_cheaper_and_better_than() -> None:
+    points = [(0.90, 50.0), (0.95, 100.0), (0.95, 80.0), (0.89, 60.0), (0.95, 80.0), (0.97, 90.0)]
+    entries = [_entry("parent b", accuracy, macs) for accuracy, macs in points]
+    front = Front(entries, ["accuracy", "macs"], pd.DataFrame(), 500)
+    line = next(trace for trace in draw_front(front, "").data if trace.name == "front (test)")
+    assert list(line.x) == pytest.approx([50e-6, 80e-6, 90e-6])
+    assert list(line.y) == pytest.approx([90, 95, 97])
+
+
+def test_the_report(front: st.Front) -> None:
     pictures = Pictures("front.png", "history.png", None, None, {})
     report = write_report(
         front,
@@ -246,14 +232,40 @@ def test_files(
         commands=["true"],
         export="export {trial}",
     )
-    assert report.startswith(f"# Title\n\n{headline(front)}\n\n![")
+    assert report.startswith(f"# Title\n\n{front.headline}\n\n![")
+    assert "| data | digits |" in report
     assert rich_table(front).row_count == len(worth_showing(front))
+
+
+def test_notebooks_show_headline_plot_and_table(front: st.Front) -> None:
     shown = front._repr_html_()
+    assert front.headline.split(" (")[0] in shown
     assert "<svg" in shown
     assert "parent a" in shown
 
 
-def test_images_that_change(front: st.Front, data: st.Data, tmp_path: Path) -> None:
+def test_figures_are_shown_in_the_units_of_their_metrics(
+    study: optuna.Study, supernetwork: st.Supernetwork, data: st.Data, shown: st.Split
+) -> None:
+    """Also of metrics of one's own, which have their units with them."""
+    unit = Unit("lit switches", "switches", 0.5, "switches that are on (halves)")
+    lit = st.Cost("lit", lambda subnetwork: len(subnetwork.on), unit=unit)
+    objective = st.Objective(supernetwork, data.val, ["accuracy", lit])
+    own = optuna.create_study(directions=objective.directions)
+    stitched = next(trial for trial in study.trials if "on" in trial.params.values())
+    for trial in (*study.trials[:3], stitched):
+        own.enqueue_trial(trial.params)
+    own.optimize(objective, n_trials=4)
+    front = st.evaluate_front(own, objective, shown.take(100), only=[3])
+    assert draw_front(front, "").layout.xaxis.title.text == unit.title
+    row = front_table(front).splitlines()[-1]
+    assert "| switches |" in front_table(front).splitlines()[0]
+    assert "| 2 |" in row
+
+
+def test_images_that_change(
+    front: st.Front, data: st.Data, shown: st.Split, tmp_path: Path
+) -> None:
     entry = max(front.stitched, key=lambda e: e.quality)
     said = gained_by(front, entry)
     predictions = front.predictions()
@@ -267,27 +279,27 @@ def test_images_that_change(front: st.Front, data: st.Data, tmp_path: Path) -> N
     assert said.lost == np.flatnonzero(~own & both).tolist()
     places = [*said.gained, *said.lost, 0, 1][:14]
     path = tmp_path / "some.png"
-    draw_gained(front, entry, places, data.test, path, class_names=data.class_names)
+    write_gained(front, entry, places, shown, path, class_names=data.class_names)
     assert path.stat().st_size > 1000
 
 
-def test_without_complete_trials(objective: st.Objective, data: st.Data) -> None:
+def test_without_complete_trials(objective: st.Objective, shown: st.Split) -> None:
     empty = optuna.create_study(directions=objective.directions)
     with pytest.raises(StudyError, match="no complete trial to report \\(it has none at all\\)"):
-        st.evaluate_front(empty, objective, data.test)
+        st.evaluate_front(empty, objective, shown)
     empty.ask()
     empty.tell(empty.ask(), state=TrialState.FAIL)
     with pytest.raises(StudyError, match="it has 1 running, 1 fail"):
-        st.evaluate_front(empty, objective, data.test)
+        st.evaluate_front(empty, objective, shown)
 
 
-def test_with_one_trial_only(objective: st.Objective, data: st.Data) -> None:
+def test_with_one_trial_only(objective: st.Objective, shown: st.Split) -> None:
     single = optuna.create_study(directions=objective.directions)
     single.optimize(objective, n_trials=1)
-    front = st.evaluate_front(single, objective, data.test)
+    front = st.evaluate_front(single, objective, shown)
     assert [e.name for e in front.entries[:4]] == ["parent a", "parent b", "ensemble", "duo"]
     assert len(front.stitched) <= 1
-    assert headline(front)
+    assert front.headline
 
 
 @pytest.mark.parametrize("label", [-1, 3])
@@ -306,6 +318,12 @@ def test_a_test_split_without_labels(
         st.evaluate_front(study, objective, split)
 
 
+def _logits(supernetwork: st.Supernetwork, side: str, split: st.Split) -> torch.Tensor:
+    """What a parent answers as a plain module."""
+    module = supernetwork.subnetwork({"output": side}).extract()
+    return torch.cat([module(*batch.images) for batch in split.batches(supernetwork.views, 50)])
+
+
 def _entry(name: str, accuracy: float, macs: float, **comparisons: tuple[float, float]) -> Entry:
     kinds = {"ensemble": "ensemble", "duo": "duo"}
     return Entry(
@@ -315,7 +333,6 @@ def _entry(name: str, accuracy: float, macs: float, **comparisons: tuple[float, 
         metric="accuracy",
         intervals={"accuracy": (accuracy, accuracy)},
         trial=0,
-        genotype=st.Genotype("a"),
         on_front=True,
         comparisons=[
             PairedComparison(key.replace("_", " "), *value) for key, value in comparisons.items()
@@ -345,8 +362,8 @@ def test_the_headline_says_what_the_tests_bear_out(
     found = _entry("trial 7", accuracy, macs, parent_a=(accuracy - 0.95, p_value))
     entries = [_entry("parent a", 0.95, 100.0), _entry("parent b", 0.90, 50.0), found]
     front = Front(entries, ["accuracy", "macs"], pd.DataFrame(), 500)
-    assert expected in headline(front)
-    assert find(front).entry is found
+    assert expected in front.headline
+    assert front.finding.entry is found
 
 
 def test_a_dominated_network_makes_no_headline() -> None:
@@ -355,16 +372,16 @@ def test_a_dominated_network_makes_no_headline() -> None:
     found.on_front = False
     base = [_entry("parent a", 0.95, 100.0), _entry("duo", 0.98, 100.0)]
     base[0].on_front = False
-    text = headline(Front([*base, found], ["accuracy", "macs"], pd.DataFrame(), 500))
-    assert text == (
-        "No stitched network is worth its cost: the duo is at least as good and cost no more."
+    front = Front([*base, found], ["accuracy", "macs"], pd.DataFrame(), 500)
+    assert front.headline == (
+        "No stitched network is worth its cost: the duo is at least as good and costs no more."
     )
 
 
 def test_the_headline_when_nothing_was_found() -> None:
     entries = [_entry("parent a", 0.95, 100.0), _entry("parent b", 0.90, 50.0)]
-    text = headline(Front(entries, ["accuracy", "macs"], pd.DataFrame(), 500))
-    assert text == (
+    front = Front(entries, ["accuracy", "macs"], pd.DataFrame(), 500)
+    assert front.headline == (
         "No stitched network is worth its cost: parent a and parent b are at least as good and "
         "cost no more."
     )

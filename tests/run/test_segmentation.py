@@ -10,9 +10,10 @@ from PIL import Image
 from torchmetrics.classification import MulticlassJaccardIndex
 
 import optuna_stitch as st
-from optuna_stitch.evaluation.metrics import resolve_metrics
+from optuna_stitch.evaluation.accumulator import Confusions
+from optuna_stitch.evaluation.metrics import mean_iou_of, resolve_metrics
 from optuna_stitch.report.evaluate import FrontEvaluator
-from optuna_stitch.report.evidence import Confusions
+from optuna_stitch.report.significance import interval_of, paired_p_value
 from optuna_stitch.utils.errors import ConfigError, DataError, MatchError
 
 
@@ -35,7 +36,7 @@ def noise() -> st.Data:
 def test_from_parents_to_a_front(supernetwork: st.Supernetwork, noise: st.Data) -> None:
     assert supernetwork.segments
     assert supernetwork.classes == 5
-    st.fit(supernetwork, noise.train)
+    supernetwork.fit(noise.train)
     objective = st.Objective(supernetwork, noise.val, ["mean_iou", "macs"])
     study = optuna.create_study(directions=objective.directions)
     st.enqueue_starts(study, supernetwork, population=6)
@@ -56,15 +57,15 @@ def test_mean_iou_from_confusions_is_torchmetrics(
 ) -> None:
     names = ["mean_iou", "pixel_accuracy", "macs"]
     evaluator = st.Evaluator(supernetwork, noise.val, names, kernels="plain")
-    genotypes = [st.Genotype("a"), st.Genotype("ensemble")]
-    evaluator = FrontEvaluator(supernetwork, noise.val, resolve_metrics(names), "mean_iou")
-    for genotype, entry in zip(genotypes, evaluator.judge(genotypes), strict=True):
-        figures = evaluator.evaluate([genotype])[0].figures
+    subnetworks = [supernetwork.subnetwork({"output": output}) for output in ("a", "ensemble")]
+    on_test = FrontEvaluator(supernetwork, noise.val, resolve_metrics(names))
+    for subnetwork, entry in zip(subnetworks, on_test.evaluate(subnetworks), strict=True):
+        figures = evaluator.evaluate([subnetwork])[0].figures
         assert entry.test == pytest.approx(figures, abs=1e-6)
-        found = entry.per_image
+        found = entry.result
         assert found is not None
         reference = MulticlassJaccardIndex(5, ignore_index=255)
-        (logits,) = evaluator.logits([genotype])
+        (logits,) = evaluator.logits([subnetwork])
         batch = next(noise.val.batches(supernetwork.views, len(noise.val)))
         assert batch.targets.shape == (12, 64, 64)
         reference.update(logits, batch.targets)
@@ -82,14 +83,15 @@ def test_the_paired_bootstrap_tells_what_can_be_told() -> None:
                 right = rng.binomial(100, hits / 100)
                 matrices[image, label] = 100 - right
                 matrices[image, label, label] = right
-        return Confusions(matrices)
+        return Confusions(matrices, mean_iou_of)
 
     good, same, bad = network(80), network(80), network(60)
-    assert good.p_value(bad) < 0.01
-    assert good.p_value(same) > 0.01
-    assert good.p_value(good) == 1
-    low, high = good.interval()
-    assert low < good.figure < high
+    assert paired_p_value(good, bad) < 0.01
+    assert paired_p_value(good, same) > 0.01
+    assert paired_p_value(good, good) == 1
+    interval = interval_of(good)
+    assert interval is not None
+    assert interval[0] < good.figure < interval[1]
     assert good.figure == pytest.approx(0.8 / 1.2, abs=0.02)
 
 

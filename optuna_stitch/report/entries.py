@@ -1,0 +1,226 @@
+"""The networks of a report, and what was measured of them on the test split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+from torch import Tensor
+
+from optuna_stitch.evaluation.accumulator import PairedResult
+from optuna_stitch.evaluation.metrics import Unit, unit_of
+from optuna_stitch.report.significance import Interval
+from optuna_stitch.stitching.subnetwork import Subnetwork
+from optuna_stitch.utils.errors import StudyError
+
+STITCHED = "stitched"
+
+# The smallest p-value at which two networks are not told apart.
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class PairedComparison:
+    """A network and a baseline on the same test images.
+
+    Args:
+        baseline: Name of the baseline.
+        difference: Quality of the network less that of the baseline.
+        p_value: McNemar's for accuracy, the paired bootstrap's for mean IoU; corrected by Holm
+            for all comparisons of the report.
+    """
+
+    baseline: str
+    difference: float
+    p_value: float
+
+    @property
+    def significant(self) -> bool:
+        """Whether the two differ at the 5% level."""
+        return self.p_value < LEVEL
+
+
+@dataclass
+class Entry:
+    """One network of the report.
+
+    Args:
+        name: ``parent a``, ``parent b``, ``ensemble``, ``duo``, ``cascade 23%``, the name of
+            another network, or ``trial <number>``.
+        kind: ``parent``, ``ensemble``, ``duo``, ``cascade``, ``other`` or ``stitched``.
+        test: Figures on the test split, by name: the study's objectives, and always the quality
+            and ``macs``.
+        metric: Which of them is the quality: ``accuracy``, or ``mean_iou`` for segmentation.
+        intervals: Their 95% intervals, as far as they come from images: Wilson's of shares, the
+            bootstrap's of others.
+        parameters: Number of parameters.
+        trial: Number of the study's trial, where it is one.
+        subnetwork: Which subnetwork it is, where it is one.
+        values: The objectives on the validation split, by name, where it is a trial.
+        recipe: How it answers, where its name does not say.
+        on_front: Whether no other entry is at least as good in every objective on the test split
+            and better in one.
+        comparisons: With baselines; empty for the baselines themselves.
+        result: What every image says of its quality.
+        guesses: The class of every test image, ``(N,)``, where it labels images.
+    """
+
+    name: str
+    kind: str
+    test: dict[str, float]
+    metric: str
+    intervals: dict[str, Interval] = field(default_factory=dict)
+    parameters: int = 0
+    trial: int | None = None
+    subnetwork: Subnetwork | None = None
+    values: dict[str, float] = field(default_factory=dict)
+    recipe: str = ""
+    on_front: bool = False
+    comparisons: list[PairedComparison] = field(default_factory=list)
+    result: PairedResult | None = field(default=None, repr=False)
+    guesses: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def quality(self) -> float:
+        """Accuracy, or mean IoU."""
+        return self.test[self.metric]
+
+    @property
+    def interval(self) -> Interval:
+        """The quality's 95% interval."""
+        return self.intervals[self.metric]
+
+    @property
+    def stitches(self) -> list[str]:
+        """Names of the stitches that it has on."""
+        return self.subnetwork.stitches if self.subnetwork else []
+
+    def comparison(self, baseline: Entry) -> PairedComparison | None:
+        """How it compares with a baseline; None if the two were not compared.
+
+        Args:
+            baseline: The baseline.
+        """
+        return next((some for some in self.comparisons if some.baseline == baseline.name), None)
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Baselines and the networks that a study found, with figures from the test split.
+
+    `Front` adds what is to be said of them.
+
+    Args:
+        entries: The baselines, then stitched networks by rising cost.
+        objectives: Names of the study's objectives.
+        trials: Objectives on the validation split of every complete trial, for the background of
+            a plot; one row per trial, a column per objective.
+        images: Number of test images.
+        metric: What `Entry.quality` is, ``accuracy`` or ``mean_iou``.
+        cost: The cost that plots show: the first objective that is one, else ``macs``.
+        targets: Labels of the test images, ``(N,)``, where images are labelled.
+        indices: Which images of their data set they are.
+        units: What people read figures in, by name; figures not named as `unit_of` says.
+    """
+
+    entries: list[Entry]
+    objectives: list[str]
+    trials: pd.DataFrame
+    images: int
+    metric: str = "accuracy"
+    cost: str = "macs"
+    targets: Tensor | None = field(default=None, repr=False)
+    indices: Sequence[int] = field(default=(), repr=False)
+    units: Mapping[str, Unit] = field(default_factory=dict, repr=False)
+
+    @property
+    def baselines(self) -> list[Entry]:
+        """Both parents, their ensemble, the duo, the cascades, other networks."""
+        return [entry for entry in self.entries if entry.kind != STITCHED]
+
+    @property
+    def stitched(self) -> list[Entry]:
+        """Networks with at least one stitch that matters."""
+        return [entry for entry in self.entries if entry.kind == STITCHED]
+
+    @property
+    def front(self) -> list[Entry]:
+        """Entries that no other dominates."""
+        return [entry for entry in self.entries if entry.on_front]
+
+    @property
+    def stitched_front(self) -> list[Entry]:
+        """Stitched networks that no other entry dominates."""
+        return [entry for entry in self.stitched if entry.on_front]
+
+    def entry(self, trial: int) -> Entry:
+        """The entry of a trial.
+
+        Args:
+            trial: Its number.
+
+        Raises:
+            StudyError: If it is not among the entries.
+        """
+        for entry in self.entries:
+            if entry.trial == trial:
+                return entry
+        known = [str(entry.trial) for entry in self.front if entry.trial is not None]
+        raise StudyError(
+            f"Trial {trial} is not in this report; on the front are {', '.join(known) or 'none'}."
+        )
+
+    def unit(self, figure: str) -> Unit:
+        """What people call a figure, and the unit that they read it in.
+
+        Args:
+            figure: Its name.
+        """
+        return self.units.get(figure) or unit_of(figure)
+
+    def table(self) -> pd.DataFrame:
+        """One row per entry, with every figure.
+
+        Returns:
+            Columns ``name``, ``kind``, ``trial``, ``on_front``, ``val_*``, ``test_*`` with
+            ``test_*_low`` and ``test_*_high``, ``parameters``, ``output``, ``stitches``, and for
+            every baseline the difference to it and its ``p_value_*``.
+        """
+        rows = []
+        for entry in self.entries:
+            row: dict[str, object] = {
+                "name": entry.name,
+                "kind": entry.kind,
+                "trial": entry.trial,
+                "on_front": entry.on_front,
+            }
+            row |= {f"val_{name}": value for name, value in entry.values.items()}
+            for name, value in entry.test.items():
+                row[f"test_{name}"] = value
+                if name in entry.intervals:
+                    row[f"test_{name}_low"], row[f"test_{name}_high"] = entry.intervals[name]
+            row |= {
+                "parameters": entry.parameters,
+                "output": entry.subnetwork.output if entry.subnetwork else entry.recipe,
+                "stitches": "; ".join(entry.stitches),
+            }
+            for comparison in entry.comparisons:
+                name = comparison.baseline.replace(" ", "_").replace("%", "")
+                row[f"{self.metric}_minus_{name}"] = comparison.difference
+                row[f"p_value_{name}"] = comparison.p_value
+            rows.append(row)
+        return pd.DataFrame(rows).astype({"trial": "Int64"})
+
+    def predictions(self) -> pd.DataFrame | None:
+        """The raw predictions that figures rest on; None of networks that label pixels.
+
+        Returns:
+            A row per test image, by its place in the data set as ``image``; the column ``label``,
+            and one for each network.
+        """
+        if self.targets is None:
+            return None
+        guesses = {e.name: e.guesses.numpy() for e in self.entries if e.guesses is not None}
+        index = pd.Index(self.indices, name="image")
+        return pd.DataFrame({"label": self.targets.numpy(), **guesses}, index=index)
