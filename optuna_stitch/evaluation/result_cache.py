@@ -20,8 +20,8 @@ from torch import Tensor
 
 from optuna_stitch.evaluation.settings import Kernels
 from optuna_stitch.stitching.genotype import OUTPUTS, Genotype
-from optuna_stitch.storage.open import open_engine
-from optuna_stitch.storage.retry import retry
+from optuna_stitch.storage.rdb import open_engine
+from optuna_stitch.storage.retry import RETRY_TIMEOUT, retry
 from optuna_stitch.utils.errors import StudyError, first_line
 
 T = TypeVar("T")
@@ -67,14 +67,22 @@ class ResultCache:
         supernetwork: `Supernetwork.content_hash`.
         split: `Split.fingerprint`.
         kernels: How figures are computed.
+        retry_timeout: Seconds for which a database that cannot be reached is tried again.
 
     Raises:
         StudyError: If the database cannot be used.
     """
 
     def __init__(
-        self, database: str | sa.Engine, supernetwork: str, split: str, kernels: Kernels
+        self,
+        database: str | sa.Engine,
+        supernetwork: str,
+        split: str,
+        kernels: Kernels,
+        *,
+        retry_timeout: float = RETRY_TIMEOUT,
     ) -> None:
+        self._retry_timeout = retry_timeout
         self._scope = {"supernetwork": supernetwork, "split": split, "kernels": kernels}
         self._seen = 0
         try:
@@ -104,7 +112,7 @@ class ResultCache:
                     for row in connection.execute(sa.select(_TABLE).where(wanted)):
                         found[by_key[row.key]] = _read(row)
 
-        _retry(read)
+        self._retry(read)
         return found
 
     def new(self) -> list[tuple[Genotype, CachedResult]]:
@@ -120,7 +128,7 @@ class ResultCache:
             with self._engine.connect() as connection:
                 return list(connection.execute(query.order_by(_TABLE.c.number)))
 
-        rows = _retry(read)
+        rows = self._retry(read)
         self._seen = rows[-1].number if rows else self._seen
         return [(_genotype(row.genotype), _read(row)) for row in rows]
 
@@ -142,7 +150,14 @@ class ResultCache:
                 for genotype, record in result_cache.items():
                     self._merge(genotype, record)
 
-        _retry(write)
+        self._retry(write)
+
+    def _retry(self, call: Callable[[], T]) -> T:
+        """Use the database, and wait for it while it cannot be reached."""
+        try:
+            return retry(call, retry_timeout=self._retry_timeout)
+        except sa.exc.SQLAlchemyError as error:
+            raise _unusable(error) from error
 
     def _merge(self, genotype: Genotype, record: CachedResult) -> None:
         known = self.find([genotype]).get(genotype)
@@ -205,14 +220,6 @@ def _read(row: sa.Row) -> CachedResult:  # type: ignore[type-arg]
         outcomes[name] = torch.from_numpy(np.unpackbits(packed, count=count).astype(bool))
         start += len(packed)
     return CachedResult(held["figures"], outcomes, row.failed)
-
-
-def _retry(call: Callable[[], T]) -> T:
-    """Use the database, and wait for it where it is away."""
-    try:
-        return retry(call)
-    except sa.exc.SQLAlchemyError as error:
-        raise _unusable(error) from error
 
 
 def _unusable(error: Exception) -> StudyError:

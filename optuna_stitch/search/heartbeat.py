@@ -1,9 +1,9 @@
-"""Who works on a study, and whose trials are left behind.
+"""Which workers of a study are alive, and which trials the dead ones left behind.
 
-Optuna's heartbeats live in relational storages only, and belong to `Study.optimize`. These are
-attributes of the study, so that journals and the gRPC proxy have them too. A worker is taken for
-dead where its beat has not changed for a while by the reader's own clock, so that clocks of
-machines need not agree.
+Optuna's heartbeats exist in relational storages only, and belong to `Study.optimize`. These are
+attributes of the study, so that journals and the gRPC proxy have them too. A worker counts as dead
+if its beat has not changed for a while by the reader's own clock, so that clocks of machines need
+not agree.
 """
 
 from __future__ import annotations
@@ -21,27 +21,39 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial
 
-import optuna_stitch
+from optuna_stitch import __version__
 from optuna_stitch.storage.retry import is_transient
 from optuna_stitch.utils.errors import StudyError
 
-# Of trials, who works on them; of studies, a worker's beat by its name.
+# The attribute of a trial that names the worker which works on it.
 WORKER = "worker"
 
-_PREFIX = "worker:"
+# What the attributes of a study begin with that hold a worker's last beat.
+_BEAT_OF = "worker:"
 
+# A worker that is slow for a moment misses a beat or two, and is not taken for dead.
 _BEATS_IN_GRACE = 6
 
 
 class Heartbeat:
-    """One worker of a study, alive as long as its ``with`` block runs.
+    """The sign of life that a worker gives to the other workers of its study.
+
+    It beats in a thread of its own as long as the ``with`` block runs.
 
     Args:
-        study: What it works on.
-        grace: Seconds without a beat after which a worker is taken for dead.
+        study: What the worker works on.
+        grace: Seconds without a beat after which another worker counts as dead.
 
     Raises:
         StudyError: On entering, if another version of this package works on the study.
+
+    Example:
+        >>> other = Heartbeat(study)
+        >>> with Heartbeat(study) as heartbeat:
+        ...     other.alive() == [heartbeat.name]
+        True
+        >>> other.alive()
+        []
     """
 
     def __init__(self, study: optuna.Study, *, grace: float = 60.0) -> None:
@@ -51,7 +63,7 @@ class Heartbeat:
         self._beats = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat_on, daemon=True)
-        # what was seen of a worker, or a trial of none, and when by this process's clock
+        # the last beat of a worker, or a trial that names none, and when it was first seen
         self._seen: dict[str, tuple[Any, float]] = {}
 
     def __enter__(self) -> Heartbeat:
@@ -69,7 +81,7 @@ class Heartbeat:
         self._stop.set()
         self._thread.join(timeout=5.0)
         if error is not None and is_transient(error):
-            return  # the storage is gone, and was waited for; others will miss the beat
+            return  # the storage was waited for and is gone; others will miss the beat
         try:
             self._write({"left": True})
         except Exception:
@@ -78,65 +90,65 @@ class Heartbeat:
 
     def alive(self) -> list[str]:
         """Names of all workers that are alive, this one included."""
-        return self._alive_of(self._study.user_attrs)
+        return self._alive_in(self._study.user_attrs)
 
-    def _alive_of(self, beats: dict[str, Any]) -> list[str]:
+    def _alive_in(self, attrs: dict[str, Any]) -> list[str]:
+        """Names of the workers whose beats, among the attributes of a study, are alive."""
         return [
-            key.removeprefix(_PREFIX)
-            for key, value in beats.items()
-            if key.startswith(_PREFIX) and self._is_alive(key, value)
+            key.removeprefix(_BEAT_OF)
+            for key, beat in attrs.items()
+            if key.startswith(_BEAT_OF) and self._is_alive(key, beat)
         ]
 
     def abandoned(self, trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-        """Which running trials nobody works on any more.
+        """Which running trials no worker works on any more.
 
         Args:
-            trials: Of the study, that run and are not this worker's.
+            trials: Trials of the study that run, none of them this worker's.
         """
         running = list(trials)
         if not running:
             return []
-        beats = self._study.user_attrs
-        alive = set(self._alive_of(beats))
+        attrs = self._study.user_attrs
+        alive = set(self._alive_in(attrs))
         return [
             trial
             for trial in running
-            if (owner := trial.user_attrs.get(WORKER)) not in alive
-            # one that no worker signed may be about to be signed, or be an optimize loop's
-            and (_PREFIX + str(owner) in beats or self._is_old(f"trial:{trial.number}", None))
+            if (worker := trial.user_attrs.get(WORKER)) not in alive
+            # one that names no worker may be about to, or belong to `study.optimize`
+            and (_BEAT_OF + str(worker) in attrs or self._is_old(f"trial:{trial.number}", None))
         ]
 
-    def _is_alive(self, key: str, value: Any) -> bool:
-        if key == _PREFIX + self.name:
+    def _is_alive(self, key: str, beat: Any) -> bool:
+        if key == _BEAT_OF + self.name:
             return True
-        if "left" in value or (value["machine"] == _machine() and not _runs(value["pid"])):
+        if "left" in beat or (beat["machine"] == _machine() and not _runs(beat["pid"])):
             return False
-        return not self._is_old(key, value)
+        return not self._is_old(key, beat)
 
     def _is_old(self, key: str, value: Any) -> bool:
-        """Whether this has not changed for the grace period."""
+        """Whether this has not changed for the grace period, by this process's clock."""
         now = time.monotonic()
         if key not in self._seen or self._seen[key][0] != value:
             self._seen[key] = (value, now)
         return now - self._seen[key][1] > self._grace
 
     def _check_versions(self) -> None:
-        beats = self._study.user_attrs
-        mine = optuna_stitch.__version__
-        for name in self._alive_of(beats):
-            theirs = beats[_PREFIX + name]["version"]
-            if theirs != mine:
+        attrs = self._study.user_attrs
+        for name in self._alive_in(attrs):
+            version = attrs[_BEAT_OF + name]["version"]
+            if version != __version__:
                 raise StudyError(
                     f"The worker {name} works on the study {self._study.study_name!r} with "
-                    f"optuna_stitch {theirs}, this is {mine}. Install the same version, or wait "
-                    "until that worker has ended."
+                    f"optuna_stitch {version}, this is {__version__}. Install the same version, "
+                    "or wait until that worker has ended."
                 )
 
     def _beat_on(self) -> None:
         while not self._stop.wait(self._grace / _BEATS_IN_GRACE):
             try:
                 self._beat()
-            except Exception:  # the search itself meets the storage too, and says what it has
+            except Exception:  # the search meets the storage too, and says what is wrong with it
                 continue
 
     def _beat(self) -> None:
@@ -146,16 +158,16 @@ class Heartbeat:
                 "beat": self._beats,
                 "machine": _machine(),
                 "pid": os.getpid(),
-                "version": optuna_stitch.__version__,
+                "version": __version__,
             }
         )
 
-    def _write(self, value: dict[str, Any]) -> None:
-        self._study.set_user_attr(_PREFIX + self.name, value)
+    def _write(self, beat: dict[str, Any]) -> None:
+        self._study.set_user_attr(_BEAT_OF + self.name, beat)
 
 
 def _machine() -> str:
-    """What tells apart the machines, and the containers, whose processes have numbers."""
+    """A name for the machine or container within which process ids are unique."""
     parts = [platform.node()]
     for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
         try:
@@ -167,7 +179,7 @@ def _machine() -> str:
 
 
 def _runs(pid: int) -> bool:
-    """Whether a process of this machine runs; where none can be asked, its beat will tell."""
+    """Whether a process of this machine runs; True where that cannot be asked."""
     if os.name != "posix":
         return True
     try:

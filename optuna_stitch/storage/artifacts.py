@@ -1,4 +1,4 @@
-"""The supernetwork of a study in Optuna's artifact store, from where any worker has it."""
+"""The supernetwork of a study in Optuna's artifact store, from which any worker fetches it."""
 
 from __future__ import annotations
 
@@ -36,6 +36,9 @@ def open_artifact_store(place: str) -> ArtifactStore:
         place: A folder, which is made if it does not exist, or ``s3://bucket``. For S3 the keys,
             the region and the endpoint come from the environment, as boto3 has it.
 
+    Returns:
+        A store for `upload_files`, `download_files` and Optuna's own functions.
+
     Raises:
         ArtifactError: If boto3 is not installed.
     """
@@ -55,8 +58,21 @@ def open_artifact_store(place: str) -> ArtifactStore:
 def upload_files(study: optuna.Study, store: ArtifactStore, paths: Iterable[Path]) -> None:
     """Upload files of a study, for `download_files`.
 
+    Args:
+        study: Whose files; their ids become an attribute of it.
+        store: Where to.
+        paths: The files, each with a name of its own.
+
     Raises:
         ArtifactError: If the store does not take them.
+
+    Example:
+        >>> store = open_artifact_store(str(tmp_path / "artifacts"))
+        >>> _ = (tmp_path / "fit.csv").write_text("stitch,error")
+        >>> upload_files(study, store, [tmp_path / "fit.csv"])
+        >>> download_files(study, store, tmp_path / "worker")
+        >>> (tmp_path / "worker" / "fit.csv").read_text()
+        'stitch,error'
     """
     try:
         ids = {

@@ -1,4 +1,4 @@
-"""Storages by their URL."""
+"""Open a storage by its URL, and serve one to others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import optuna
 import sqlalchemy
@@ -16,7 +15,7 @@ from optuna.storages import BaseStorage
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 
 from optuna_stitch.storage.buffered import BufferedStorage
-from optuna_stitch.storage.rdb import OneStatementStorage
+from optuna_stitch.storage.rdb import OneStatementStorage, has_studies, open_engine
 from optuna_stitch.storage.retry import RETRY_TIMEOUT, reason, retry
 from optuna_stitch.utils.errors import StudyError, StudyNotFoundError
 
@@ -24,7 +23,8 @@ _JOURNAL = "journal:///"
 
 _GRPC = "grpc://"
 
-# A server that does not answer at the start is mostly a wrong URL, or one that starts too.
+# Seconds for which opening is tried again: a server that does not answer then is mostly a wrong
+# URL, or one that is starting too.
 _AT_START = 10.0
 
 # How often opening is tried where the tables come into being at the same time.
@@ -45,7 +45,8 @@ def open_storage(
             absolute path); ``grpc://host:port`` for Optuna's gRPC proxy.
         create: Whether to make the file or the tables where there are none; otherwise nothing is
             written.
-        retry_timeout: Seconds for which a storage that went away is tried again.
+        retry_timeout: Seconds for which a storage that cannot be reached is tried again; on
+            opening not more than 10.
 
     Returns:
         A storage for ``optuna.create_study(storage=...)``, which writes trials in one piece.
@@ -63,7 +64,7 @@ def open_storage(
     try:
         if not create and not retry(lambda: _exists(url), retry_timeout=wait):
             raise StudyNotFoundError(f"There is no storage {hide_password(url)} yet.")
-        backend = retry(lambda: _open(url), retry_timeout=wait)
+        backend = retry(lambda: _open(url, wait), retry_timeout=wait)
     except StudyNotFoundError:
         raise
     except ImportError as error:
@@ -95,13 +96,22 @@ def serve_proxy(storage: BufferedStorage, *, host: str = "127.0.0.1", port: int 
 
 
 def result_cache_engine(storage: BufferedStorage, folder: Path) -> sqlalchemy.Engine:
-    """The database for figures that are remembered: the study's own, or one in a folder."""
+    """The database in which results are cached: the study's own, or one in a folder.
+
+    Args:
+        storage: The study's.
+        folder: Where the database is kept if the storage has none.
+    """
     found = rdb_of(storage)
     return found.engine if found else open_engine(f"sqlite:///{folder.as_posix()}/records.db")
 
 
 def rdb_of(storage: BaseStorage) -> optuna.storages.RDBStorage | None:
-    """The relational storage behind one of `open_storage`, if there is one."""
+    """The relational storage behind another, if there is one.
+
+    Args:
+        storage: One of `open_storage`, or of Optuna's.
+    """
     if isinstance(storage, BufferedStorage):
         storage = storage.backend
     # Optuna puts a cache around it
@@ -123,17 +133,11 @@ def _exists(url: str) -> bool:
         return True
     if url.startswith(_JOURNAL):
         return Path(url.removeprefix(_JOURNAL)).is_file()
-    database = sqlalchemy.make_url(url).database or ""
-    if _is_sqlite(url) and not (database.startswith("file:") or Path(database).is_file()):
-        return False  # connecting would make the file
-    engine = sqlalchemy.create_engine(with_driver(url), **engine_arguments(url))
-    try:
-        return sqlalchemy.inspect(engine).has_table("studies")
-    finally:
-        engine.dispose()
+    return has_studies(url)
 
 
-def _open(url: str) -> BaseStorage:
+def _open(url: str, wait: float) -> BaseStorage:
+    """A storage of Optuna's; a proxy may take some seconds to answer."""
     if url.startswith(_JOURNAL):
         path = url.removeprefix(_JOURNAL)
         return JournalStorage(JournalFileBackend(path))
@@ -141,72 +145,24 @@ def _open(url: str) -> BaseStorage:
         host, _, port = url.removeprefix(_GRPC).partition(":")
         with _experimental():
             proxy = optuna.storages.GrpcStorageProxy(host=host, port=int(port or 13000))
-        proxy.wait_server_ready(timeout=_AT_START)
+        proxy.wait_server_ready(timeout=wait)
         return proxy
-    for tries_left in reversed(range(_TRIES)):
+    for _ in range(_TRIES - 1):
         try:
-            storage = OneStatementStorage(with_driver(url), engine_arguments(url))
-            break
+            return optuna.storages.get_storage(OneStatementStorage(url))
         except sqlalchemy.exc.DatabaseError:
-            if not tries_left:
-                raise
             # another worker may be making the tables just now
             time.sleep(random.uniform(0.1, 0.5))
-    prepare(storage.engine)
-    return optuna.storages.get_storage(storage)
-
-
-# SQLite makes a writer wait this long, in seconds, for another before it gives up.
-_BUSY_TIMEOUT = 300
-
-
-def engine_arguments(url: str) -> dict[str, Any]:
-    """What an engine is made with besides its URL."""
-    return {"connect_args": {"timeout": _BUSY_TIMEOUT}} if _is_sqlite(url) else {}
-
-
-def with_driver(url: str) -> str:
-    """A URL with a driver that we offer to install, where it names none.
-
-    Which one SQLAlchemy takes by itself depends on its version.
-    """
-    drivers = {"postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql"}
-    kind, separator, rest = url.partition("://")
-    return f"{drivers.get(kind, kind)}{separator}{rest}"
-
-
-def prepare(engine: sqlalchemy.Engine) -> None:
-    """Let readers and a writer of an SQLite file work side by side, with no sync a commit.
-
-    Other databases do so by themselves.
-    """
-    if engine.dialect.name != "sqlite":
-        return
-
-    def use_write_ahead_log(connection: Any, _: Any) -> None:
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute("PRAGMA synchronous=NORMAL")
-        cursor.close()
-
-    sqlalchemy.event.listen(engine, "connect", use_write_ahead_log)
-    engine.dispose()
-
-
-def open_engine(url: str) -> sqlalchemy.Engine:
-    """An engine for a database of ours."""
-    engine = sqlalchemy.create_engine(with_driver(url), **engine_arguments(url))
-    prepare(engine)
-    return engine
+    return optuna.storages.get_storage(OneStatementStorage(url))
 
 
 def hide_password(url: str) -> str:
-    """A database's URL as it may be shown."""
+    """A storage's URL as it may be shown.
+
+    Args:
+        url: Of any storage.
+    """
     try:
         return sqlalchemy.make_url(url).render_as_string(hide_password=True)
     except sqlalchemy.exc.ArgumentError:
         return repr(url)
-
-
-def _is_sqlite(url: str) -> bool:
-    return sqlalchemy.make_url(url).get_backend_name() == "sqlite"

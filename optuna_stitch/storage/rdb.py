@@ -1,8 +1,8 @@
-"""Optuna's relational storage, with all parameters of a trial written by one statement.
+"""Relational databases: an engine for a URL, and Optuna's storage with fewer statements.
 
 Optuna writes, checks and reads every parameter of a trial by itself, which at 200 switches takes
 a tenth of a second. This is the one module that overrides methods which Optuna does not document.
-Where they should go away, Optuna's own are called as ever, and a test says so.
+Should they go away, Optuna's own are called as ever, and a test says so.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import copy
 import time
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -31,6 +32,9 @@ _FROM_ARRAYS = sqlalchemy.text(
     "AS param(name, value, choice)"
 )
 
+# SQLite makes a writer wait this long, in seconds, for another before it gives up.
+_BUSY_TIMEOUT = 300
+
 # Seconds for which a running trial is not read again.
 _FRESH = 1.0
 
@@ -38,20 +42,92 @@ _FRESH = 1.0
 _AT_ONCE = 500
 
 
-class OneStatementStorage(optuna.storages.RDBStorage):
-    """`optuna.storages.RDBStorage`, whose trials are created from a template quickly.
+def open_engine(url: str) -> sqlalchemy.Engine:
+    """An engine for a database, in which several processes can work at once.
 
     Args:
         url: A database URL of SQLAlchemy's.
-        engine_kwargs: For its engine.
+    """
+    engine = sqlalchemy.create_engine(with_driver(url), **_engine_arguments(url))
+    prepare(engine)
+    return engine
+
+
+def has_studies(url: str) -> bool:
+    """Whether a database has Optuna's tables; nothing is written.
+
+    Args:
+        url: A database URL of SQLAlchemy's.
+    """
+    database = sqlalchemy.make_url(url).database or ""
+    if _is_sqlite(url) and not (database.startswith("file:") or Path(database).is_file()):
+        return False  # connecting would make the file
+    engine = sqlalchemy.create_engine(with_driver(url), **_engine_arguments(url))
+    try:
+        return sqlalchemy.inspect(engine).has_table("studies")
+    finally:
+        engine.dispose()
+
+
+def with_driver(url: str) -> str:
+    """A URL with a driver that we offer to install, where it names none.
+
+    Which one SQLAlchemy takes by itself depends on its version.
+
+    Args:
+        url: A database URL of SQLAlchemy's.
+    """
+    drivers = {"postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql"}
+    kind, separator, rest = url.partition("://")
+    return f"{drivers.get(kind, kind)}{separator}{rest}"
+
+
+def prepare(engine: sqlalchemy.Engine) -> None:
+    """Let readers and a writer of an SQLite file work side by side, with no sync per commit.
+
+    Other databases do so by themselves.
+
+    Args:
+        engine: Of any database; its connections are opened anew.
+    """
+    if engine.dialect.name != "sqlite":
+        return
+
+    def use_write_ahead_log(connection: Any, _: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=NORMAL")
+        cursor.close()
+
+    sqlalchemy.event.listen(engine, "connect", use_write_ahead_log)
+    engine.dispose()
+
+
+def _engine_arguments(url: str) -> dict[str, Any]:
+    """What an engine is made with besides its URL."""
+    return {"connect_args": {"timeout": _BUSY_TIMEOUT}} if _is_sqlite(url) else {}
+
+
+def _is_sqlite(url: str) -> bool:
+    return sqlalchemy.make_url(url).get_backend_name() == "sqlite"
+
+
+class OneStatementStorage(optuna.storages.RDBStorage):
+    """`optuna.storages.RDBStorage` that writes a trial given in one piece by few statements.
+
+    Trials are read by few queries too.
+
+    Args:
+        url: A database URL of SQLAlchemy's.
     """
 
-    def __init__(self, url: str, engine_kwargs: dict[str, Any] | None = None) -> None:
+    def __init__(self, url: str) -> None:
         # parameters whose choices Optuna has compared with the study's, and these as JSON
         self._checked: dict[tuple[int, str], tuple[BaseDistribution, str]] = {}
         # unfinished trials by id, and when they were read
         self._lately: dict[int, tuple[float, FrozenTrial]] = {}
-        super().__init__(url, engine_kwargs=engine_kwargs)
+        super().__init__(with_driver(url), engine_kwargs=_engine_arguments(url))
+        prepare(self.engine)
 
     def _get_prepared_new_trial(
         self, study_id: int, template_trial: FrozenTrial | None, session: Any
@@ -105,13 +181,20 @@ class OneStatementStorage(optuna.storages.RDBStorage):
             [{"trial_id": trial_id, **dict(zip(names, row, strict=True))} for row in rows],
         )
 
+    def delete_study(self, study_id: int) -> None:
+        """Delete a study; see `optuna.storages.BaseStorage.delete_study`."""
+        super().delete_study(study_id)
+        # SQLite gives the ids of a study and its trials to the next ones
+        self._checked = {key: found for key, found in self._checked.items() if key[0] != study_id}
+        self._lately.clear()
+
     def set_trial_state_values(
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
     ) -> bool:
         """Finish or claim a trial; see `optuna.storages.BaseStorage.set_trial_state_values`.
 
-        SQLite has no locks on rows, by which Optuna sees to it elsewhere that of several workers
-        which claim a trial one gets it: here the file is locked before the trial is read.
+        Of several workers that claim a trial one may get it. Optuna locks the trial's row for
+        that; SQLite has no such locks, so that the file is locked here before the trial is read.
         """
         if self.engine.dialect.name != "sqlite":
             return super().set_trial_state_values(trial_id, state, values)
@@ -152,6 +235,8 @@ class OneStatementStorage(optuna.storages.RDBStorage):
             query = query.where(table.c.state.in_(states))
         with _create_scoped_session(self.scoped_session) as session:
             rows = list(session.execute(query))
+            if not rows:
+                models.StudyModel.find_or_raise_by_id(study_id, session)
         found = {number: self._kept(number, state) for number, state in rows}
         missing = [number for number, trial in found.items() if trial is None]
         now = time.monotonic()
@@ -165,10 +250,10 @@ class OneStatementStorage(optuna.storages.RDBStorage):
         return [trial for trial in found.values() if trial is not None]
 
     def _kept(self, number: int, state: TrialState) -> FrozenTrial | None:
-        """What was read of an unfinished trial, if that is still so.
+        """What was read of an unfinished trial, if it has not changed since.
 
         Every sampler reads those of all workers for every trial, several times. One that waits
-        does not change; one that runs has its parameters from the first, if it is of ours.
+        does not change; one that runs has its parameters from its start, if we wrote it.
         """
         read_at, trial = self._lately.get(number, (0.0, None))
         if trial is None or trial.state != state:

@@ -1,4 +1,4 @@
-"""Databases by their URL, opened so that several processes can work in one."""
+"""Try a storage again while it cannot be reached, and know its errors from others."""
 
 from __future__ import annotations
 
@@ -13,26 +13,40 @@ import sqlalchemy
 from optuna_stitch.utils.errors import first_line
 from optuna_stitch.utils.progress import console
 
-# How long, in seconds, a database that went away is waited for.
+# Seconds for which a storage that cannot be reached is tried again, unless told otherwise.
 RETRY_TIMEOUT = 120.0
 
-_LONGEST_PAUSE = 5.0
+# Seconds between two tries, which double from the first on.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
 T = TypeVar("T")
 
 
 def retry(call: Callable[[], T], *, retry_timeout: float = RETRY_TIMEOUT) -> T:
-    """Call a database, and again while it cannot be reached, with growing pauses.
+    """Call a storage, and again while it cannot be reached, with growing pauses.
 
     Args:
         call: What to do; it may be done twice where only the answer was lost.
-        retry_timeout: Seconds to go on.
+        retry_timeout: Seconds after which the last error is raised.
+
+    Returns:
+        What the call returns.
 
     Raises:
         Exception: The call's own, if trying again does not help or the time is over.
+
+    Example:
+        >>> answers = iter([optuna.exceptions.StorageInternalError("away"), "here"])
+        >>> def call():
+        ...     answer = next(answers)
+        ...     if isinstance(answer, Exception):
+        ...         raise answer
+        ...     return answer
+        >>> retry(call, retry_timeout=1.0)
+        'here'
     """
     begin = time.monotonic()
-    pause, told = 0.1, False
+    pause, told = _FIRST_PAUSE, False
     while True:
         try:
             return call()
@@ -51,7 +65,11 @@ def retry(call: Callable[[], T], *, retry_timeout: float = RETRY_TIMEOUT) -> T:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether a database's error may be gone a moment later: a server that is away, a lock."""
+    """Whether an error may be gone a moment later: of a server that is away, or a lock.
+
+    Args:
+        error: Any error.
+    """
     if isinstance(error, optuna.exceptions.StorageInternalError):
         # the driver's own error says more
         return error.__cause__ is None or is_transient(error.__cause__)
@@ -68,7 +86,11 @@ def is_transient(error: BaseException) -> bool:
 
 
 def is_of_storage(error: BaseException) -> bool:
-    """Whether an error comes from a storage, rather than from what is done with it."""
+    """Whether an error comes from a storage, rather than from what is done with it.
+
+    Args:
+        error: Any error.
+    """
     kinds = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError)
     return isinstance(error, kinds) or _of_grpc(error)
 
@@ -79,7 +101,11 @@ def _of_grpc(error: BaseException) -> bool:
 
 
 def reason(error: BaseException) -> str:
-    """What a database's driver says, which Optuna wraps in an exception that says less."""
+    """What a database's driver says, in one line; Optuna wraps it in an exception that says less.
+
+    Args:
+        error: Of a storage.
+    """
     if isinstance(error, optuna.exceptions.StorageInternalError) and error.__cause__ is not None:
         error = error.__cause__
     return first_line(error)

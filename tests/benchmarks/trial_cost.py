@@ -28,7 +28,8 @@ from rich.table import Table
 
 from optuna_stitch.search.space import STATE_CHOICES
 from optuna_stitch.storage.buffered import buffered_storage
-from optuna_stitch.storage.open import open_storage, prepare, with_driver
+from optuna_stitch.storage.open import open_storage
+from optuna_stitch.storage.rdb import prepare, with_driver
 from optuna_stitch.utils.progress import console
 
 sys.path.insert(0, str(Path(__file__).parents[2]))

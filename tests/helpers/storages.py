@@ -4,18 +4,36 @@ from __future__ import annotations
 
 import multiprocessing
 import socket
+import sqlite3
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import optuna
+import pytest
+import sqlalchemy
 
-from optuna_stitch.storage.open import open_storage, serve_proxy
+from optuna_stitch.storage.open import open_storage, rdb_of, serve_proxy
 
 KINDS = ("sqlite", "journal", "postgresql", "grpc")
+
+# Takes a storage away for a ``with`` block.
+TakeAway = Callable[[], AbstractContextManager[None]]
+
+
+def storages(*kinds: str) -> list[Any]:
+    """Kinds of storages to parametrize a test with: SQLite by default, the others are slow.
+
+    Args:
+        kinds: Which; all if none is named.
+    """
+    return [
+        pytest.param(kind, marks=() if kind == "sqlite" else pytest.mark.slow)
+        for kind in kinds or KINDS
+    ]
 
 
 @contextmanager
@@ -32,6 +50,51 @@ def storage_url(kind: str) -> Iterator[str]:
         else:
             with grpc_proxy(f"{folder}/behind.db") as url:
                 yield url
+
+
+@contextmanager
+def interruptible_storage(kind: str) -> Iterator[tuple[str, TakeAway]]:
+    """The URL of a new storage, and what takes it away from every process: a lock, or a stop."""
+    with tempfile.TemporaryDirectory() as folder:
+        if kind == "sqlite":
+            path = f"{folder}/study.db"
+
+            @contextmanager
+            def locked() -> Iterator[None]:
+                connection = sqlite3.connect(path, timeout=60, isolation_level=None)
+                connection.execute("BEGIN EXCLUSIVE")
+                yield
+                connection.execute("ROLLBACK")
+                connection.close()
+
+            yield f"sqlite:///{path}", locked
+        else:
+            assert kind == "postgresql"
+            with postgresql(Path(folder)) as server:
+
+                @contextmanager
+                def stopped() -> Iterator[None]:
+                    server.stop()
+                    yield
+                    server.start()
+
+                yield server.get_uri(), stopped
+
+
+@contextmanager
+def failing(storage: optuna.storages.BaseStorage) -> Iterator[None]:
+    """Let every statement to an SQLite storage fail in this process, as on a lock for ever."""
+    found = rdb_of(storage)
+    assert found is not None
+
+    def locked(*_: Any) -> None:
+        raise sqlite3.OperationalError("database is locked")
+
+    sqlalchemy.event.listen(found.engine, "do_execute", locked)
+    try:
+        yield
+    finally:
+        sqlalchemy.event.remove(found.engine, "do_execute", locked)
 
 
 @contextmanager

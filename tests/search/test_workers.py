@@ -9,33 +9,38 @@ from pathlib import Path
 
 import optuna
 import pytest
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 import optuna_stitch as st
 from optuna_stitch.search.heartbeat import WORKER, Heartbeat
 from optuna_stitch.search.space import distributions
-from optuna_stitch.search.study import open_study
 from optuna_stitch.search.worker import RETRY_OF, optimize
-from optuna_stitch.stitching.io import save_supernetwork
+from optuna_stitch.storage.buffered import buffered_storage
 from optuna_stitch.storage.open import open_storage
 from optuna_stitch.utils.errors import StudyError
-from tests.helpers.storages import KINDS, postgresql, storage_url
+from tests.helpers.storages import (
+    KINDS,
+    failing,
+    interruptible_storage,
+    storage_url,
+    storages,
+)
 from tests.helpers.working import NAME, sampler, workers
 
-EACH, COUNT = 100, 4
-FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+COUNT = 4
 
 
 @pytest.fixture(scope="module")
 def saved(supernetwork: st.Supernetwork, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("supernetwork")
-    save_supernetwork(supernetwork, folder)
+    supernetwork.save(folder)
     return folder
 
 
-def _trials(url: str) -> list[FrozenTrial]:
+def _trials(storage: BaseStorage) -> list[FrozenTrial]:
     try:
-        return optuna.load_study(study_name=NAME, storage=open_storage(url)).get_trials()
+        return optuna.load_study(study_name=NAME, storage=storage).get_trials(deepcopy=False)
     except KeyError:
         return []
 
@@ -68,43 +73,47 @@ def _check(trials: list[FrozenTrial], supernetwork: st.Supernetwork, wanted: int
     assert len(starts) == 20  # the study was prepared once
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "wanted"),
+    [("sqlite", 160), *(pytest.param(kind, 400, marks=pytest.mark.slow) for kind in KINDS)],
+)
 def test_four_workers_one_of_which_is_killed(
-    kind: str, saved: Path, supernetwork: st.Supernetwork
+    kind: str, wanted: int, saved: Path, supernetwork: st.Supernetwork
 ) -> None:
-    wanted = COUNT * EACH
     with (
         storage_url(kind) as url,
         workers(COUNT, saved, url, until=wanted, batch=8, grace=6.0) as processes,
     ):
+        storage = open_storage(url)
         # in the middle of its work: some of its trials run
-        _wait(lambda: len(_trials(url)) > wanted // 4)
+        _wait(lambda: len(_trials(storage)) > wanted // 4)
         processes[1].kill()
         processes[1].join()
         _wait(lambda: all(not process.is_alive() for process in processes))
         assert [process.exitcode for process in processes] == [0, -9, 0, 0]
-        trials = _trials(url)
+        trials = _trials(storage)
     _check(trials, supernetwork, wanted)
     assert len({t.user_attrs[WORKER] for t in trials if t.state == TrialState.COMPLETE}) == COUNT
 
 
-def test_a_server_that_is_away_for_a_while(
-    saved: Path, supernetwork: st.Supernetwork, tmp_path: Path
-) -> None:
-    with postgresql(tmp_path) as server:
-        url = server.get_uri()
-        with workers(2, saved, url, remember=True, until=200, batch=8, grace=60.0) as processes:
-            _wait(lambda: len(_trials(url)) > 60)
-            server.stop()
-            time.sleep(20)
+@pytest.mark.parametrize("kind", storages("sqlite", "postgresql"))
+def test_a_server_that_is_away_for_a_while(kind: str, saved: Path) -> None:
+    wanted, seconds = (60, 2.0) if kind == "sqlite" else (200, 20.0)
+    with (
+        interruptible_storage(kind) as (url, away),
+        workers(2, saved, url, remember=True, until=wanted, batch=8, grace=60.0) as processes,
+    ):
+        storage = open_storage(url)
+        _wait(lambda: len(_trials(storage)) > wanted // 3)
+        with away():
+            time.sleep(seconds)  # as long as it is away
             assert all(process.is_alive() for process in processes)
-            server.start()
-            _wait(lambda: all(not process.is_alive() for process in processes))
-            assert [process.exitcode for process in processes] == [0, 0]
-            trials = _trials(url)
+        _wait(lambda: all(not process.is_alive() for process in processes))
+        assert [process.exitcode for process in processes] == [0, 0]
+        trials = _trials(storage)
     states = Counter(trial.state for trial in trials)
     assert states[TrialState.RUNNING] == 0
-    assert 200 <= states[TrialState.COMPLETE] <= 216
+    assert wanted <= states[TrialState.COMPLETE] <= wanted + 16
 
 
 @pytest.fixture
@@ -112,24 +121,33 @@ def objective(supernetwork: st.Supernetwork, data: st.Data) -> st.Objective:
     return st.Objective(supernetwork, data.val.take(30))
 
 
-def _open(objective: st.Objective, url: str) -> optuna.Study:
-    return open_study(NAME, open_storage(url), objective, sampler(0), population=6)
+def _open(objective: st.Objective, storage: str | BaseStorage) -> optuna.Study:
+    return st.create_study(
+        objective,
+        study_name=NAME,
+        storage=storage,
+        sampler=sampler(0),
+        load_if_exists=True,
+        population=6,
+    )
 
 
+@pytest.mark.parametrize("kind", storages("sqlite", "postgresql"))
 def test_a_storage_that_stays_away_ends_the_search_clearly(
-    objective: st.Objective, tmp_path: Path
+    kind: str, objective: st.Objective
 ) -> None:
-    with postgresql(tmp_path) as server:
-        url = server.get_uri()
-        storage = open_storage(url, retry_timeout=2.0)
-        study = open_study(NAME, storage, objective, sampler(0), population=6)
+    with interruptible_storage(kind) as (url, away):
+        storage = open_storage(url, retry_timeout=0.5)
+        study = _open(objective, storage)
         optimize(study, objective, n_trials=4, batch=2)
-        server.stop()
-        with pytest.raises(StudyError, match="Finished trials are kept; run the same command"):
+        with (
+            # SQLite itself would wait for a lock
+            failing(storage) if kind == "sqlite" else away(),
+            pytest.raises(StudyError, match="Finished trials are kept; run the same command"),
+        ):
             optimize(study, objective, n_trials=4, batch=2)
-        server.start()
         optimize(_open(objective, url), objective, until=8, batch=2)
-        trials = _trials(url)
+        trials = _trials(open_storage(url))
     assert sum(trial.state == TrialState.COMPLETE for trial in trials) == 8
 
 
@@ -138,11 +156,35 @@ def test_another_version_is_refused_while_it_works(
 ) -> None:
     study = _open(objective, f"sqlite:///{tmp_path}/study.db")
     with Heartbeat(study) as other:
-        monkeypatch.setattr(st, "__version__", "9.9")
-        with pytest.raises(StudyError, match=r"0\.1\.0, this is 9\.9") as caught:
+        monkeypatch.setattr("optuna_stitch.search.heartbeat.__version__", "9.9")
+        with pytest.raises(StudyError, match=r"this is 9\.9") as caught:
             optimize(study, objective, n_trials=1)
-        assert other.name in str(caught.value)
+        assert f"{other.name} works on the study" in str(caught.value)
+        assert f"with optuna_stitch {st.__version__}, this" in str(caught.value)
     optimize(study, objective, n_trials=1)  # it has left
+
+
+def test_a_worker_elsewhere_is_dead_when_it_was_silent_for_the_grace_period(
+    objective: st.Objective, tmp_path: Path
+) -> None:
+    study = _open(objective, f"sqlite:///{tmp_path}/study.db")
+    storage = buffered_storage(study)
+    assert storage is not None
+    beat = {"beat": 1, "machine": "elsewhere", "pid": 1, "version": st.__version__}
+    study.set_user_attr("worker:elsewhere-1", beat)
+    asked = [study.ask(distributions(objective.supernetwork)) for _ in range(2)]
+    asked[0].set_user_attr(WORKER, "elsewhere-1")  # the other is signed by nobody
+    storage.write(asked)
+    running = study.get_trials(states=(TrialState.RUNNING,))
+    long, short = Heartbeat(study, grace=60.0), Heartbeat(study, grace=0.2)
+    for heartbeat in (long, short):
+        assert heartbeat.alive() == ["elsewhere-1"]
+        assert heartbeat.abandoned(running) == []
+    _wait(lambda: len(short.abandoned(running)) == 2, seconds=10)
+    assert short.alive() == []
+    assert long.abandoned(running) == []
+    study.set_user_attr("worker:elsewhere-1", beat | {"beat": 2})
+    assert short.alive() == ["elsewhere-1"]
 
 
 def test_trials_of_the_living_are_left_alone(objective: st.Objective, tmp_path: Path) -> None:
@@ -151,7 +193,9 @@ def test_trials_of_the_living_are_left_alone(objective: st.Objective, tmp_path: 
     with Heartbeat(other, grace=60.0) as alive:
         asked = other.ask(distributions(objective.supernetwork))
         asked.set_user_attr(WORKER, alive.name)
-        other._storage.write([asked])  # type: ignore[attr-defined]
+        storage = buffered_storage(other)
+        assert storage is not None
+        storage.write([asked])
         optimize(_open(objective, url), objective, n_trials=8, batch=4)
         (running,) = [t for t in other.get_trials() if t.state == TrialState.RUNNING]
         assert running.params == asked.params

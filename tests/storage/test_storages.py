@@ -19,7 +19,7 @@ from optuna_stitch.storage.buffered import BufferedStorage, buffered_storage
 from optuna_stitch.storage.open import open_storage, rdb_of
 from optuna_stitch.storage.retry import is_transient, retry
 from optuna_stitch.utils.errors import StudyError
-from tests.helpers.storages import KINDS, storage_url
+from tests.helpers.storages import storage_url, storages
 from tests.helpers.writes import counted
 
 SPACE: dict[str, BaseDistribution] = {
@@ -28,7 +28,7 @@ SPACE: dict[str, BaseDistribution] = {
 }
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=storages())
 def url(request: pytest.FixtureRequest) -> Iterator[str]:
     with storage_url(request.param) as found:
         yield found
@@ -86,7 +86,7 @@ def test_trials_are_written_in_few_pieces_and_read_as_ordinary_ones(url: str) ->
     assert read.user_attrs == {"worker": "me"}
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+@pytest.mark.parametrize("kind", storages("sqlite", "postgresql"))
 def test_our_statements_write_what_optuna_would_write(kind: str) -> None:
     """Fails where Optuna changes what `rdb` overrides; then see what it does now."""
     templates = [
@@ -217,7 +217,7 @@ def test_a_finished_trial_is_not_claimed_and_locks_nobody_out(url: str) -> None:
     assert len(study.trials) == 2
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+@pytest.mark.parametrize("kind", storages("sqlite", "postgresql"))
 def test_many_open_a_new_storage_at_once(kind: str) -> None:
     for _ in range(3):
         with storage_url(kind) as url, ThreadPoolExecutor(6) as pool:
@@ -225,7 +225,7 @@ def test_many_open_a_new_storage_at_once(kind: str) -> None:
             assert {study._study_id for study in studies} == {studies[0]._study_id}
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+@pytest.mark.parametrize("kind", storages("sqlite", "postgresql"))
 def test_of_many_that_claim_a_trial_one_gets_it(kind: str) -> None:
     with storage_url(kind) as url:
         study = _study(open_storage(url))
@@ -238,8 +238,8 @@ def test_of_many_that_claim_a_trial_one_gets_it(kind: str) -> None:
             return [storage.set_trial_state_values(i, TrialState.RUNNING) for i in waiting]
 
         with ThreadPoolExecutor(4) as pool:
-            comparisons = list(pool.map(claim, range(4)))
-    assert [sum(got) for got in zip(*comparisons, strict=True)] == [1] * 40
+            claims = list(pool.map(claim, range(4)))
+    assert [sum(got) for got in zip(*claims, strict=True)] == [1] * 40
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_what_is_tried_again(error: Exception, transient: bool) -> None:
         assert calls == 1
 
 
-def test_patience_ends() -> None:
+def test_trying_again_ends() -> None:
     def call() -> None:
         raise sqlalchemy.exc.OperationalError("x", {}, Exception("gone"))
 
@@ -340,6 +340,10 @@ else:
     class TestConformance(StorageTestCase):  # type: ignore[misc]
         """Optuna's own tests of storages."""
 
-        @pytest.fixture
-        def storage(self) -> BaseStorage:
-            return BufferedStorage(optuna.storages.InMemoryStorage())
+        @pytest.fixture(params=["memory", "sqlite", "journal"])
+        def storage(self, request: pytest.FixtureRequest) -> Iterator[BaseStorage]:
+            if request.param == "memory":
+                yield BufferedStorage(optuna.storages.InMemoryStorage())
+            else:
+                with storage_url(request.param) as url:
+                    yield open_storage(url)
