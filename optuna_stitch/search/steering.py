@@ -1,7 +1,7 @@
-"""A floor on quality that rises, so that a search does not drown in cheap, useless networks.
+"""A rising floor on quality, so that a search does not drown in cheap, useless networks.
 
-The founding work steers its search adaptively: among many cheap networks few are of use, and a
-front that stretches down to chance takes the trials that its upper part needs.
+The founding work steers its search adaptively: few of many cheap networks are of use, and a front
+that stretches down to chance takes the trials that its upper part needs.
 """
 
 from __future__ import annotations
@@ -21,24 +21,31 @@ from optuna_stitch.utils.errors import ConfigError
 
 NAME = "floor"
 
-# The floor rises in so many steps, so that what it changes is not worked out at every trial.
+# The floor rises in so many steps: what it changes is worked out per step, not per trial.
 _STEPS = 50
 
 
 class SteeredSampler(BaseSampler):
-    """Another sampler, to which networks below a floor look infeasible.
+    """Another sampler, to which subnetworks below a floor look infeasible.
 
-    The floor rises in a line, from nothing to ``top`` when ``trials`` trials are finished, and
-    stays there. It is in what the sampler sees only: trials keep the constraints that are theirs.
+    The floor rises linearly from 0 to ``top``, which it reaches when ``trials`` trials are
+    finished, and stays there. Only the sampler sees it: trials keep their own constraints.
 
     Args:
-        sampler: One that heeds constraints.
-        top: The floor in the end, in units of the first objective, which is to be large.
-        trials: How many trials are finished then.
+        sampler: A sampler that heeds constraints.
+        top: The floor in the end, in units of the first objective, which is maximized.
+        trials: The number of finished trials at which the floor reaches ``top``.
 
     Raises:
-        ConfigError: On sampling, if the study's first objective is to be small, or its storage is
-            not one of `open_storage`.
+        ConfigError: On sampling, if the study's first objective is minimized, or its storage is
+            not one that `open_storage` or `create_study` opened.
+
+    Example:
+        >>> sampler = st.SteeredSampler(st.LinkageSampler(seed=0), top=0.8, trials=100)
+        >>> sampler.floor(50), sampler.floor(200)
+        (0.4, 0.8)
+        >>> steered = st.create_study(objective, sampler=sampler, population=5)
+        >>> st.optimize(steered, objective, n_trials=8)
     """
 
     def __init__(self, sampler: BaseSampler, *, top: float, trials: int) -> None:
@@ -49,7 +56,11 @@ class SteeredSampler(BaseSampler):
         self._seen_with = -1.0
 
     def floor(self, finished: int) -> float:
-        """The floor when so many trials are finished."""
+        """The floor, in units of the first objective.
+
+        Args:
+            finished: How many trials are finished.
+        """
         step = min(_STEPS, int(_STEPS * finished / self._trials))
         return self._top * step / _STEPS
 
@@ -132,5 +143,9 @@ class SteeredSampler(BaseSampler):
 
 
 def unwrapped(sampler: BaseSampler) -> BaseSampler:
-    """The sampler itself, without what steers it."""
+    """A sampler without what steers it.
+
+    Args:
+        sampler: Any sampler.
+    """
     return sampler.sampler if isinstance(sampler, SteeredSampler) else sampler

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import optuna
@@ -9,6 +10,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 import optuna_stitch as st
 from optuna_stitch.search.samplers.by_name import make_sampler
 from optuna_stitch.search.steering import SteeredSampler
+from optuna_stitch.storage.buffered import BufferedStorage
 from optuna_stitch.storage.open import open_storage
 from optuna_stitch.utils.errors import ConfigError
 
@@ -27,12 +29,11 @@ class Looking(optuna.samplers.RandomSampler):
         return {}
 
 
-def _study(folder: Path, sampler: optuna.samplers.BaseSampler, **kwargs: object) -> optuna.Study:
-    return optuna.create_study(
-        storage=open_storage(f"sqlite:///{folder}/study.db"),
-        sampler=sampler,
-        directions=kwargs.get("directions", ["maximize", "minimize"]),  # type: ignore[arg-type]
-    )
+def _study(
+    sampler: optuna.samplers.BaseSampler, directions: Sequence[str] = ("maximize", "minimize")
+) -> optuna.Study:
+    storage = BufferedStorage(optuna.storages.InMemoryStorage())
+    return optuna.create_study(storage=storage, sampler=sampler, directions=directions)
 
 
 def _objective(trial: optuna.Trial) -> tuple[float, float]:
@@ -50,9 +51,9 @@ def test_the_floor_rises_in_a_line_and_stays() -> None:
     assert floors == sorted(floors)
 
 
-def test_only_the_sampler_sees_trials_below_the_floor_as_infeasible(tmp_path: Path) -> None:
+def test_only_the_sampler_sees_trials_below_the_floor_as_infeasible() -> None:
     looking = Looking()
-    study = _study(tmp_path, SteeredSampler(looking, top=0.5, trials=4))
+    study = _study(SteeredSampler(looking, top=0.5, trials=4))
     for value in (0.1, 0.4, 0.6, 0.9):
         study.add_trial(create_trial(values=[value, value], system_attrs={"constraints": [-1.0]}))
     study.ask(SPACE)
@@ -64,16 +65,14 @@ def test_only_the_sampler_sees_trials_below_the_floor_as_infeasible(tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["nsga2", "linkage", "local_search"])
-def test_a_steered_search_keeps_to_the_upper_part(tmp_path: Path, name: str) -> None:
+def test_a_steered_search_keeps_to_the_upper_part(name: str) -> None:
     arguments = {"population_size": 10} if name == "nsga2" else {}
     found: dict[bool, list[float]] = {}
     for steered in (False, True):
-        folder = tmp_path / str(steered)
-        folder.mkdir()
         sampler = make_sampler(name, arguments, seed=1)
         if steered:
             sampler = SteeredSampler(sampler, top=0.75, trials=60)
-        study = _study(folder, sampler)
+        study = _study(sampler)
         study.optimize(_objective, n_trials=150)
         found[steered] = [trial.values[0] for trial in study.trials[90:]]
     useless = {key: sum(v < 0.6 for v in values) / len(values) for key, values in found.items()}
@@ -81,29 +80,29 @@ def test_a_steered_search_keeps_to_the_upper_part(tmp_path: Path, name: str) -> 
     assert useless[True] < useless[False] / 2
 
 
-def test_what_cannot_be_steered_is_said(tmp_path: Path) -> None:
+def test_what_cannot_be_steered_is_said() -> None:
     steered = SteeredSampler(Looking(), top=0.5, trials=4)
     with pytest.raises(ConfigError, match="open_storage"):
         optuna.create_study(directions=["maximize"] * 2, sampler=steered).ask(SPACE)
     with pytest.raises(ConfigError, match="is to be large"):
-        _study(tmp_path, steered, directions=["minimize"] * 2).ask(SPACE)
+        _study(steered, ["minimize"] * 2).ask(SPACE)
 
 
 def test_constraints_on_cost_spare_the_images(
     supernetwork: st.Supernetwork, data: st.Data, tmp_path: Path
 ) -> None:
-    limit = supernetwork.macs(st.Genotype("b")) * 0.9
+    limit = supernetwork.subnetwork(st.Genotype("b")).macs * 0.9
     objective = st.Objective(
         supernetwork,
         data.val.take(30),
         constraints={"max_macs": limit, "min_accuracy": 0.5},
     )
-    run: list[st.Genotype] = []
+    run: list[st.Subnetwork] = []
     evaluate = objective.evaluator.evaluate
 
-    def spy(genotypes: list[st.Genotype], **kwargs: bool) -> list[st.Evaluation]:
-        run.extend(genotypes)
-        return evaluate(genotypes, **kwargs)
+    def spy(subnetworks: list[st.Subnetwork], **kwargs: bool) -> list[st.Evaluation]:
+        run.extend(subnetworks)
+        return evaluate(subnetworks, **kwargs)
 
     objective.evaluator.evaluate = spy  # type: ignore[assignment]
     storage = open_storage(f"sqlite:///{tmp_path}/study.db")
@@ -113,20 +112,19 @@ def test_constraints_on_cost_spare_the_images(
     study.optimize(objective, n_trials=4)
     states = {trial.state for trial in study.trials}
     assert states == {TrialState.COMPLETE, TrialState.PRUNED}
-    for genotype in run:  # parents and ensemble are what others are held to
-        assert not genotype.on or supernetwork.macs(genotype) <= limit
+    for subnetwork in run:  # parents and ensemble are what others are compared with
+        assert not subnetwork.on or subnetwork.macs <= limit
     for trial in study.trials:
-        genotype = supernetwork.canonical(supernetwork.genotype(trial.params))
         by_name = {k: v for k, v in trial.system_attrs.items() if k.startswith("constraints:")}
-        too_dear = supernetwork.macs(genotype) - limit
+        excess = supernetwork.subnetwork(trial.params).macs - limit
         if hasattr(trial, "constraints"):
-            assert by_name["constraints:max_macs"] == too_dear
+            assert by_name["constraints:max_macs"] == excess
         if trial.state == TrialState.PRUNED:
-            assert too_dear > 0
+            assert excess > 0
             assert "constraints:min_accuracy" not in by_name
         else:
             # what Optuna 4 and optuna-dashboard read
-            assert trial.system_attrs["constraints"] == [too_dear, 0.5 - trial.values[0]]
+            assert trial.system_attrs["constraints"] == [excess, 0.5 - trial.values[0]]
     for trial in study.best_trials:
         assert trial.values[0] >= 0.5
         assert trial.values[1] <= limit

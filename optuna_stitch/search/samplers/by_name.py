@@ -40,10 +40,14 @@ def make_sampler(
             package on OptunaHub, as in ``hub:samplers/auto_sampler:AutoSampler``.
         arguments: For its constructor.
         seed: For its constructor, where it takes one and ``arguments`` has none.
-        key: Likewise; which parameters are the same network.
+        key: Likewise; equal for parameters of the same subnetwork.
 
     Raises:
         ConfigError: If there is no such sampler, or it does not take such arguments.
+
+    Example:
+        >>> type(make_sampler("nsga2", {"population_size": 20}, seed=0)).__name__
+        'NSGAIISampler'
     """
     found = SAMPLERS.get(name) or (_fetch(name) if name.startswith(_HUB) else _import(name))
     allowed = inspect.signature(found).parameters
@@ -65,13 +69,13 @@ def make_sampler(
 
 
 def _constraints(trial: FrozenTrial) -> list[float]:
-    """What is written at a trial already, or that it has no constraints."""
+    """What a trial's attribute holds, or that it has no constraints."""
     found: list[float] = trial.system_attrs.get("constraints", [])
     return found
 
 
 def _fetch(name: str) -> type[BaseSampler]:
-    """A class of a package on OptunaHub, which is fetched, and runs, as its users know it."""
+    """A class of a package on OptunaHub, whose code is downloaded and run."""
     package, _, attribute = name.removeprefix(_HUB).partition(":")
     try:
         import optunahub
