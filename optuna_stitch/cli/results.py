@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import Annotated, Optional
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from optuna_stitch.cli.options import FolderOption, StudyArgument, open_run
-from optuna_stitch.utils.errors import RunError
 from optuna_stitch.utils.progress import console
-
-if TYPE_CHECKING:
-    from optuna_stitch.report.comparison import Searched
 
 # The command imports what it needs itself: torch and timm take seconds, which the help should
 # not cost.
@@ -98,21 +93,20 @@ def compare(
     Runs whose study files say the same but for seeds are a group. All figures are on validation
     images, for tuning a search; claims about networks are the report's.
     """
-    folders = _distinct(runs)
     with console.status("Loading torch and timm"):
         import optuna
 
-        from optuna_stitch.report import comparison as comparing
         from optuna_stitch.report.comparison_page import (
             FILES,
             rich_table,
             sentences,
             write_comparison,
         )
+        from optuna_stitch.run.compare import compare_runs, open_searched
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with console.status("Reading studies"):
-        compared = comparing.compare([_open(folder) for folder in folders])
+        compared = compare_runs(open_searched(runs))
     with console.status("Drawing"):
         write_comparison(compared, to, force=force)
     out = Console()
@@ -120,29 +114,3 @@ def compare(
     for said in sentences(compared):
         out.print(said, highlight=False, markup=False)
     out.print(f"\nThe page is {to / FILES[0]}", soft_wrap=True, markup=False)
-
-
-def _distinct(folders: list[Path]) -> list[Path]:
-    """The folders; one that is there twice would count twice."""
-    real = [os.path.realpath(folder) for folder in folders]
-    for place, folder in enumerate(folders):
-        if real[place] in real[:place]:
-            raise RunError(f"The run {folder} is there twice. Name each run once.")
-    return folders
-
-
-def _open(folder: Path) -> Searched:
-    import optuna
-
-    from optuna_stitch.report.comparison import Searched
-    from optuna_stitch.run.run import Run
-
-    run = Run.open(folder)
-    try:
-        study = optuna.load_study(study_name=run.name, storage=run.storage)
-    except KeyError as error:
-        raise RunError(
-            f"{folder} has no study yet; run `optuna-stitch search {folder}` first, or leave it "
-            "out."
-        ) from error
-    return Searched(folder.as_posix(), run.study_file, study)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
@@ -11,17 +11,13 @@ import numpy as np
 import pandas as pd
 from rich.table import Table
 
+from optuna_stitch.evaluation.metrics import axis_of
 from optuna_stitch.report.comparison import FEWEST, GOALS, Comparison, Difference, Group, Result
-from optuna_stitch.report.comparison_plots import (
-    axis_for,
-    draw_comparison,
-    draw_image,
-    label,
-    progress_axis,
-)
+from optuna_stitch.report.comparison_plots import draw_comparison, write_images
 from optuna_stitch.search.study import CONTENT
 from optuna_stitch.utils.errors import RunError
-from optuna_stitch.utils.files import write_whole
+from optuna_stitch.utils.files import write_text, write_whole
+from optuna_stitch.utils.text import number_text, p_value_text, percent_text
 
 TITLE = "Searches compared on validation images"
 
@@ -35,20 +31,27 @@ _COLUMNS = ("run", "group", "seed", "supernetwork", "trials", "networks_on_front
 
 
 def rich_table(comparison: Comparison) -> Table:
-    """Groups and their runs, for the screen."""
+    """Groups and their runs, for the screen.
+
+    Args:
+        comparison: What to show.
+    """
     table = Table(title=TITLE)
     for place, column in enumerate(_head(comparison)):
         table.add_column(column, justify="right" if place else "left", overflow="fold")
-    for group in comparison.groups:
-        table.add_row(*_group_cells(comparison, group), style="bold", end_section=False)
-        for result in group.results:
-            table.add_row(f"  {result.run.name}", *_run_cells(comparison, result))
-        table.add_section()
+    for is_group, (name, *cells) in _rows(comparison):
+        if is_group:
+            table.add_section()
+        table.add_row(name if is_group else f"  {name}", *cells, style="bold" if is_group else "")
     return table
 
 
 def sentences(comparison: Comparison) -> list[str]:
-    """What the runs tell, and what to keep in mind, most important first."""
+    """What the runs tell, and what to keep in mind, most important first.
+
+    Args:
+        comparison: What to tell of.
+    """
     repeats = [
         f"Some runs of {group.name} have all their seeds in common: they repeat a search more "
         "than they try another, and the group is not tested."
@@ -63,7 +66,7 @@ def write_comparison(comparison: Comparison, folder: Path, *, force: bool = Fals
 
     Args:
         comparison: What to write.
-        folder: Where; it is made.
+        folder: Where to; it is made.
         force: Whether to write over files that are no earlier comparison.
 
     Raises:
@@ -76,25 +79,31 @@ def write_comparison(comparison: Comparison, folder: Path, *, force: bool = Fals
             f"{there[0]} is there already, and was not written by `compare`. Name another folder "
             "with `--to`, or write over it with `--force`."
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    page = _page(comparison)
-    write_whole(paths["compare.html"], lambda path: Path(path).write_text(page, encoding="utf-8"))
-    draw_image(comparison, paths["compare.png"], paths["compare.svg"])
+    write_text(paths["compare.html"], _page(comparison))
+    write_images(comparison, paths["compare.png"], paths["compare.svg"])
     frame = data_frame(comparison)
     write_whole(paths["compare.csv"], lambda path: frame.to_csv(path, index=False))
 
 
 def data_frame(comparison: Comparison) -> pd.DataFrame:
-    """One row per run, with every figure in full."""
+    """All figures in full.
+
+    Args:
+        comparison: What to show.
+
+    Returns:
+        One row per run. ``share`` is that of the hypervolume after as many trials as all runs
+        have, from 0 to 1; values and reference are in the objectives' own units.
+    """
     rows = []
     for group in comparison.groups:
         for result in group.results:
-            run, losses = result.run, result.outcomes.losses
+            losses = result.outcomes.losses
             row: dict[str, object] = {
-                "run": run.name,
+                "run": result.name,
                 "group": group.name,
-                "seed": run.study_file.study.seed,
-                "supernetwork": run.study.user_attrs.get(CONTENT),
+                "seed": result.study.seeds.get("study"),
+                "supernetwork": result.study.study.user_attrs.get(CONTENT),
                 "trials": result.trials,
                 "networks_on_front": len(result.outcomes.front),
                 "compared_after": comparison.trials,
@@ -133,13 +142,15 @@ def _findings(comparison: Comparison) -> list[str]:
     found = [f"{_said_of(difference, comparison)} ({method})." for difference in clear]
     if unclear:
         pairs = "; ".join(
-            f"{pair.first.name} and {pair.second.name}: p = {pair.p_value:.2g}" for pair in unclear
+            f"{pair.first.name} and {pair.second.name}: p = {p_value_text(pair.p_value)}"
+            for pair in unclear
         )
         found.append(f"Seeds differ too much, or are too few, to tell apart ({method}): {pairs}.")
     hopeless = [difference.least for difference in unclear if difference.least >= _LEVEL]
     if hopeless:
         found.append(
-            f"With so few runs even the clearest difference would have p = {max(hopeless):.2g}."
+            "With so few runs even the clearest difference would have "
+            f"p = {p_value_text(max(hopeless))}."
         )
     tested = {id(group) for pair in differences for group in (pair.first, pair.second)}
     untested = [group.name for group in comparison.groups if id(group) not in tested]
@@ -158,7 +169,8 @@ def _said_of(difference: Difference, comparison: Comparison) -> str:
         groups, medians = groups[::-1], medians[::-1]
     return (
         f"After {comparison.trials} trials {groups[0].name} has found more than {groups[1].name}: "
-        f"median {medians[0]:.2%} against {medians[1]:.2%}, p = {difference.p_value:.2g}"
+        f"median {percent_text(medians[0])} against {percent_text(medians[1])}, "
+        f"p = {p_value_text(difference.p_value)}"
     )
 
 
@@ -187,15 +199,23 @@ def _method(comparison: Comparison) -> str:
 
 
 def _with_unit(metric: str, value: float) -> str:
-    axis = axis_for(metric)
-    shown = f"{value / axis.unit:.4g}"
+    axis = axis_of(metric)
+    shown = number_text(value / axis.unit)
     return f"{axis.words} {shown}{axis.symbol}" if axis.symbol == "%" else f"{shown} {axis.symbol}"
 
 
 def _head(comparison: Comparison) -> list[str]:
-    axis = progress_axis(comparison)
+    axis = comparison.axis
     found = f"{axis.words}\nafter {comparison.trials}, {axis.symbol}"
     return ["run", "trials", found, *(f"trials\nto {goal:.0%}" for goal in GOALS)]
+
+
+def _rows(comparison: Comparison) -> Iterator[tuple[bool, list[str]]]:
+    """Whether a row of the table is a group, and its cells."""
+    for group in comparison.groups:
+        yield True, _group_cells(comparison, group)
+        for result in group.results:
+            yield False, _run_cells(comparison, result)
 
 
 def _group_cells(comparison: Comparison, group: Group) -> list[str]:
@@ -203,7 +223,7 @@ def _group_cells(comparison: Comparison, group: Group) -> list[str]:
         return [group.name, *([""] * (len(GOALS) + 2))]
     found = [_progress(comparison, result) for result in group.results]
     return [
-        label(group),
+        group.label,
         "",
         f"{np.median(found):.2f}\n({min(found):.2f}–{max(found):.2f})",
         *(_counts(group.needed(goal, comparison.trials), comparison) for goal in GOALS),
@@ -212,6 +232,7 @@ def _group_cells(comparison: Comparison, group: Group) -> list[str]:
 
 def _run_cells(comparison: Comparison, result: Result) -> list[str]:
     return [
+        result.name,
         str(result.trials),
         f"{_progress(comparison, result):.2f}",
         *(_count(result.needed(goal), result.trials) for goal in GOALS),
@@ -220,7 +241,7 @@ def _run_cells(comparison: Comparison, result: Result) -> list[str]:
 
 def _progress(comparison: Comparison, result: Result) -> float:
     """What a run found after as many trials as all have, in the unit of tables."""
-    return float(result.progress[comparison.trials - 1]) / progress_axis(comparison).unit
+    return float(result.progress[comparison.trials - 1]) / comparison.axis.unit
 
 
 def _counts(needed: Sequence[float], comparison: Comparison) -> str:
@@ -245,11 +266,7 @@ def _is_ours(table: Path) -> bool:
 
 def _page(comparison: Comparison) -> str:
     """All of it as one page that needs no network."""
-    rows = []
-    for group in comparison.groups:
-        rows.append(_html_row(_group_cells(comparison, group), "th"))
-        for result in group.results:
-            rows.append(_html_row([result.run.name, *_run_cells(comparison, result)], "td"))
+    rows = [_html_row(cells, "th" if is_group else "td") for is_group, cells in _rows(comparison)]
     return _PAGE.format(
         title=TITLE,
         figure=draw_comparison(comparison).to_html(full_html=False, include_plotlyjs=True),

@@ -1,4 +1,4 @@
-"""Plots of a comparison, fronts and how soon they were found: a page's figure and an image."""
+"""Plots of a comparison: every study's front, and how soon it was found."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
-from optuna_stitch.evaluation.metrics import SHARES, Axis, axis_of, words_of
-from optuna_stitch.report.comparison import Comparison, Curve, Group
+from optuna_stitch.evaluation.metrics import Axis, axis_of
+from optuna_stitch.report.comparison import Comparison, Curve
 
 Values = NDArray[np.float64]
 
@@ -30,7 +30,7 @@ _MARGIN = 0.12
 
 
 @dataclass(frozen=True)
-class Line:
+class _Line:
     """The front of one run, from left to right.
 
     Args:
@@ -47,7 +47,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class FrontPanel:
+class _FrontPanel:
     """The fronts of all runs, as two objectives see them.
 
     Args:
@@ -65,7 +65,7 @@ class FrontPanel:
     title: str
     across: Axis
     up: Axis
-    lines: list[Line]
+    lines: list[_Line]
     step: Literal["right", "left"] | None
     landmarks: list[tuple[str, float, float]]
     across_limits: Limits
@@ -73,7 +73,7 @@ class FrontPanel:
 
 
 @dataclass(frozen=True)
-class ProgressPanel:
+class _ProgressPanel:
     """What was found after so many trials.
 
     Args:
@@ -91,34 +91,13 @@ class ProgressPanel:
     compared: int | None
 
 
-def axis_for(metric: str) -> Axis:
-    """How an objective is shown: quality in percent, cost as in other plots."""
-    if metric in SHARES:
-        return Axis(f"{words_of(metric)} (%)", words_of(metric), 0.01, "%")
-    return axis_of(metric)
-
-
-def progress_axis(comparison: Comparison) -> Axis:
-    """How `Result.progress` is shown."""
-    if len(comparison.objectives) > 1:
-        return Axis("hypervolume (% of all runs' together)", "hypervolume", 0.01, "%")
-    axis = axis_for(comparison.objectives[0])
-    return Axis(f"best {axis.title}", f"best {axis.words}", axis.unit, axis.symbol)
-
-
-def label(group: Group) -> str:
-    """A group's name, and how many runs it has."""
-    count = len(group.results)
-    return f"{group.name} ({count} runs)" if count > 1 else group.name
-
-
-def front_panels(comparison: Comparison) -> list[FrontPanel]:
+def _front_panels(comparison: Comparison) -> list[_FrontPanel]:
     """A panel for the first objective, upwards, against each of the others."""
     return [_front_panel(comparison, k) for k in range(1, len(comparison.objectives))]
 
 
-def _front_panel(comparison: Comparison, objective: int) -> FrontPanel:
-    across, up = (axis_for(comparison.objectives[k]) for k in (objective, 0))
+def _front_panel(comparison: Comparison, objective: int) -> _FrontPanel:
+    across, up = (axis_of(comparison.objectives[k]) for k in (objective, 0))
 
     def place(losses: Values) -> tuple[Values, Values]:
         values = losses * comparison.signs
@@ -126,7 +105,7 @@ def _front_panel(comparison: Comparison, objective: int) -> FrontPanel:
         return values[:, objective] / across.unit, values[:, 0] / up.unit
 
     lines = [
-        Line(index, result.run.name, *place(result.outcomes.front))
+        _Line(index, result.name, *place(result.outcomes.front))
         for index, group in enumerate(comparison.groups)
         for result in group.results
     ]
@@ -140,7 +119,7 @@ def _front_panel(comparison: Comparison, objective: int) -> FrontPanel:
     counts = comparison.front[(comparison.front < reference).all(axis=1)]
     shown_across, shown_up = place(np.array([*counts, *known.values(), reference]))
     step: Literal["right", "left"] = "right" if comparison.signs[objective] > 0 else "left"
-    return FrontPanel(
+    return _FrontPanel(
         "fronts on validation images",
         across,
         up,
@@ -152,15 +131,15 @@ def _front_panel(comparison: Comparison, objective: int) -> FrontPanel:
     )
 
 
-def progress_panel(comparison: Comparison) -> ProgressPanel:
+def _progress_panel(comparison: Comparison) -> _ProgressPanel:
     """The panel for what was found after so many trials."""
-    axis = progress_axis(comparison)
+    axis = comparison.axis
     first = min(_FIRST_TRIALS, int(_FIRST_SHARE * comparison.trials))
     later = np.concatenate([run.progress[first:] for run in comparison.results]) / axis.unit
     many = any(len(group.results) > 1 for group in comparison.groups)
     curves = [group.curve for group in comparison.groups]
     goes_on = any(curve.trials[-1] > comparison.trials for curve in curves)
-    return ProgressPanel(
+    return _ProgressPanel(
         f"found after so many trials{': median and range' if many else ''}",
         axis,
         [
@@ -217,7 +196,7 @@ def draw_comparison(comparison: Comparison) -> go.Figure:
     Args:
         comparison: What to draw.
     """
-    fronts, progress = front_panels(comparison), progress_panel(comparison)
+    fronts, progress = _front_panels(comparison), _progress_panel(comparison)
     figure = make_subplots(cols=len(fronts) + 1, subplot_titles=_titles(fronts, progress))
     for column, panel in enumerate(fronts, start=1):
         _add_fronts(figure, column, panel, comparison)
@@ -231,14 +210,14 @@ def draw_comparison(comparison: Comparison) -> go.Figure:
     return figure
 
 
-def draw_image(comparison: Comparison, *paths: Path) -> None:
-    """Draw the same as an image.
+def write_images(comparison: Comparison, *paths: Path) -> None:
+    """Draw the same as an image, and write it.
 
     Args:
         comparison: What to draw.
-        paths: Where to write it; their endings say which kind.
+        paths: Where to write it; their endings say which kind (PNG, SVG).
     """
-    fronts, progress = front_panels(comparison), progress_panel(comparison)
+    fronts, progress = _front_panels(comparison), _progress_panel(comparison)
     width = _WIDTH * (len(fronts) + 1)
     figure = Figure(figsize=(max(width, 1.4 * _WIDTH), _HEIGHT), dpi=150, layout="constrained")
     every = figure.subplots(1, len(fronts) + 1, squeeze=False)[0]
@@ -254,7 +233,7 @@ def draw_image(comparison: Comparison, *paths: Path) -> None:
             figure.savefig(path)
 
 
-def _titles(fronts: list[FrontPanel], progress: ProgressPanel) -> list[str]:
+def _titles(fronts: list[_FrontPanel], progress: _ProgressPanel) -> list[str]:
     return [*(panel.title for panel in fronts), progress.title]
 
 
@@ -262,13 +241,15 @@ def _style(group: int) -> _Style:
     return _STYLES[group % len(_STYLES)]  # over again where there are more
 
 
-def _side(panel: FrontPanel, across: float) -> str:
+def _side(panel: _FrontPanel, across: float) -> str:
     """On which side of a landmark there is room for its name."""
     low, high = panel.across_limits
     return "right" if across < low + 0.75 * (high - low) else "left"
 
 
-def _add_fronts(figure: go.Figure, column: int, panel: FrontPanel, comparison: Comparison) -> None:
+def _add_fronts(
+    figure: go.Figure, column: int, panel: _FrontPanel, comparison: Comparison
+) -> None:
     shared = {"row": 1, "col": column, "showlegend": False}
     shape = {"right": "hv", "left": "vh", None: None}[panel.step]
     for line in panel.lines:
@@ -302,7 +283,7 @@ def _add_fronts(figure: go.Figure, column: int, panel: FrontPanel, comparison: C
 
 
 def _add_progress(
-    figure: go.Figure, column: int, panel: ProgressPanel, comparison: Comparison
+    figure: go.Figure, column: int, panel: _ProgressPanel, comparison: Comparison
 ) -> None:
     place = {"row": 1, "col": column}
     for index, (group, curve) in enumerate(zip(comparison.groups, panel.curves, strict=True)):
@@ -317,7 +298,7 @@ def _add_progress(
         figure.add_scatter(y=curve.low, fill="tonexty", fillcolor=style.faded, **shared, **edge)
         figure.add_scatter(
             y=curve.median,
-            name=escape(label(group)),
+            name=escape(group.label),
             line={"color": style.colour, "shape": "hv", "dash": style.dash},
             hovertemplate=f"<b>{escape(group.name)}</b><br>%{{y:.4g}} after %{{x}} trials"
             "<extra></extra>",
@@ -329,7 +310,7 @@ def _add_progress(
     figure.update_yaxes(title=panel.up.title, range=panel.up_limits, **place)
 
 
-def _draw_fronts(axes: Axes, panel: FrontPanel) -> None:
+def _draw_fronts(axes: Axes, panel: _FrontPanel) -> None:
     for line in panel.lines:
         style = _style(line.group)
         axes.plot(
@@ -361,7 +342,7 @@ def _draw_fronts(axes: Axes, panel: FrontPanel) -> None:
     axes.set(xlabel=panel.across.title, ylabel=panel.up.title)
 
 
-def _draw_progress(axes: Axes, panel: ProgressPanel, comparison: Comparison) -> None:
+def _draw_progress(axes: Axes, panel: _ProgressPanel, comparison: Comparison) -> None:
     for index, (group, curve) in enumerate(zip(comparison.groups, panel.curves, strict=True)):
         style = _style(index)
         colour, line = style.colour, style.line
@@ -376,7 +357,7 @@ def _draw_progress(axes: Axes, panel: ProgressPanel, comparison: Comparison) -> 
         )
         for values, width in ((curve.low, 0.5), (curve.high, 0.5), (curve.median, 1.5)):
             axes.step(curve.trials, values, line, where="post", color=colour, linewidth=width)
-        axes.plot([], [], line, marker=style.marker, color=colour, label=label(group))
+        axes.plot([], [], line, marker=style.marker, color=colour, label=group.label)
     if panel.compared is not None:
         axes.axvline(panel.compared, color=_GREY, linestyle=":", linewidth=0.8)
     axes.set(xlabel="trials", ylabel=panel.up.title, ylim=panel.up_limits)

@@ -12,7 +12,7 @@ import yaml
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 
-from optuna_stitch.report.comparison import Searched
+from optuna_stitch.run.compare import SearchedRun
 from optuna_stitch.run.study_file import load_study_file
 from optuna_stitch.storage.open import open_storage
 
@@ -36,7 +36,7 @@ def make_run(
     begin: bool = True,
     on_disk: bool = False,
     **changes: Any,
-) -> Searched:
+) -> SearchedRun:
     """Make the folder of a run that found these values, and open it.
 
     Args:
@@ -88,7 +88,7 @@ def make_run(
                 system_attrs=attrs,
             )
         )
-    return Searched(name, study_file, study)
+    return SearchedRun(name, study_file, study)
 
 
 def climb(end: float, count: int = 12) -> list[Row]:
@@ -96,14 +96,14 @@ def climb(end: float, count: int = 12) -> list[Row]:
     return [(0.94 + (end - 0.94) * (n + 1) / count, 3e6, 7e5) for n in range(count)]
 
 
-def seeds(name: str, ends: Sequence[float], **changes: Any) -> list[Searched]:
+def seeds(name: str, ends: Sequence[float], **changes: Any) -> list[SearchedRun]:
     return [
         make_run(f"{name}{seed}", climb(end), study__seed=seed, **changes)
         for seed, end in enumerate(ends)
     ]
 
 
-def samplers(*ends: Sequence[float], on_disk: bool = False) -> list[Searched]:
+def samplers(*ends: Sequence[float], on_disk: bool = False) -> list[SearchedRun]:
     names = ("linkage", "nsga2", "random")
     return [
         run
