@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from optuna_stitch.utils.distributed import all_reduce, barrier, process_group, rank, world_size
 from tests.helpers.commands import call
 
 STUDY = """\
@@ -29,23 +31,41 @@ def _stitches(folder: Path) -> dict[str, torch.Tensor]:
     return {key: value for key, value in weights.items() if key.startswith("stitches.")}
 
 
-def test_two_processes_fit_and_tune_the_same_stitches_as_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("settings", "allowed"),
+    [
+        pytest.param(FITTED, 1e-6, id="fitted", marks=pytest.mark.slow),
+        pytest.param(TUNED, 1e-4, id="tuned"),  # adds up gradients in float32
+    ],
+)
+def test_two_processes_make_the_same_stitches_as_one(
+    settings: str, allowed: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name, text in (("fitted", STUDY + FITTED), ("tuned", STUDY + TUNED)):
-        Path(f"{name}.yaml").write_text(text)
-        # trains the parents too, which the two processes then find in the cache
-        assert call("build", f"{name}.yaml", "--run", f"one-{name}") == 0
-        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-        # without the dashes torchrun takes our options for its own
-        command = ["-m", "--", "optuna_stitch", "build", f"{name}.yaml", "--run", f"two-{name}"]
-        done = subprocess.run([*launch, *command], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("stitches, in") == 1
-        one, two = (_stitches(Path(f"{kind}-{name}")) for kind in ("one", "two"))
-        assert one.keys() == two.keys()
-        for key, value in one.items():
-            # tuning adds up gradients in float32
-            allowed = 1e-6 if name == "fitted" else 1e-4
-            assert torch.allclose(two[key], value, rtol=allowed, atol=allowed), key
+    Path("study.yaml").write_text(STUDY + settings)
+    # trains the parents too, which the two processes then find in the cache
+    assert call("build", "study.yaml", "--run", "one") == 0
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    # without the dashes torchrun takes our options for its own
+    command = ["-m", "--", "optuna_stitch", "build", "study.yaml", "--run", "two"]
+    done = subprocess.run([*launch, *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("stitches, in") == 1
+    one, two = (_stitches(Path(run)) for run in ("one", "two"))
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        assert torch.allclose(two[key], value, rtol=allowed, atol=allowed), key
+    fits = [pd.read_csv(Path(run) / "fit.csv") for run in ("one", "two")]
+    columns = ["switch", "ridge", "kernel", "rank"]
+    assert fits[0][columns].equals(fits[1][columns])
+    assert fits[0]["r2"].to_numpy() == pytest.approx(fits[1]["r2"].to_numpy(), abs=1e-6)
+
+
+def test_one_process_alone_is_the_whole_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with process_group():
+        assert (rank(), world_size()) == (0, 1)
+        tensor = torch.ones(2)
+        all_reduce([tensor])
+        barrier()
+        assert torch.equal(tensor, torch.ones(2))
