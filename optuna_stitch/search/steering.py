@@ -41,7 +41,8 @@ class SteeredSampler(BaseSampler):
             not one that `open_storage` or `create_study` opened.
 
     Example:
-        >>> sampler = st.SteeredSampler(st.LinkageSampler(seed=0), top=0.8, trials=100)
+        >>> from optuna_stitch.search.steering import SteeredSampler
+        >>> sampler = SteeredSampler(st.LinkageSampler(seed=0), top=0.8, trials=100)
         >>> sampler.floor(50), sampler.floor(200)
         (0.4, 0.8)
         >>> steered = st.create_study(objective, sampler=sampler, population=5)

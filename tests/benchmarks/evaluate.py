@@ -29,9 +29,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import optuna_stitch as st
+from optuna_stitch.data.splits import Split
+from optuna_stitch.evaluation.accumulator import Evaluation
 from optuna_stitch.evaluation.engine import Engine
 from optuna_stitch.evaluation.kernels import _Folded
+from optuna_stitch.search.space import enqueue_starts
 from optuna_stitch.search.worker import optimize
+from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.stitching.layer import Stitch, read_part
 from optuna_stitch.stitching.program import Program
 from tests.helpers.networks import networks
@@ -84,7 +88,7 @@ def record(supernetwork: st.Supernetwork, pair: Pair) -> None:
     objective = st.Objective(supernetwork, pair.data.val.take(300))
     sampler = optuna.samplers.NSGAIISampler(population_size=POPULATION, seed=0)
     study = optuna.create_study(directions=objective.directions, sampler=sampler)
-    st.enqueue_starts(study, supernetwork, population=POPULATION)
+    enqueue_starts(study, supernetwork, population=POPULATION)
     optimize(study, objective, n_trials=TRIALS, batch=POPULATION, show_progress_bar=True)
     asked = [supernetwork.subnetwork(trial.params).genotype for trial in study.trials]
     lines = [" ".join([g.output, *map(str, sorted(g.on))]) for g in asked]
@@ -92,18 +96,18 @@ def record(supernetwork: st.Supernetwork, pair: Pair) -> None:
     CANDIDATES.write_text(json.dumps({"switches": switches, "candidates": lines}, indent=0) + "\n")
 
 
-def read(supernetwork: st.Supernetwork) -> list[st.Genotype]:
+def read(supernetwork: st.Supernetwork) -> list[Genotype]:
     held = json.loads(CANDIDATES.read_text())
     if held["switches"] != [switch.name for switch in supernetwork.switches]:
         sys.exit("The pair is stitched in other places than it was; run this with --record.")
     parts = [line.split() for line in held["candidates"]]
-    return [st.Genotype(output, frozenset(map(int, on))) for output, *on in parts]
+    return [Genotype(output, frozenset(map(int, on))) for output, *on in parts]
 
 
 def against_loop(
     supernetwork: st.Supernetwork,
-    val: st.Split,
-    candidates: Sequence[st.Genotype],
+    val: Split,
+    candidates: Sequence[Genotype],
     *,
     generations: int,
     quick: bool,
@@ -156,9 +160,7 @@ def against_loop(
     return alone, floor, together
 
 
-def loop(
-    supernetwork: st.Supernetwork, val: st.Split, genotypes: Sequence[st.Genotype]
-) -> list[Tensor]:
+def loop(supernetwork: st.Supernetwork, val: Split, genotypes: Sequence[Genotype]) -> list[Tensor]:
     """What anybody would do: take each network out, and run it."""
     answers: list[Tensor] = []
     for genotype in genotypes:
@@ -171,22 +173,22 @@ def loop(
 
 def whole_search(
     supernetwork: st.Supernetwork,
-    val: st.Split,
-    candidates: Sequence[st.Genotype],
+    val: Split,
+    candidates: Sequence[Genotype],
     alone: float,
     quick: bool,
 ) -> dict[str, float]:
     """The study's candidates in their order, with memory, with and without racing."""
     seconds: dict[str, float] = {}
-    fronts: dict[str, set[st.Genotype]] = {}
+    fronts: dict[str, set[Genotype]] = {}
     stopped = 0
     for name, racing in (("memory", None), ("racing", st.Racing())):
         if quick and racing is None:
             continue
         evaluator = st.Evaluator(supernetwork, val, batch_size=BATCH, racing=racing)
 
-        def judge(evaluator: st.Evaluator) -> list[st.Evaluation]:
-            found: list[st.Evaluation] = []
+        def judge(evaluator: st.Evaluator) -> list[Evaluation]:
+            found: list[Evaluation] = []
             for start in range(0, len(candidates), POPULATION):
                 found += evaluator.evaluate(
                     networks(supernetwork, candidates[start : start + POPULATION])
@@ -218,9 +220,9 @@ def whole_search(
 
 def front(
     supernetwork: st.Supernetwork,
-    asked: Sequence[st.Genotype],
-    evaluations: Sequence[st.Evaluation],
-) -> set[st.Genotype]:
+    asked: Sequence[Genotype],
+    evaluations: Sequence[Evaluation],
+) -> set[Genotype]:
     """Those that no other is at least as good as in both objectives, and better in one."""
     points = {
         supernetwork.subnetwork(genotype).genotype: (-found["accuracy"], found["macs"])
@@ -235,7 +237,7 @@ def front(
     }
 
 
-def bare(supernetwork: st.Supernetwork, genotypes: Sequence[st.Genotype]) -> float:
+def bare(supernetwork: st.Supernetwork, genotypes: Sequence[Genotype]) -> float:
     """Seconds for the convolutions and matrix products of a plan alone, once for every batch.
 
     Each runs as the plan runs it, on numbers that are at hand; calibration images count too.
@@ -302,7 +304,7 @@ def growth(quick: bool) -> float:
     parents = list(zip(loaded[::2], loaded[1::2], strict=True))
     whole = [st.stitch(a, b, points="all") for a, b in parents]
     noise = st.load_data("noise/1000", train={"images": 10}, val={"images": 10}).test
-    split = st.Split("val", noise.dataset, [0] * IMAGES, "noise")
+    split = Split("val", noise.dataset, [0] * IMAGES, "noise")
     print("| switches | networks a plan | ms a network beside kernels | work shared | GiB alive |")
     print("|---|---|---|---|---|")
     at_200 = 0.0
@@ -344,18 +346,18 @@ class Answer:
         return self.value
 
 
-def sparse(supernetwork: st.Supernetwork, count: int) -> list[st.Genotype]:
+def sparse(supernetwork: st.Supernetwork, count: int) -> list[Genotype]:
     """Random distinct subnetworks with one to six stitches on."""
     rng = random.Random(1)
     places = range(len(supernetwork.switches))
-    found: dict[st.Genotype, None] = {}
+    found: dict[Genotype, None] = {}
     while len(found) < count:
         on = frozenset(rng.sample(places, rng.randint(1, 6)))
-        found[supernetwork.subnetwork(st.Genotype(rng.choice("ab"), on)).genotype] = None
+        found[supernetwork.subnetwork(Genotype(rng.choice("ab"), on)).genotype] = None
     return list(found)
 
 
-def judge(evaluator: st.Evaluator, genotypes: Sequence[st.Genotype]) -> list[Any]:
+def judge(evaluator: st.Evaluator, genotypes: Sequence[Genotype]) -> list[Any]:
     """All that a search does with genotypes, from making the subnetworks to their figures."""
     return evaluator.evaluate(networks(evaluator.supernetwork, genotypes))
 

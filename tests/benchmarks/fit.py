@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import optuna_stitch as st
-from optuna_stitch.stitching.genotype import single_stitch_genotypes
+from optuna_stitch.data.splits import Split
+from optuna_stitch.stitching.genotype import Genotype, single_stitch_genotypes
 from optuna_stitch.stitching.layer import Stitch
 from tests.helpers.networks import networks
 
@@ -81,7 +82,7 @@ def main() -> None:
 def judge(supernetwork: st.Supernetwork, pair: Pair, test: int | None) -> dict[str, float]:
     """All single-stitch networks on test images, against the weaker parent there."""
     evaluator = st.Evaluator(supernetwork, pair.data.test.take(test), ["accuracy"])
-    parents = [st.Genotype("a"), st.Genotype("b")]
+    parents = [Genotype("a"), Genotype("b")]
     figures = evaluator.evaluate(
         networks(supernetwork, [*parents, *single_stitch_genotypes(supernetwork.switches)])
     )
@@ -97,7 +98,7 @@ def judge(supernetwork: st.Supernetwork, pair: Pair, test: int | None) -> dict[s
 def tuned(
     supernetwork: st.Supernetwork,
     pair: Pair,
-    train: st.Split,
+    train: Split,
     minutes: float,
     seed: int,
     test: int | None,
@@ -168,7 +169,7 @@ def against_adamw(
 
 
 def read(
-    supernetwork: st.Supernetwork, split: st.Split, chosen: Sequence[int]
+    supernetwork: st.Supernetwork, split: Split, chosen: Sequence[int]
 ) -> dict[int, tuple[Tensor, Tensor]]:
     """Source and target features by stitch."""
     ends = {}

@@ -22,6 +22,7 @@ from scipy.stats import kendalltau
 import optuna_stitch as st
 from optuna_stitch.evaluation.latency import measure_latency
 from optuna_stitch.evaluation.settings import LatencySettings
+from optuna_stitch.stitching.genotype import Genotype
 
 sys.path.insert(0, str(Path(__file__).parent))
 from pairs import DATA, MISSING, load_pair, say, state
@@ -75,14 +76,14 @@ def main() -> None:
     print(json.dumps(last))
 
 
-def draw(supernetwork: st.Supernetwork) -> list[st.Genotype]:
+def draw(supernetwork: st.Supernetwork) -> list[Genotype]:
     """Random distinct subnetworks with one to four stitches on."""
     rng = random.Random(0)
-    found: dict[st.Genotype, None] = {}
+    found: dict[Genotype, None] = {}
     while len(found) < NETWORKS:
         on = rng.sample(range(len(supernetwork.switches)), rng.randint(1, 4))
         output = rng.choice(("a", "b", "ensemble"))
-        found[supernetwork.subnetwork(st.Genotype(output, frozenset(on))).genotype] = None
+        found[supernetwork.subnetwork(Genotype(output, frozenset(on))).genotype] = None
     return list(found)
 
 

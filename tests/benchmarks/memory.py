@@ -20,6 +20,7 @@ from pathlib import Path
 import timm
 
 import optuna_stitch as st
+from optuna_stitch.stitching.genotype import Genotype
 from tests.helpers.networks import networks
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -45,7 +46,7 @@ def main() -> None:
     for memory in arguments.memory:
         evaluator = st.Evaluator(supernetwork, split, memory=memory, batch_size=IMAGES)
         evaluator.evaluate(
-            networks(supernetwork, [st.Genotype("ensemble")])
+            networks(supernetwork, [Genotype("ensemble")])
         )  # makes what is made once
         with watched() as grown:
             evaluator.evaluate(networks(supernetwork, genotypes))

@@ -21,7 +21,10 @@ import optuna
 from rich.table import Table
 
 import optuna_stitch as st
+from optuna_stitch.evaluation.stitch_quality import measure_stitches
 from optuna_stitch.search.samplers.by_name import make_sampler
+from optuna_stitch.search.space import enqueue_starts
+from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.utils.progress import console
 from tests.helpers.networks import networks
 
@@ -49,7 +52,7 @@ def main() -> None:
     supernetwork = st.stitch(pair.a, pair.b)
     fits = supernetwork.fit(pair.data.train.take(400))
     val = pair.data.val.take(300)
-    stitch_qualities = st.measure_stitches(supernetwork, fits, val)
+    stitch_qualities = measure_stitches(supernetwork, fits, val)
 
     found: dict[str, list[list[Point]]] = {name: [] for name in SAMPLERS}
     with tempfile.TemporaryDirectory() as folder:
@@ -63,9 +66,7 @@ def main() -> None:
                     directions=objective.directions,
                     sampler=make_sampler(name, options, seed=seed, key=objective.key),
                 )
-                st.enqueue_starts(
-                    study, supernetwork, stitch_qualities=stitch_qualities, seed=seed
-                )
+                enqueue_starts(study, supernetwork, stitch_qualities=stitch_qualities, seed=seed)
                 st.optimize(study, objective, n_trials=trials, batch=10)
                 points = [(t.values[0], t.values[1]) for t in study.get_trials(deepcopy=False)]
                 found[name].append(points)
@@ -82,17 +83,17 @@ def report(
     supernetwork: st.Supernetwork,
 ) -> None:
     weaker = min(
-        objective.evaluate(networks(supernetwork, [st.Genotype(side)]))[0]["accuracy"]  # type: ignore[arg-type]
+        objective.evaluate(networks(supernetwork, [Genotype(side)]))[0]["accuracy"]  # type: ignore[arg-type]
         for side in ("a", "b")
     )
-    reference = (weaker - 0.05, 1.01 * supernetwork.subnetwork(st.Genotype("ensemble")).macs)
+    reference = (weaker - 0.05, 1.01 * supernetwork.subnetwork(Genotype("ensemble")).macs)
     everything = [point for runs in found.values() for points in runs for point in points]
     best = hypervolume(everything, reference)
     at = [count for count in (100, 200, 300, 500, 1000, 2000) if count <= trials]
     table = Table(
         "sampler", *(f"after {count}" for count in at), "best accuracy at parent b's MACs"
     )
-    budget = supernetwork.subnetwork(st.Genotype("b")).macs
+    budget = supernetwork.subnetwork(Genotype("b")).macs
     result: dict[str, float] = {}
     for name, runs in found.items():
         cells = []

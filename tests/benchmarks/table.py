@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 import optuna_stitch as st
-from optuna_stitch.stitching.genotype import OUTPUTS
+from optuna_stitch.data.splits import Split
+from optuna_stitch.stitching.genotype import OUTPUTS, Genotype
 from tests.helpers.networks import networks
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -51,7 +52,7 @@ def main() -> None:
             probabilities[setting] = answers.softmax(1)
         say(f"{len(probabilities)} of {len(distinct)} judged")
     labels = torch.cat(
-        [labels for labels, _ in evaluator.answers(networks(small, [st.Genotype("a")]))]
+        [labels for labels, _ in evaluator.answers(networks(small, [Genotype("a")]))]
     )
 
     correct = np.zeros(canonical.shape, np.uint16)
@@ -88,11 +89,11 @@ def spread_evenly(matches: int) -> list[int]:
     return [int(2 * match + way) for match in chosen for way in (0, 1)]
 
 
-def genotype(supernetwork: st.Supernetwork, setting: int) -> st.Genotype:
+def genotype(supernetwork: st.Supernetwork, setting: int) -> Genotype:
     """The genotype with this number: the output's, then one bit a switch."""
     output, bits = divmod(setting, 1 << len(supernetwork.switches))
     on = (index for index in range(len(supernetwork.switches)) if bits >> index & 1)
-    return st.Genotype(OUTPUTS[output], frozenset(on))
+    return Genotype(OUTPUTS[output], frozenset(on))
 
 
 def canonical_settings(supernetwork: st.Supernetwork) -> np.ndarray:
@@ -107,7 +108,7 @@ def canonical_settings(supernetwork: st.Supernetwork) -> np.ndarray:
 
 
 def check(
-    supernetwork: st.Supernetwork, split: st.Split, correct: np.ndarray, macs: np.ndarray
+    supernetwork: st.Supernetwork, split: Split, correct: np.ndarray, macs: np.ndarray
 ) -> None:
     """Ensembles were put together from their halves: judge some as a search would."""
     size = correct.shape[1]

@@ -20,6 +20,7 @@ from optuna_stitch.evaluation.metrics import (
     AnyMetric,
     Cost,
     LearnedMetric,
+    StreamedMetric,
     accuracy,
     calibration_error,
     cross_entropy,
@@ -99,8 +100,8 @@ def test_figures_of_pixels_are_the_same_streamed_and_from_confusions(
 
 def test_metrics_of_ones_own_of_pixels_are_streamed(pixels: tuple[Tensor, Tensor]) -> None:
     known = METRICS["mean_iou"]
-    assert isinstance(known, st.StreamedMetric)
-    own = st.StreamedMetric("own", known.make)
+    assert isinstance(known, StreamedMetric)
+    own = StreamedMetric("own", known.make)
     result = _accumulate([own], *pixels, per_image=True).results()["own"]
     assert isinstance(result, Streamed)
     assert result.figure == _accumulate([known], *pixels).figures()["mean_iou"]

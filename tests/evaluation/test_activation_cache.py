@@ -6,8 +6,10 @@ import pytest
 from torch import Tensor
 
 import optuna_stitch as st
+from optuna_stitch.data.splits import Split
 from optuna_stitch.evaluation import engine
 from optuna_stitch.evaluation.settings import Kernels
+from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.stitching.program import Program
 from tests.helpers.networks import networks
 
@@ -16,16 +18,16 @@ def _sum(logits: Tensor, _: Tensor) -> float:
     return float(logits.double().sum())
 
 
-def _generations(supernetwork: st.Supernetwork, seed: int) -> list[list[st.Genotype]]:
+def _generations(supernetwork: st.Supernetwork, seed: int) -> list[list[Genotype]]:
     """Batches of near-copies, as a search asks for them."""
     rng = random.Random(seed)
-    last = [st.Genotype(output) for output in ("a", "b", "ensemble")]
+    last = [Genotype(output) for output in ("a", "b", "ensemble")]
     generations = [last]
     for _ in range(4):
         bred = []
         for parent in rng.choices(last, k=5):
             flipped = {rng.randrange(len(supernetwork.switches)) for _ in range(2)}
-            bred.append(st.Genotype(rng.choice(("a", "b", "ensemble")), parent.on ^ flipped))
+            bred.append(Genotype(rng.choice(("a", "b", "ensemble")), parent.on ^ flipped))
         last = [*last, *bred]
         generations.append(bred)
     return generations
@@ -33,8 +35,8 @@ def _generations(supernetwork: st.Supernetwork, seed: int) -> list[list[st.Genot
 
 def _evaluate(
     supernetwork: st.Supernetwork,
-    split: st.Split,
-    generations: list[list[st.Genotype]],
+    split: Split,
+    generations: list[list[Genotype]],
     kernels: Kernels = "plain",
     memory: float = 4.0,
 ) -> list[float]:
@@ -89,7 +91,7 @@ def test_values_are_computed_once_and_stay_within_their_budget(
     evaluator = st.Evaluator(supernetwork, split, memory=8e6 / 2**30 / engine.KEPT, batch_size=30)
     values = evaluator.activation_cache
     into_b = [i for i, switch in enumerate(supernetwork.switches) if switch.into == "b"]
-    evaluator.evaluate(networks(supernetwork, [st.Genotype("b", frozenset([into_b[2]]))]))
+    evaluator.evaluate(networks(supernetwork, [Genotype("b", frozenset([into_b[2]]))]))
     assert 0 < sum(kept.size for kept in values.kept.values()) <= 8e6
     for kept in values.kept.values():
         assert sum(batch.numel() for batch in kept.batches) * 4 <= kept.size
@@ -101,7 +103,7 @@ def test_values_are_computed_once_and_stay_within_their_budget(
         for i in reversed(range(len(supernetwork.switches)))
         if supernetwork.switches[i].into == "a" and i > into_b[2] + 1
     )
-    longer = st.Genotype("a", frozenset([into_b[2], back]))
+    longer = Genotype("a", frozenset([into_b[2], back]))
     assert supernetwork.subnetwork(longer).genotype == longer
     program = supernetwork.supergraph.program([longer])
     alone = program.macs
@@ -116,7 +118,7 @@ def test_what_is_expensive_and_small_is_kept(supernetwork: st.Supernetwork, data
         supernetwork, data.val.take(20), memory=budget / 2**30 / engine.KEPT, batch_size=20
     )
     values = evaluator.activation_cache
-    evaluator.evaluate(networks(supernetwork, [st.Genotype("ensemble")]))
+    evaluator.evaluate(networks(supernetwork, [Genotype("ensemble")]))
     operations = supernetwork.supergraph.operations
     kept = [operations[place].elements for place, _ in values.kept]
     left_out = [
@@ -128,5 +130,5 @@ def test_what_is_expensive_and_small_is_kept(supernetwork: st.Supernetwork, data
     # what is not used for long gives way, however expensive
     for switch in range(len(supernetwork.switches)):
         into = supernetwork.switches[switch].into
-        evaluator.evaluate(networks(supernetwork, [st.Genotype(into, frozenset([switch]))]))
+        evaluator.evaluate(networks(supernetwork, [Genotype(into, frozenset([switch]))]))
     assert any(path for _, path in values.kept)

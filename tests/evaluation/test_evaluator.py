@@ -5,13 +5,14 @@ import torch
 from torch import Tensor
 
 import optuna_stitch as st
+from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.utils.errors import ConfigError, DataError
 from tests.helpers.networks import networks
 
 
 def test_figures(supernetwork: st.Supernetwork, data: st.Data) -> None:
     evaluator = st.Evaluator(supernetwork, data.val, ["accuracy", "macs", "parameters"])
-    genotype = st.Genotype("a")
+    genotype = Genotype("a")
     figures = evaluator.evaluate(networks(supernetwork, [genotype]))[0]
     hits = evaluator.logits(networks(supernetwork, [genotype]))[0].argmax(1) == data.val.targets
     assert figures["accuracy"] == pytest.approx(float(hits.float().mean()))
@@ -32,7 +33,7 @@ def test_a_users_own_metric_and_nothing_twice(
     metric = st.Metric("worst_class", worst_class)
     evaluator = st.Evaluator(supernetwork, data.val, ["accuracy", metric])
     into_b = next(i for i, switch in enumerate(supernetwork.switches) if switch.into == "b")
-    same = [st.Genotype("a"), st.Genotype("a", frozenset([into_b]))]
+    same = [Genotype("a"), Genotype("a", frozenset([into_b]))]
     figures = evaluator.evaluate(networks(supernetwork, same))
     assert figures[0] == figures[1]
     assert 0 <= figures[0]["worst_class"] <= figures[0]["accuracy"]
@@ -43,7 +44,7 @@ def test_a_users_own_metric_and_nothing_twice(
 def test_every_known_metric_is_finite(supernetwork: st.Supernetwork, data: st.Data) -> None:
     names = ["accuracy", "top5", "cross_entropy", "calibration_error", "macs", "parameters"]
     figures = st.Evaluator(supernetwork, data.val, names).evaluate(
-        networks(supernetwork, [st.Genotype("ensemble")])
+        networks(supernetwork, [Genotype("ensemble")])
     )[0]
     assert list(figures.figures) == names
     assert figures["accuracy"] < figures["top5"] <= 1
@@ -52,7 +53,7 @@ def test_every_known_metric_is_finite(supernetwork: st.Supernetwork, data: st.Da
 
 def test_agreement_and_bytes(supernetwork: st.Supernetwork, data: st.Data) -> None:
     names = ["agreement", "weight_bytes", "activation_bytes"]
-    genotypes = [st.Genotype("ensemble"), st.Genotype("a"), st.Genotype("b")]
+    genotypes = [Genotype("ensemble"), Genotype("a"), Genotype("b")]
     evaluator = st.Evaluator(supernetwork, data.val, names, batch_size=30)
     guesses = [logits.argmax(1) for logits in evaluator.logits(networks(supernetwork, genotypes))]
     for genotype, guess, found in zip(
@@ -81,4 +82,4 @@ def test_labels_out_of_range(data: st.Data) -> None:
     few = [st.load_parent(n, num_classes=3, input_size=32) for n in ("test_resnet", "test_vit2")]
     stitched = st.stitch(*few)
     with pytest.raises(DataError, match="label 9"):
-        st.Evaluator(stitched, data.val).evaluate(networks(stitched, [st.Genotype("a")]))
+        st.Evaluator(stitched, data.val).evaluate(networks(stitched, [Genotype("a")]))

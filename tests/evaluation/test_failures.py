@@ -17,7 +17,7 @@ import optuna_stitch as st
 from optuna_stitch.evaluation.engine import Engine
 from optuna_stitch.search.objective import FAILED_AT
 from optuna_stitch.search.worker import optimize
-from optuna_stitch.stitching.genotype import single_stitch_genotypes
+from optuna_stitch.stitching.genotype import Genotype, single_stitch_genotypes
 from optuna_stitch.stitching.program import Program
 from optuna_stitch.stitching.supergraph import Supergraph
 from optuna_stitch.utils.errors import DataError, StudyError
@@ -100,7 +100,7 @@ def test_memory_that_runs_out_halves_the_batch(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     expected = st.Evaluator(supernetwork, data.val).evaluate(
-        networks(supernetwork, [st.Genotype("b")])
+        networks(supernetwork, [Genotype("b")])
     )
     whole = Program.run
     sizes: list[int] = []
@@ -112,9 +112,7 @@ def test_memory_that_runs_out_halves_the_batch(
         return whole(self, images, given)
 
     monkeypatch.setattr(Program, "run", scarce)
-    found = st.Evaluator(supernetwork, data.val).evaluate(
-        networks(supernetwork, [st.Genotype("b")])
-    )
+    found = st.Evaluator(supernetwork, data.val).evaluate(networks(supernetwork, [Genotype("b")]))
     assert found[0]["accuracy"] == expected[0]["accuracy"]
     assert sizes[:3] == [50, 25, 12]
     assert max(sizes[2:]) <= 12
@@ -129,7 +127,7 @@ def test_no_memory_for_a_single_image(
 
     monkeypatch.setattr(Program, "run", scarce)
     with pytest.raises(DataError, match="smaller `memory`"):
-        st.Evaluator(supernetwork, data.val).evaluate(networks(supernetwork, [st.Genotype("b")]))
+        st.Evaluator(supernetwork, data.val).evaluate(networks(supernetwork, [Genotype("b")]))
 
 
 def test_no_memory_for_the_calibration(
@@ -153,7 +151,7 @@ def test_other_errors_are_not_taken_for_lack_of_memory(
 
     monkeypatch.setattr(Program, "run", wrong)
     with pytest.raises(RuntimeError, match="shapes differ"):
-        st.Evaluator(supernetwork, data.val).evaluate(networks(supernetwork, [st.Genotype("b")]))
+        st.Evaluator(supernetwork, data.val).evaluate(networks(supernetwork, [Genotype("b")]))
 
 
 def test_an_interruption_loses_nothing_that_is_finished(

@@ -11,15 +11,15 @@ import optuna_stitch as st
 from optuna_stitch.evaluation.engine import Engine, divide
 from optuna_stitch.evaluation.settings import KERNELS
 from optuna_stitch.stitching import program as sharing
-from optuna_stitch.stitching.genotype import single_stitch_genotypes
+from optuna_stitch.stitching.genotype import Genotype, single_stitch_genotypes
 from tests.helpers.networks import networks
 from tests.helpers.plans import plan
 
 
-def _genotypes(supernetwork: st.Supernetwork) -> some.SearchStrategy[list[st.Genotype]]:
+def _genotypes(supernetwork: st.Supernetwork) -> some.SearchStrategy[list[Genotype]]:
     switch = some.integers(0, len(supernetwork.switches) - 1)
     genotype = some.builds(
-        st.Genotype,
+        Genotype,
         some.sampled_from(["a", "b", "ensemble"]),
         some.frozensets(switch, max_size=4),
     )
@@ -80,7 +80,7 @@ def test_fast_kernels_are_what_torch_makes_of_the_extracted_module(
         ]
     )
     engine = Engine(supernetwork.supergraph, "fast", memory=1, batch_size=len(images))
-    genotypes = [st.Genotype("ensemble"), *single_stitch_genotypes(supernetwork.switches)]
+    genotypes = [Genotype("ensemble"), *single_stitch_genotypes(supernetwork.switches)]
     assert len(genotypes) > 4
     for genotype, logits in zip(genotypes, _run(engine, genotypes, images), strict=True):
         module = supernetwork.subnetwork(genotype).extract()
@@ -98,7 +98,7 @@ def _called(module: fx.GraphModule) -> list[nn.Module]:
 
 
 @torch.no_grad()
-def _run(engine: Engine, genotypes: list[st.Genotype], images: Tensor) -> list[Tensor]:
+def _run(engine: Engine, genotypes: list[Genotype], images: Tensor) -> list[Tensor]:
     subnetworks = [st.Subnetwork.of(engine.supergraph, genotype) for genotype in genotypes]
     program = divide(engine.supergraph, subnetworks, batch_size=len(images))[0].program
     return engine.run(engine.prepare(program), [images])
@@ -146,11 +146,11 @@ def plain_norms(data: st.Data) -> st.Supernetwork:
 
 
 def test_what_subnetworks_share_is_computed_once(supernetwork: st.Supernetwork) -> None:
-    parents = [st.Genotype("a"), st.Genotype("b"), st.Genotype("ensemble")]
-    both = supernetwork.subnetwork(st.Genotype("ensemble")).macs
+    parents = [Genotype("a"), Genotype("b"), Genotype("ensemble")]
+    both = supernetwork.subnetwork(Genotype("ensemble")).macs
     assert plan(supernetwork, parents).macs == both
     last = len(supernetwork.switches) - 2
-    crossed = st.Genotype("b", frozenset([last]))
+    crossed = Genotype("b", frozenset([last]))
     together = plan(supernetwork, [*parents, crossed])
     assert both < together.macs < both + supernetwork.subnetwork(crossed).macs / 2
 
@@ -207,7 +207,7 @@ def test_an_order_that_ends_branches_keeps_less_alive(
 def test_sixteen_bits_are_near_and_not_exact(
     supernetwork: st.Supernetwork, images: Tensor
 ) -> None:
-    genotypes = [st.Genotype("b"), single_stitch_genotypes(supernetwork.switches)[-1]]
+    genotypes = [Genotype("b"), single_stitch_genotypes(supernetwork.switches)[-1]]
     exact, rounded = (
         _run(
             Engine(supernetwork.supergraph, kernels, memory=1, batch_size=len(images)),

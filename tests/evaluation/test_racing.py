@@ -6,7 +6,7 @@ import torch
 
 import optuna_stitch as st
 from optuna_stitch.evaluation.racing import Race, Rival
-from optuna_stitch.stitching.genotype import single_stitch_genotypes
+from optuna_stitch.stitching.genotype import Genotype, single_stitch_genotypes
 from optuna_stitch.utils.errors import ConfigError
 from tests.helpers.networks import networks
 
@@ -83,8 +83,8 @@ def test_real_subnetworks_that_a_full_evaluation_keeps_are_kept(
 @pytest.fixture(scope="module")
 def table(supernetwork: st.Supernetwork, data: st.Data) -> tuple[torch.Tensor, list[float]]:
     genotypes = [
-        st.Genotype("a"),
-        st.Genotype("b"),
+        Genotype("a"),
+        Genotype("b"),
         *single_stitch_genotypes(supernetwork.switches),
     ]
     logits = st.Evaluator(supernetwork, data.val).logits(networks(supernetwork, genotypes))
@@ -109,7 +109,7 @@ def test_a_race_is_against_the_best_that_costs_no_more() -> None:
 
 
 def test_the_evaluator_marks_what_it_stopped(supernetwork: st.Supernetwork, data: st.Data) -> None:
-    parents = [st.Genotype("a"), st.Genotype("b")]
+    parents = [Genotype("a"), Genotype("b")]
     genotypes = single_stitch_genotypes(supernetwork.switches)
     full = st.Evaluator(supernetwork, data.val)
     raced = st.Evaluator(supernetwork, data.val, racing=st.Racing(first=50), batch_size=25)

@@ -11,7 +11,7 @@ import torch
 import optuna_stitch as st
 from optuna_stitch.evaluation.engine import Engine
 from optuna_stitch.evaluation.result_cache import CachedResult, ResultCache
-from optuna_stitch.stitching.genotype import single_stitch_genotypes
+from optuna_stitch.stitching.genotype import Genotype, single_stitch_genotypes
 from optuna_stitch.utils.errors import StudyError
 from tests.helpers.networks import networks
 
@@ -31,11 +31,11 @@ def _record(**figures: float) -> CachedResult:
 
 
 def test_records_come_back_as_they_were(result_cache: ResultCache, tmp_path: Path) -> None:
-    genotypes = [st.Genotype("a"), st.Genotype("ensemble", frozenset([3, 12]))]
+    genotypes = [Genotype("a"), Genotype("ensemble", frozenset([3, 12]))]
     written = _record(accuracy=1 / 3, top5=0.5)
     result_cache.keep(dict.fromkeys(genotypes, written))
     for again in (result_cache, ResultCache(_url(tmp_path), "network", "split", "fast")):
-        found = again.find([*genotypes, st.Genotype("b")])
+        found = again.find([*genotypes, Genotype("b")])
         assert set(found) == set(genotypes)
         for record in found.values():
             assert record.figures == written.figures
@@ -50,30 +50,28 @@ def test_records_come_back_as_they_were(result_cache: ResultCache, tmp_path: Pat
 def test_records_of_something_else_are_not_found(
     result_cache: ResultCache, tmp_path: Path, other: tuple[str, str, Any]
 ) -> None:
-    result_cache.keep({st.Genotype("a"): _record(accuracy=0.5)})
-    assert not ResultCache(_url(tmp_path), *other).find([st.Genotype("a")])
+    result_cache.keep({Genotype("a"): _record(accuracy=0.5)})
+    assert not ResultCache(_url(tmp_path), *other).find([Genotype("a")])
 
 
 def test_other_metrics_stand_beside_those_that_are_there(result_cache: ResultCache) -> None:
-    genotype = st.Genotype("a")
+    genotype = Genotype("a")
     result_cache.keep({genotype: _record(accuracy=0.5)})
-    result_cache.keep(
-        {genotype: _record(cross_entropy=1.5), st.Genotype("b"): _record(accuracy=0.1)}
-    )
+    result_cache.keep({genotype: _record(cross_entropy=1.5), Genotype("b"): _record(accuracy=0.1)})
     assert result_cache.find([genotype])[genotype].figures == {
         "accuracy": 0.5,
         "cross_entropy": 1.5,
     }
-    assert st.Genotype("b") in result_cache.find([st.Genotype("b")])
+    assert Genotype("b") in result_cache.find([Genotype("b")])
 
 
 def test_new_records_are_told_once(result_cache: ResultCache, tmp_path: Path) -> None:
     other = ResultCache(_url(tmp_path), "network", "split", "fast")
-    other.keep({st.Genotype("a"): _record(accuracy=0.5)})
-    assert [genotype for genotype, _ in result_cache.new()] == [st.Genotype("a")]
+    other.keep({Genotype("a"): _record(accuracy=0.5)})
+    assert [genotype for genotype, _ in result_cache.new()] == [Genotype("a")]
     assert not result_cache.new()
-    other.keep({st.Genotype("b", frozenset([2])): _record(accuracy=0.5)})
-    assert [genotype for genotype, _ in result_cache.new()] == [st.Genotype("b", frozenset([2]))]
+    other.keep({Genotype("b", frozenset([2])): _record(accuracy=0.5)})
+    assert [genotype for genotype, _ in result_cache.new()] == [Genotype("b", frozenset([2]))]
 
 
 def _work(url: str, seed: int) -> None:
@@ -81,7 +79,7 @@ def _work(url: str, seed: int) -> None:
     for step in range(20):
         result_cache.keep(
             {
-                st.Genotype("a", frozenset([(7 * seed + step + k) % 40])): _record(accuracy=0.5)
+                Genotype("a", frozenset([(7 * seed + step + k) % 40])): _record(accuracy=0.5)
                 for k in range(5)
             }
         )
@@ -143,7 +141,7 @@ def test_a_users_metric_is_recorded_under_its_version(
         evaluator = st.Evaluator(
             supernetwork, data.val, [metric], result_cache=_url(tmp_path), batch_size=200
         )
-        evaluator.evaluate(networks(supernetwork, [st.Genotype("a")]))
+        evaluator.evaluate(networks(supernetwork, [Genotype("a")]))
         assert len(calls) == expected
 
 
@@ -151,7 +149,7 @@ def test_races_are_against_what_others_found(
     supernetwork: st.Supernetwork, data: st.Data, tmp_path: Path
 ) -> None:
     st.Evaluator(supernetwork, data.val, result_cache=_url(tmp_path)).evaluate(
-        networks(supernetwork, [st.Genotype("a"), st.Genotype("b")])
+        networks(supernetwork, [Genotype("a"), Genotype("b")])
     )
     raced = st.Evaluator(
         supernetwork,
@@ -179,9 +177,9 @@ def test_a_database_that_cannot_be_used(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "records.db") as connection:
         connection.execute("DROP TABLE optuna_stitch_evaluations")
     for use in (
-        lambda: result_cache.find([st.Genotype("a")]),
+        lambda: result_cache.find([Genotype("a")]),
         result_cache.new,
-        lambda: result_cache.keep({st.Genotype("a"): _record(accuracy=0.5)}),
+        lambda: result_cache.keep({Genotype("a"): _record(accuracy=0.5)}),
     ):
         with pytest.raises(StudyError, match="nothing finished is lost"):
             use()

@@ -5,27 +5,29 @@ from dataclasses import replace
 import pytest
 
 import optuna_stitch as st
+from optuna_stitch.evaluation.stitch_quality import StitchQuality, best_stitches, measure_stitches
+from optuna_stitch.stitching.genotype import Genotype
 from tests.helpers.networks import networks
 
 
 @pytest.fixture(scope="module")
-def stitch_qualities(a: st.Parent, b: st.Parent, data: st.Data) -> list[st.StitchQuality]:
+def stitch_qualities(a: st.Parent, b: st.Parent, data: st.Data) -> list[StitchQuality]:
     supernetwork = st.stitch(a, b)
     fits = supernetwork.fit(data.train, images=100)
-    return st.measure_stitches(supernetwork, fits, data.val.take(100))
+    return measure_stitches(supernetwork, fits, data.val.take(100))
 
 
 def test_each_is_the_network_with_one_stitch_on(
-    stitch_qualities: list[st.StitchQuality], a: st.Parent, b: st.Parent, data: st.Data
+    stitch_qualities: list[StitchQuality], a: st.Parent, b: st.Parent, data: st.Data
 ) -> None:
     supernetwork = st.stitch(a, b)
     supernetwork.fit(data.train, images=100)
     evaluator = st.Evaluator(supernetwork, data.val.take(100), ["accuracy", "macs"])
-    parents = evaluator.evaluate(networks(supernetwork, [st.Genotype("a"), st.Genotype("b")]))
+    parents = evaluator.evaluate(networks(supernetwork, [Genotype("a"), Genotype("b")]))
     weaker = min(entry["accuracy"] for entry in parents)
     for index in (0, len(stitch_qualities) - 1):
         stitch_quality = stitch_qualities[index]
-        alone = st.Genotype(stitch_quality.into, frozenset([index]))
+        alone = Genotype(stitch_quality.into, frozenset([index]))
         figures = evaluator.evaluate(networks(supernetwork, [alone]))[0]
         assert stitch_quality.switch == supernetwork.switches[index].name
         assert (stitch_quality.quality, stitch_quality.macs) == (
@@ -37,14 +39,14 @@ def test_each_is_the_network_with_one_stitch_on(
     assert [c.depth_a for c in stitch_qualities] == sorted(c.depth_a for c in stitch_qualities)
 
 
-def test_the_best_are_kept(stitch_qualities: list[st.StitchQuality]) -> None:
+def test_the_best_are_kept(stitch_qualities: list[StitchQuality]) -> None:
     some = [
         replace(stitch_qualities[0], quality=quality, drop=0.9 - quality, r2=r2)
         for quality, r2 in ((0.9, 0.1), (0.5, 0.9), (0.8, 0.8), (0.7, 0.7))
     ]
-    assert st.best_stitches(some) == [0, 1, 2, 3]
-    assert st.best_stitches(some, best=2) == [0, 2]
-    assert st.best_stitches(some, min_r2=0.7) == [1, 2, 3]
-    assert st.best_stitches(some, max_accuracy_drop=0.25) == [0, 2, 3]
-    assert st.best_stitches(some, max_accuracy_drop=0.25, min_r2=0.75) == [2]
-    assert st.best_stitches(some, min_r2=0.99) == []
+    assert best_stitches(some) == [0, 1, 2, 3]
+    assert best_stitches(some, best=2) == [0, 2]
+    assert best_stitches(some, min_r2=0.7) == [1, 2, 3]
+    assert best_stitches(some, max_accuracy_drop=0.25) == [0, 2, 3]
+    assert best_stitches(some, max_accuracy_drop=0.25, min_r2=0.75) == [2]
+    assert best_stitches(some, min_r2=0.99) == []

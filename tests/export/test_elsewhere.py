@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 import optuna_stitch as st
+from optuna_stitch.data.splits import Split
 from optuna_stitch.run.run import Run
 from tests.helpers.commands import call
 from tests.helpers.exports import answers, write_pictures
@@ -24,7 +25,7 @@ def pictures(data: st.Data, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 
 
 def expected_of(
-    supernetwork: st.Supernetwork, subnetwork: st.Subnetwork, split: st.Split
+    supernetwork: st.Supernetwork, subnetwork: st.Subnetwork, split: Split
 ) -> tuple[list[int], float]:
     """The classes that the evaluator says, and their accuracy."""
     evaluator = st.Evaluator(supernetwork, split, ["accuracy"], kernels="plain")

@@ -18,6 +18,7 @@ import optuna_stitch as st
 from optuna_stitch.export.export import export_subnetwork
 from optuna_stitch.export.formats import select_formats, write_onnx
 from optuna_stitch.export.trace import trace
+from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.utils.errors import ExportError
 from tests.helpers.exports import (
     Foreign,
@@ -76,7 +77,7 @@ def test_two_views_are_two_inputs(
 ) -> None:
     # a stitch into a branch leaves the rest of what reads the other input
     singles = (
-        two_views.subnetwork(st.Genotype("ensemble", frozenset([switch])))
+        two_views.subnetwork(Genotype("ensemble", frozenset([switch])))
         for switch in range(len(two_views.switches))
     )
     subnetwork = next(single for single in singles if single.on and inputs_of(single) == 2)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import optuna_stitch as st
 from optuna_stitch.export.source import inline_regions, write_code
 from optuna_stitch.export.trace import trace
+from optuna_stitch.stitching.genotype import Genotype
 from tests.helpers.exports import Tied, assert_same, images_of, small_pair, some
 
 
@@ -48,7 +49,7 @@ def test_weights_are_those_that_are_used(supernetwork: st.Supernetwork) -> None:
 
 def test_names_and_comments_say_where_things_come_from(supernetwork: st.Supernetwork) -> None:
     switch = next(i for i, switch in enumerate(supernetwork.switches) if switch.into == "b")
-    subnetwork = supernetwork.subnetwork(st.Genotype("b", frozenset([switch])))
+    subnetwork = supernetwork.subnetwork(Genotype("b", frozenset([switch])))
     text, weights = write_code(trace(subnetwork, title='From "a"\nto b'))
     assert text.startswith('"""From \'a\' to b.\n')
     lines = [line.strip() for line in text.splitlines()]
@@ -98,7 +99,7 @@ def test_batchnorms_downstream_of_stitches_keep_their_statistics(data: st.Data) 
     supernetwork = small_pair(Tied)
     supernetwork.fit(data.train, recalibrate=32)
     into = [i for i, s in enumerate(supernetwork.switches) if s.into == "a"]
-    subnetwork = supernetwork.subnetwork(st.Genotype("a", frozenset(into[:1])))
+    subnetwork = supernetwork.subnetwork(Genotype("a", frozenset(into[:1])))
     assert subnetwork.on
     network = network_of(*write_code(trace(subnetwork)))
     assert_same(network, subnetwork, images_of(supernetwork, 7))

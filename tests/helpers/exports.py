@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 import optuna_stitch as st
+from optuna_stitch.data.splits import Split
+from optuna_stitch.stitching.genotype import Genotype
 
 Network = Callable[..., Tensor]
 
@@ -31,17 +33,15 @@ def some(supernetwork: st.Supernetwork, seed: int) -> st.Subnetwork:
     while True:
         on = frozenset(generator.choice(count, size=min(count, 3), replace=False).tolist())
         output = ("ensemble", "a", "b")[seed % 3]
-        found = supernetwork.subnetwork(st.Genotype(output, on))
+        found = supernetwork.subnetwork(Genotype(output, on))
         if found.on:
             return found
 
 
-def best_single_stitch(
-    supernetwork: st.Supernetwork, output: Any, split: st.Split
-) -> st.Subnetwork:
+def best_single_stitch(supernetwork: st.Supernetwork, output: Any, split: Split) -> st.Subnetwork:
     """The best network with one stitch, so that its answers are neither chance nor perfect."""
     switches = range(len(supernetwork.switches))
-    singles = [supernetwork.subnetwork(st.Genotype(output, frozenset([s]))) for s in switches]
+    singles = [supernetwork.subnetwork(Genotype(output, frozenset([s]))) for s in switches]
     stitched = [subnetwork for subnetwork in singles if subnetwork.on]
     evaluations = st.Evaluator(supernetwork, split, ["accuracy"]).evaluate(stitched)
     return max(zip(stitched, evaluations, strict=True), key=lambda one: one[1]["accuracy"])[0]
@@ -84,7 +84,7 @@ def load_onnx(folder: Path) -> Network:
     return run
 
 
-def write_pictures(split: st.Split, folder: Path) -> list[int]:
+def write_pictures(split: Split, folder: Path) -> list[int]:
     """Write a split's images as files, and return their labels."""
     folder.mkdir()
     labels = []

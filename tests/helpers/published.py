@@ -12,6 +12,7 @@ import optuna
 import plotly.graph_objects as go
 
 import optuna_stitch as st
+from optuna_stitch.data.splits import Split
 from optuna_stitch.report.dashboard import FinishedTrial, publish
 from optuna_stitch.report.dashboard_server import dashboard_app
 from optuna_stitch.report.entries import Entry
@@ -23,7 +24,7 @@ from optuna_stitch.storage.open import open_storage
 SUMMARY = "Trial 7 needs 31% fewer multiply-accumulates than parent_b."
 
 
-def two_on_front(study: optuna.Study, objective: st.Objective, split: st.Split) -> Front:
+def two_on_front(study: optuna.Study, objective: st.Objective, split: Split) -> Front:
     """Three stitched networks of a study, two of them on a front with the parents."""
     stitched = [t.number for t in study.trials if objective.key(t.params).on]
     front = st.evaluate_front(study, objective, split, only=[0, 1, 2, *stitched[:3]])

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import optuna_stitch as st
 from optuna_stitch.models.parent import load_parent
-from optuna_stitch.stitching.genotype import OUTPUTS
+from optuna_stitch.stitching.genotype import OUTPUTS, Genotype
 
 CLASSES = 10
 Row = dict[str, Any]
@@ -101,14 +101,14 @@ def pair_row(pair: str) -> Row:
             images = [views[view] for view in supernetwork.views]
             row["parents_exact"] = all(
                 torch.equal(
-                    run(supernetwork, st.Genotype(side), images), parent.module(views[parent.view])
+                    run(supernetwork, Genotype(side), images), parent.module(views[parent.view])
                 )
                 for side, parent in (("a", a), ("b", b))
             )
             for _ in range(5):
                 on = np.flatnonzero(rng.random(len(supernetwork.switches)) < 0.1)
                 output = OUTPUTS[rng.integers(len(OUTPUTS))]
-                genotype = st.Genotype(output, frozenset(on.tolist()))
+                genotype = Genotype(output, frozenset(on.tolist()))
                 logits = run(supernetwork, genotype, images)
                 row["genotypes_finite"] += int(
                     logits.isfinite().all() and logits.shape == (2, CLASSES)
@@ -118,7 +118,7 @@ def pair_row(pair: str) -> Row:
     return row
 
 
-def run(supernetwork: st.Supernetwork, genotype: st.Genotype, images: list[Tensor]) -> Tensor:
+def run(supernetwork: st.Supernetwork, genotype: Genotype, images: list[Tensor]) -> Tensor:
     """Run a subnetwork, extracted, on the views that it needs."""
     network = supernetwork.subnetwork(genotype).extract()
     inputs = [node for node in network.graph.nodes if node.op == "placeholder"]  # type: ignore[union-attr]

@@ -50,8 +50,8 @@ def test_an_exported_program_is_a_parent(tmp_path: Path, images: Tensor) -> None
         assert torch.equal(parent.module(images), module(images))
         assert torch.equal(graph.module(images), module(images))
     supernetwork = st.stitch(parent, st.load_parent("test_vit2", num_classes=10, input_size=160))
-    st.save_supernetwork(supernetwork, tmp_path / "saved")
-    loaded = st.load_supernetwork(tmp_path / "saved")
+    supernetwork.save(tmp_path / "saved")
+    loaded = st.Supernetwork.load(tmp_path / "saved")
     assert loaded.content_hash() == supernetwork.content_hash()
 
 

@@ -18,7 +18,7 @@ import optuna_stitch as st
 from optuna_stitch.models.capture import TRACED_BATCH
 from optuna_stitch.models.graph import NetworkGraph
 from optuna_stitch.models.parent import load_parent
-from optuna_stitch.stitching.genotype import Output, Side
+from optuna_stitch.stitching.genotype import Genotype, Output, Side
 from optuna_stitch.stitching.matching import PointKind, match
 from tests.helpers import sweep
 
@@ -136,7 +136,7 @@ def test_no_genotype_of_any_pair_makes_a_cycle(draw: some.DataObject) -> None:
     for _ in range(5):
         on = draw.draw(some.frozensets(some.integers(0, switches - 1)))
         output: Output = draw.draw(some.sampled_from(["a", "b", "ensemble"]))
-        resolved = supernetwork.supergraph.resolve(st.Genotype(output, on))
+        resolved = supernetwork.supergraph.resolve(Genotype(output, on))
         computed: set[int] = set()
         for place, reads in resolved.steps:
             assert computed.issuperset(reads)

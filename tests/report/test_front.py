@@ -12,6 +12,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 import optuna_stitch as st
+from optuna_stitch.data.splits import Split
 from optuna_stitch.evaluation.metrics import Unit
 from optuna_stitch.report.baselines import Cascade, Duo, tune_combinations
 from optuna_stitch.report.document import Pictures, write_report
@@ -31,7 +32,7 @@ from tests.report.recompute import largest_difference
 
 
 def test_figures_agree_with_raw_predictions(
-    front: st.Front, supernetwork: st.Supernetwork, shown: st.Split, tmp_path: Path
+    front: st.Front, supernetwork: st.Supernetwork, shown: Split, tmp_path: Path
 ) -> None:
     """Subnetworks run one by one as plain modules, then every figure from what they answer."""
     images = next(shown.batches(supernetwork.views, len(shown))).images
@@ -53,7 +54,7 @@ def test_figures_agree_with_raw_predictions(
 
 
 def test_baselines_are_tuned_on_validation_images(
-    front: st.Front, supernetwork: st.Supernetwork, data: st.Data, shown: st.Split
+    front: st.Front, supernetwork: st.Supernetwork, data: st.Data, shown: Split
 ) -> None:
     """The duo and the cascades again, from the parents' logits."""
     a, b = (_logits(supernetwork, side, shown) for side in ("a", "b"))
@@ -125,7 +126,7 @@ def test_other_networks_and_other_objectives(
     supernetwork: st.Supernetwork,
     a: st.Parent,
     data: st.Data,
-    shown: st.Split,
+    shown: Split,
 ) -> None:
     """A baseline that is a parent again has its figures; every figure has its interval."""
     names = ["cross_entropy", "calibration_error", "agreement", "latency_ms"]
@@ -162,14 +163,14 @@ def test_other_networks_and_other_objectives(
 
 
 def test_another_network_must_know_the_same_classes(
-    study: optuna.Study, objective: st.Objective, shown: st.Split
+    study: optuna.Study, objective: st.Objective, shown: Split
 ) -> None:
     other = st.load_parent("test_resnet", num_classes=7, input_size=32)
     with pytest.raises(DataError, match="test_resnet tells 7 classes apart, the parents 10"):
         st.evaluate_front(study, objective, shown, others=[other])
 
 
-def test_some_trials_only(study: optuna.Study, objective: st.Objective, shown: st.Split) -> None:
+def test_some_trials_only(study: optuna.Study, objective: st.Objective, shown: Split) -> None:
     asked = next(t.number for t in study.trials if "on" in t.params.values())
     some = st.evaluate_front(study, objective, shown, only=[asked])
     assert [entry.trial for entry in some.stitched] == [asked]
@@ -245,7 +246,7 @@ def test_notebooks_show_headline_plot_and_table(front: st.Front) -> None:
 
 
 def test_figures_are_shown_in_the_units_of_their_metrics(
-    study: optuna.Study, supernetwork: st.Supernetwork, data: st.Data, shown: st.Split
+    study: optuna.Study, supernetwork: st.Supernetwork, data: st.Data, shown: Split
 ) -> None:
     """Also of metrics of one's own, which have their units with them."""
     unit = Unit("lit switches", "switches", 0.5, "switches that are on (halves)")
@@ -263,9 +264,7 @@ def test_figures_are_shown_in_the_units_of_their_metrics(
     assert "| 2 |" in row
 
 
-def test_images_that_change(
-    front: st.Front, data: st.Data, shown: st.Split, tmp_path: Path
-) -> None:
+def test_images_that_change(front: st.Front, data: st.Data, shown: Split, tmp_path: Path) -> None:
     entry = max(front.stitched, key=lambda e: e.quality)
     said = gained_by(front, entry)
     predictions = front.predictions()
@@ -283,7 +282,7 @@ def test_images_that_change(
     assert path.stat().st_size > 1000
 
 
-def test_without_complete_trials(objective: st.Objective, shown: st.Split) -> None:
+def test_without_complete_trials(objective: st.Objective, shown: Split) -> None:
     empty = optuna.create_study(directions=objective.directions)
     with pytest.raises(StudyError, match="no complete trial to report \\(it has none at all\\)"):
         st.evaluate_front(empty, objective, shown)
@@ -293,7 +292,7 @@ def test_without_complete_trials(objective: st.Objective, shown: st.Split) -> No
         st.evaluate_front(empty, objective, shown)
 
 
-def test_with_one_trial_only(objective: st.Objective, shown: st.Split) -> None:
+def test_with_one_trial_only(objective: st.Objective, shown: Split) -> None:
     single = optuna.create_study(directions=objective.directions)
     single.optimize(objective, n_trials=1)
     front = st.evaluate_front(single, objective, shown)
@@ -313,12 +312,12 @@ def test_a_test_split_without_labels(
         def __getitem__(self, index: int) -> tuple[Image.Image, int]:
             return data.test.read(index)[0], label
 
-    split = st.Split("test", Unlabelled(), range(len(data.test)), "a folder")
+    split = Split("test", Unlabelled(), range(len(data.test)), "a folder")
     with pytest.raises(DataError, match=r"The test split \(a folder\) has no labels"):
         st.evaluate_front(study, objective, split)
 
 
-def _logits(supernetwork: st.Supernetwork, side: str, split: st.Split) -> torch.Tensor:
+def _logits(supernetwork: st.Supernetwork, side: str, split: Split) -> torch.Tensor:
     """What a parent answers as a plain module."""
     module = supernetwork.subnetwork({"output": side}).extract()
     return torch.cat([module(*batch.images) for batch in split.batches(supernetwork.views, 50)])

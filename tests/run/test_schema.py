@@ -10,7 +10,10 @@ import yaml
 
 import optuna_stitch as st
 from optuna_stitch.evaluation.settings import EvaluationSettings, LatencySettings
+from optuna_stitch.evaluation.stitch_quality import best_stitches
 from optuna_stitch.run.study_file import dump_study_file, flatten, load_study_file
+from optuna_stitch.search.space import enqueue_starts
+from optuna_stitch.stitching.settings import FitSettings
 from optuna_stitch.utils.errors import ConfigError
 
 STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.yaml"))
@@ -96,7 +99,7 @@ def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
 
 def test_settings_are_those_of_python(tmp_path: Path) -> None:
     study_file = load_study_file(_write(tmp_path, GOOD))
-    assert study_file.fit == st.FitSettings()
+    assert study_file.fit == FitSettings()
     assert study_file.parents.a.train == st.Recipe(epochs=1)
     assert isinstance(study_file.evaluation, EvaluationSettings)
     assert study_file.evaluation.latency == LatencySettings()
@@ -111,12 +114,12 @@ def test_settings_are_those_of_python(tmp_path: Path) -> None:
     [
         ("data", st.load_data, ["dataset", "root", "class_map", "unreadable", "seed"]),
         ("stitching", st.stitch, ["points", "resize"]),
-        ("keep", st.best_stitches, ["best", "min_r2", "max_accuracy_drop"]),
+        ("keep", best_stitches, ["best", "min_r2", "max_accuracy_drop"]),
         ("study", st.Objective, ["space"]),
         ("study", st.optimize, ["batch", "grace"]),
         ("study", st.create_study, ["seed"]),
         ("study.start", st.create_study, ["population", "probability"]),
-        ("study.start", st.enqueue_starts, ["population", "probability"]),
+        ("study.start", enqueue_starts, ["population", "probability"]),
     ],
 )
 def test_defaults_are_those_of_python(

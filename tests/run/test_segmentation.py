@@ -14,6 +14,7 @@ from optuna_stitch.evaluation.accumulator import Confusions
 from optuna_stitch.evaluation.metrics import mean_iou_of, resolve_metrics
 from optuna_stitch.report.evaluate import FrontEvaluator
 from optuna_stitch.report.significance import interval_of, paired_p_value
+from optuna_stitch.search.space import enqueue_starts
 from optuna_stitch.utils.errors import ConfigError, DataError, MatchError
 
 
@@ -39,7 +40,7 @@ def test_from_parents_to_a_front(supernetwork: st.Supernetwork, noise: st.Data) 
     supernetwork.fit(noise.train)
     objective = st.Objective(supernetwork, noise.val, ["mean_iou", "macs"])
     study = optuna.create_study(directions=objective.directions)
-    st.enqueue_starts(study, supernetwork, population=6)
+    enqueue_starts(study, supernetwork, population=6)
     study.optimize(objective, n_trials=6)
     front = st.evaluate_front(study, objective, noise.test)
     assert front.metric == "mean_iou"

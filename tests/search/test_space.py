@@ -7,16 +7,17 @@ import pytest
 from optuna.trial import TrialState
 
 import optuna_stitch as st
-from optuna_stitch.search.space import baselines, suggest
+from optuna_stitch.evaluation.stitch_quality import measure_stitches
+from optuna_stitch.search.space import baselines, enqueue_starts, suggest
 from optuna_stitch.search.worker import optimize
-from optuna_stitch.stitching.genotype import OUTPUT
+from optuna_stitch.stitching.genotype import OUTPUT, Genotype
 
 
-def _drawn(supernetwork: st.Supernetwork, count: int, largest: int) -> list[st.Genotype]:
+def _drawn(supernetwork: st.Supernetwork, count: int, largest: int) -> list[Genotype]:
     rng = random.Random(0)
     places = range(len(supernetwork.switches))
     return [
-        st.Genotype(
+        Genotype(
             rng.choice(("a", "b", "ensemble")),
             frozenset(rng.sample(places, rng.randint(0, largest))),
         )
@@ -39,7 +40,7 @@ def test_both_spaces_give_the_same_canonical_genotypes(
         asked = {supernetwork.switches[i].name for i in range(every)} & set(trial.distributions)
         for index, switch in enumerate(supernetwork.switches):
             if switch.name not in asked:  # it cannot be felt
-                flipped = st.Genotype(genotype.output, genotype.on ^ {index})
+                flipped = Genotype(genotype.output, genotype.on ^ {index})
                 assert supernetwork.subnetwork(flipped) == reached
 
 
@@ -49,14 +50,14 @@ def test_the_key_of_a_trial_names_its_network(
     objective = st.Objective(supernetwork, data.val.take(5))
     off, on = (dict.fromkeys((s.name for s in supernetwork.switches), v) for v in ("off", "on"))
     into_b = {s.name: "on" for s in supernetwork.switches if s.into == "b"}
-    assert objective.key({**off, "output": "a"}) == st.Genotype("a")
+    assert objective.key({**off, "output": "a"}) == Genotype("a")
     # switches into b are not felt at a's output, as long as nothing of b is read
-    assert objective.key({**off, **into_b, "output": "a"}) == st.Genotype("a")
-    assert objective.key({**on, "output": "a"}) != st.Genotype("a")
+    assert objective.key({**off, **into_b, "output": "a"}) == Genotype("a")
+    assert objective.key({**on, "output": "a"}) != Genotype("a")
 
 
 def test_reachable_asks_for_less(supernetwork: st.Supernetwork) -> None:
-    params = st.Genotype("a").params(supernetwork.switches)
+    params = Genotype("a").params(supernetwork.switches)
     trial = optuna.trial.FixedTrial(params)
     suggest(trial, supernetwork, "reachable")
     into_a = {switch.name for switch in supernetwork.switches if switch.into == "a"}
@@ -77,7 +78,7 @@ def test_any_sampler_searches_the_reachable_space(
 ) -> None:
     objective = st.Objective(supernetwork, data.val.take(30), space="reachable")
     study = optuna.create_study(directions=objective.directions, sampler=sampler)
-    st.enqueue_starts(study, supernetwork, population=6)
+    enqueue_starts(study, supernetwork, population=6)
     optimize(study, objective, n_trials=10, batch=5)
     study.optimize(objective, n_trials=4)
     trials = study.get_trials(states=(TrialState.COMPLETE,))
@@ -96,16 +97,16 @@ def test_the_best_single_stitch_networks_are_among_the_first(
 ) -> None:
     supernetwork = st.stitch(a, b)
     fits = supernetwork.fit(data.train)
-    stitch_qualities = st.measure_stitches(supernetwork, fits, data.val)
+    stitch_qualities = measure_stitches(supernetwork, fits, data.val)
     objective = st.Objective(supernetwork, data.val.take(20))
     study = optuna.create_study(directions=objective.directions)
-    st.enqueue_starts(study, supernetwork, population=12, stitch_qualities=stitch_qualities)
+    enqueue_starts(study, supernetwork, population=12, stitch_qualities=stitch_qualities)
     waiting = study.get_trials(states=(TrialState.WAITING,))
     starts = [supernetwork.subnetwork(trial.params).genotype for trial in waiting]
     assert len(set(starts)) == len(starts) == 12
     assert starts[:3] == baselines()
     best = sorted(stitch_qualities, key=lambda stitch_quality: -stitch_quality.quality)[:6]
     index = {switch.name: i for i, switch in enumerate(supernetwork.switches)}
-    expected = [st.Genotype(c.into, frozenset([index[c.switch]])) for c in best]
+    expected = [Genotype(c.into, frozenset([index[c.switch]])) for c in best]
     assert starts[3:9] == expected
     assert all(genotype.on for genotype in starts[9:])

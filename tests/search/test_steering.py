@@ -8,8 +8,11 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 import optuna_stitch as st
+from optuna_stitch.evaluation.accumulator import Evaluation
 from optuna_stitch.search.samplers.by_name import make_sampler
+from optuna_stitch.search.space import enqueue_starts
 from optuna_stitch.search.steering import SteeredSampler
+from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.storage.buffered import BufferedStorage
 from optuna_stitch.storage.open import open_storage
 from optuna_stitch.utils.errors import ConfigError
@@ -91,7 +94,7 @@ def test_what_cannot_be_steered_is_said() -> None:
 def test_constraints_on_cost_spare_the_images(
     supernetwork: st.Supernetwork, data: st.Data, tmp_path: Path
 ) -> None:
-    limit = supernetwork.subnetwork(st.Genotype("b")).macs * 0.9
+    limit = supernetwork.subnetwork(Genotype("b")).macs * 0.9
     objective = st.Objective(
         supernetwork,
         data.val.take(30),
@@ -100,14 +103,14 @@ def test_constraints_on_cost_spare_the_images(
     run: list[st.Subnetwork] = []
     evaluate = objective.evaluator.evaluate
 
-    def spy(subnetworks: list[st.Subnetwork], **kwargs: bool) -> list[st.Evaluation]:
+    def spy(subnetworks: list[st.Subnetwork], **kwargs: bool) -> list[Evaluation]:
         run.extend(subnetworks)
         return evaluate(subnetworks, **kwargs)
 
     objective.evaluator.evaluate = spy  # type: ignore[assignment]
     storage = open_storage(f"sqlite:///{tmp_path}/study.db")
     study = optuna.create_study(directions=objective.directions, storage=storage)
-    st.enqueue_starts(study, supernetwork, population=20)
+    enqueue_starts(study, supernetwork, population=20)
     st.optimize(study, objective, n_trials=20, batch=6)
     study.optimize(objective, n_trials=4)
     states = {trial.state for trial in study.trials}

@@ -10,7 +10,9 @@ from optuna.trial import TrialState
 
 import optuna_stitch as st
 from optuna_stitch.search.samplers.by_name import make_sampler
-from optuna_stitch.search.space import baselines, distributions, sparse_genotypes
+from optuna_stitch.search.space import baselines, distributions, enqueue_starts, sparse_genotypes
+from optuna_stitch.search.steering import SteeredSampler
+from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.storage.open import open_storage, rdb_of
 from optuna_stitch.utils.errors import ConfigError, StudyError, StudyNotFoundError
 from tests.helpers.networks import networks
@@ -82,7 +84,7 @@ def test_one_by_one_or_together_values_are_the_same(
     alone = optuna.create_study(
         directions=objective.directions, sampler=optuna.samplers.RandomSampler(seed=0)
     )
-    st.enqueue_starts(alone, objective.supernetwork, population=10)
+    enqueue_starts(alone, objective.supernetwork, population=10)
     alone.optimize(objective, n_trials=12)
     assert [t.params for t in alone.trials] == [t.params for t in together.trials]
     assert [t.values for t in alone.trials] == [t.values for t in together.trials]
@@ -106,7 +108,7 @@ def test_a_genetic_sampler_breeds_from_the_sparse_population(
 def test_one_objective_is_a_number(supernetwork: st.Supernetwork, data: st.Data) -> None:
     objective = st.Objective(supernetwork, data.val.take(60), ["accuracy"])
     study = optuna.create_study(directions=objective.directions)
-    st.enqueue_starts(study, supernetwork, population=3)
+    enqueue_starts(study, supernetwork, population=3)
     study.optimize(objective, n_trials=3)
     assert study.best_value == max(trial.value for trial in study.trials if trial.value)
 
@@ -118,7 +120,7 @@ def test_an_interrupted_batch_is_taken_up_again(
     evaluate = objective.evaluate
     calls = 0
 
-    def interrupted(genotypes: list[st.Genotype]) -> list[tuple[float, ...]]:
+    def interrupted(genotypes: list[Genotype]) -> list[tuple[float, ...]]:
         nonlocal calls
         calls += 1
         if calls == 2:
@@ -190,7 +192,7 @@ def test_a_study_is_created_once(objective: st.Objective, tmp_path: Path) -> Non
 def test_a_study_in_memory(objective: st.Objective) -> None:
     study = st.create_study(objective, population=6)
     assert study.metric_names == ["accuracy", "macs"]
-    sampler = st.SteeredSampler(study.sampler, top=0.5, trials=8)
+    sampler = SteeredSampler(study.sampler, top=0.5, trials=8)
     study.sampler = sampler  # it needs a storage through which it can look
     st.optimize(study, objective, n_trials=8, batch=4)
     assert len(_complete(study)) == 8
@@ -296,7 +298,7 @@ def test_one_objective_or_three(
     study = optuna.create_study(
         directions=objective.directions, sampler=make_sampler(name, options, seed=0)
     )
-    st.enqueue_starts(study, supernetwork, population=6)
+    enqueue_starts(study, supernetwork, population=6)
     st.optimize(study, objective, n_trials=16, batch=4)
     assert len(_complete(study)) == 16
     assert all(len(trial.values) == len(metrics) for trial in study.trials)

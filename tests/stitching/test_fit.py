@@ -11,7 +11,7 @@ from torch import Tensor
 import optuna_stitch as st
 from optuna_stitch.models.layouts import Layout
 from optuna_stitch.stitching.fit import StitchFit, _Job, _report
-from optuna_stitch.stitching.genotype import Switch
+from optuna_stitch.stitching.genotype import Genotype, Switch
 from optuna_stitch.stitching.layer import Stitch
 from optuna_stitch.stitching.moments import Moments
 from optuna_stitch.stitching.regression import Choices, Regression
@@ -235,7 +235,7 @@ def test_the_budget_holds_for_every_stitch(a: st.Parent, b: st.Parent, data: st.
     assert sum(entry.rank > 1 for entry in fits) > len(fits) / 2
     for index, entry in enumerate(fits):
         into = supernetwork.switches[index].into
-        crossed = st.Genotype(into, frozenset([index]))
+        crossed = Genotype(into, frozenset([index]))
         resolved = supernetwork.supergraph.resolve(crossed)
         stitch = next(
             supernetwork.supergraph.operations[place]
@@ -261,6 +261,6 @@ def test_a_fit_is_repeatable_and_late_stitches_are_good(
     # a stitch into the last match must leave most of the weaker parent's accuracy
     evaluator = st.Evaluator(again, data.val)
     last = len(again.switches) - 2
-    parents = evaluator.evaluate(networks(again, [st.Genotype("a"), st.Genotype("b")]))
-    crossed = evaluator.evaluate(networks(again, [st.Genotype("b", frozenset([last]))]))[0]
+    parents = evaluator.evaluate(networks(again, [Genotype("a"), Genotype("b")]))
+    crossed = evaluator.evaluate(networks(again, [Genotype("b", frozenset([last]))]))[0]
     assert crossed["accuracy"] > min(p["accuracy"] for p in parents) - 0.1

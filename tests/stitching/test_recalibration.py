@@ -10,15 +10,16 @@ import torch
 import optuna_stitch as st
 from optuna_stitch.data.view import View
 from optuna_stitch.stitching.batch_norm import BatchNorm
+from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.stitching.recalibration import Calibration
 from tests.helpers.networks import networks
 from tests.helpers.plans import plan
 
 
-def _into(supernetwork: st.Supernetwork, side: str) -> st.Genotype:
+def _into(supernetwork: st.Supernetwork, side: str) -> Genotype:
     """The first single-stitch network into a parent."""
     index = next(i for i, switch in enumerate(supernetwork.switches) if switch.into == side)
-    return st.Genotype(side, frozenset([index]))  # type: ignore[arg-type]
+    return Genotype(side, frozenset([index]))  # type: ignore[arg-type]
 
 
 def test_pixels_are_kept_exactly(data: st.Data) -> None:
@@ -38,7 +39,7 @@ def test_a_stitched_path_has_the_parents_own_mean_and_variance(
     moments: dict[bool, dict[int, tuple[torch.Tensor, torch.Tensor]]] = {True: {}, False: {}}
 
     with torch.no_grad():
-        for stitched, genotype in ((False, st.Genotype("a")), (True, _into(supernetwork, "a"))):
+        for stitched, genotype in ((False, Genotype("a")), (True, _into(supernetwork, "a"))):
             program = plan(supernetwork, [genotype])
 
             def keep(
@@ -75,7 +76,7 @@ def test_it_helps_crossovers_into_a_batchnorm_network(
     without = supernetwork.keep(range(len(supernetwork.switches)))
     without.calibration = None
     crossed = [
-        st.Genotype("b", frozenset([index]))
+        Genotype("b", frozenset([index]))
         for index, switch in enumerate(supernetwork.switches)
         if switch.into == "b"
     ]
@@ -87,7 +88,7 @@ def test_it_helps_crossovers_into_a_batchnorm_network(
         for net in (supernetwork, without)
     )
     assert better > plain + 0.005 * len(crossed)
-    parents = [st.Genotype("a"), st.Genotype("b")]
+    parents = [Genotype("a"), Genotype("b")]
     for logits, same in zip(
         st.Evaluator(supernetwork, data.val).logits(networks(supernetwork, parents)),
         st.Evaluator(without, data.val).logits(networks(without, parents)),
@@ -108,9 +109,9 @@ def test_batchnorm_operators_of_exported_programs(
     exported = st.load_parent(str(tmp_path / "a.pt2"), view=a.view)
     supernetwork = st.stitch(exported, b)
     supernetwork.fit(data.train, images=60, recalibrate=30)
-    genotype = st.Genotype(output, _into(supernetwork, "a").on)  # type: ignore[arg-type]
+    genotype = Genotype(output, _into(supernetwork, "a").on)  # type: ignore[arg-type]
     with torch.no_grad():
-        together = plan(supernetwork, [st.Genotype("a"), genotype])
+        together = plan(supernetwork, [Genotype("a"), genotype])
         assert together.stitched_norms
         logits = together.run([images])[1]
         assert torch.equal(supernetwork.subnetwork(genotype).extract()(images), logits)

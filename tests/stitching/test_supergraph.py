@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 import optuna_stitch as st
+from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.stitching.matching import Match
 from optuna_stitch.stitching.supernetwork import Supernetwork
 from optuna_stitch.utils.errors import MatchError
@@ -21,7 +22,7 @@ def test_any_genotype_runs_alone_and_reads_only_what_came_before(
     switches = len(supernetwork.switches)
     on = draw.draw(some.frozensets(some.integers(0, switches - 1)))
     output: Literal["a", "b", "ensemble"] = draw.draw(some.sampled_from(["a", "b", "ensemble"]))
-    genotype = st.Genotype(output, on)
+    genotype = Genotype(output, on)
     resolved = supernetwork.supergraph.resolve(genotype)
     computed: set[int] = set()
     for place, reads in resolved.steps:

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import optuna_stitch as st
+from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.stitching.supergraph import mean_of_probabilities
 from optuna_stitch.utils.errors import ArtifactError, MatchError, StudyError
 from tests.helpers.networks import networks
@@ -27,16 +28,15 @@ def test_with_all_switches_off_a_parent_is_itself(
 
 def test_costs_count_only_what_the_output_needs(supernetwork: st.Supernetwork) -> None:
     graphs = supernetwork.graphs
-    assert supernetwork.subnetwork(st.Genotype("a")).macs == graphs["a"].macs
-    assert supernetwork.subnetwork(st.Genotype("b")).macs == graphs["b"].macs
+    assert supernetwork.subnetwork(Genotype("a")).macs == graphs["a"].macs
+    assert supernetwork.subnetwork(Genotype("b")).macs == graphs["b"].macs
     assert (
-        supernetwork.subnetwork(st.Genotype("ensemble")).macs
-        == graphs["a"].macs + graphs["b"].macs
+        supernetwork.subnetwork(Genotype("ensemble")).macs == graphs["a"].macs + graphs["b"].macs
     )
-    assert supernetwork.subnetwork(st.Genotype("a")).parameters == graphs["a"].parameters
+    assert supernetwork.subnetwork(Genotype("a")).parameters == graphs["a"].parameters
     into_b = next(i for i, switch in enumerate(supernetwork.switches) if switch.into == "b")
-    unreachable = st.Genotype("a", frozenset([into_b]))
-    assert supernetwork.subnetwork(unreachable).genotype == st.Genotype("a")
+    unreachable = Genotype("a", frozenset([into_b]))
+    assert supernetwork.subnetwork(unreachable).genotype == Genotype("a")
     assert supernetwork.subnetwork(unreachable).macs == graphs["a"].macs
 
 
@@ -64,14 +64,14 @@ def test_a_crossover_by_hand(supernetwork: st.Supernetwork, images: Tensor) -> N
     with torch.no_grad():
         Read(supernetwork.graphs["a"].module).run(images)
         expected = Replace(supernetwork.graphs["b"].module).run(images)
-        genotype = st.Genotype("b", frozenset([index]))
+        genotype = Genotype("b", frozenset([index]))
         assert torch.equal(supernetwork.subnetwork(genotype).extract()(images), expected)
     macs = supernetwork.subnetwork(genotype).macs
     assert macs < supernetwork.graphs["a"].macs + supernetwork.graphs["b"].macs
 
 
 def test_params_and_genotypes_are_the_same_thing(supernetwork: st.Supernetwork) -> None:
-    genotype = st.Genotype("ensemble", frozenset([0, 3]))
+    genotype = Genotype("ensemble", frozenset([0, 3]))
     params = supernetwork.subnetwork(genotype).params
     assert len(params) == len(supernetwork.switches) + 1
     assert params[supernetwork.switches[3].name] == "on"
@@ -97,7 +97,7 @@ def test_tokens_and_grids_cross(cnn_vit: st.Supernetwork, images: Tensor) -> Non
     assert ("NCHW", "NLC") in kinds
     with torch.no_grad():
         for index, switch in enumerate(cnn_vit.switches):
-            crossed = cnn_vit.subnetwork(st.Genotype(switch.into, frozenset([index])))
+            crossed = cnn_vit.subnetwork(Genotype(switch.into, frozenset([index])))
             logits = crossed.extract()(images)
             assert logits.shape == (5, 10)
             assert logits.isfinite().all()
@@ -115,8 +115,8 @@ def test_some_of_the_stitches_can_be_kept(
         for place, switch in enumerate(chosen):
             into = supernetwork.switches[switch].into
             with torch.no_grad():
-                whole = st.Genotype(into, frozenset([switch]))
-                part = st.Genotype(into, frozenset([place]))
+                whole = Genotype(into, frozenset([switch]))
+                part = Genotype(into, frozenset([place]))
                 expected = supernetwork.subnetwork(whole).extract()(images)
                 found = kept.subnetwork(part).extract()(images)
             assert torch.equal(found, expected)
@@ -137,7 +137,7 @@ def test_parents_that_see_images_differently(a: st.Parent, data: st.Data) -> Non
         both = supernetwork.subnetwork({"output": "ensemble"}).extract()(*batch.images)
         assert torch.equal(both, mean_of_probabilities(a.module(batch.images[0]), alone))
         evaluator = st.Evaluator(supernetwork, data.test.take(20), kernels="plain")
-        evaluated = evaluator.logits(networks(supernetwork, [st.Genotype("b")]))
+        evaluated = evaluator.logits(networks(supernetwork, [Genotype("b")]))
         assert torch.equal(evaluated[0], alone)
 
 
@@ -158,7 +158,7 @@ def test_saved_and_loaded_it_is_the_same(
     loaded = st.Supernetwork.load(tmp_path)
     assert loaded.content_hash() == supernetwork.content_hash()
     assert loaded.switches == supernetwork.switches
-    genotype = st.Genotype("ensemble", frozenset([1, 4]))
+    genotype = Genotype("ensemble", frozenset([1, 4]))
     with torch.no_grad():
         expected = supernetwork.subnetwork(genotype).extract()(images)
         assert torch.equal(loaded.subnetwork(genotype).extract()(images), expected)
