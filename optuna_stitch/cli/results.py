@@ -1,4 +1,4 @@
-"""The command that takes a found network out of a run."""
+"""Commands that go on from a search: export a network that was found, compare searches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.markup import escape
 from optuna_stitch.cli.options import FolderOption, StudyArgument, open_run
 from optuna_stitch.utils.progress import console
 
-# The command imports what it needs itself: torch and timm take seconds, which the help should
+# Commands import what they need themselves: torch and timm take seconds, which the help should
 # not cost.
 
 
@@ -53,11 +53,7 @@ def export(
     folder: FolderOption = None,
 ) -> None:
     """Export one trial's network, to be loaded without this package, with its model card."""
-    opened = open_run(study, folder)
-    from optuna_stitch.run.export import export_trial
-
-    written = export_trial(
-        opened,
+    written = open_run(study, folder).export(
         trial,
         to,
         formats=[choice.value for choice in formats or [FormatChoice.python]],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import optuna
 import pandas as pd
@@ -27,45 +28,34 @@ from optuna_stitch.report.plots import (
     write_history,
     write_switches,
 )
-from optuna_stitch.run.schema import StudyFile
-from optuna_stitch.stitching.supernetwork import Supernetwork
 from optuna_stitch.storage.open import hide_password
 from optuna_stitch.utils.errors import StudyError
 from optuna_stitch.utils.files import write_text
+
+if TYPE_CHECKING:
+    from optuna_stitch.run.run import Run
 
 # Where a run keeps the drawings of the front's networks.
 _NETWORKS = "networks"
 
 
-def write_results(
-    front: Front,
-    study: optuna.Study,
-    supernetwork: Supernetwork,
-    data: Data,
-    folder: Path,
-    *,
-    title: str,
-    facts: Sequence[tuple[str, str]],
-) -> dict[str, go.Figure]:
+def write_results(run: Run, front: Front) -> dict[str, go.Figure]:
     """Write all that is to be seen of a front into a run's folder.
 
     Args:
+        run: The run.
         front: What was found.
-        study: The study that it is the front of.
-        supernetwork: Whose networks these are.
-        data: The images.
-        folder: The run's.
-        title: Of the report.
-        facts: What the figures come from, as (what, which).
 
     Returns:
         The interactive figures, by name.
     """
+    folder, supernetwork, data = run.folder, run.supernetwork, run.data
+    title = f"{run.name}: {supernetwork.a.name} × {supernetwork.b.name}"
     write_text(folder / "front.csv", front.table().to_csv(index=False))
     predictions = front.predictions()
     if predictions is not None:
         write_text(folder / "predictions.csv", predictions.to_csv())
-    history, shares = _history(study), switch_shares(front, supernetwork)
+    history, shares = _history(run.study), switch_shares(front, supernetwork)
     figures = {"front": draw_front(front, title), "switches": draw_switches(shares)}
     if history is not None:
         figures["history"] = draw_history(history)
@@ -90,7 +80,7 @@ def write_results(
         front,
         pictures,
         title=title,
-        facts=facts,
+        facts=_facts(run),
         commands=[
             f"optuna-stitch dashboard {folder}     # look at every trial",
             f"optuna-stitch search {folder} --trials 500   # go on searching",
@@ -102,42 +92,33 @@ def write_results(
     return figures
 
 
-def facts(
-    study_file: StudyFile,
-    data: Data,
-    supernetwork: Supernetwork,
-    study: optuna.Study,
-    storage_url: str,
-) -> list[tuple[str, str]]:
-    """What the figures of a report come from, as (what, which).
-
-    Args:
-        study_file: What was done.
-        data: The images.
-        supernetwork: Whose networks were searched.
-        study: The search.
-        storage_url: Where it is kept.
-    """
-    parents = ((supernetwork.a, "a"), (supernetwork.b, "b"))
+def _facts(run: Run) -> list[tuple[str, str]]:
+    """What the figures of a report come from, as (what, which)."""
+    supernetwork, data, config = run.supernetwork, run.data, run.study_file
+    study = run.study
     return [
         *(
             (f"parent {side}", f"{parent.name}, input {parent.view.input_size}")
-            for parent, side in parents
+            for side, parent in (("a", supernetwork.a), ("b", supernetwork.b))
         ),
-        ("data", study_file.data.dataset or str(study_file.data.root or "folders of images")),
+        ("data", config.data.dataset or str(config.data.root or "folders of images")),
         ("images", f"{len(data.train)} train, {len(data.val)} val, {len(data.test)} test"),
         ("stitches", f"{len(supernetwork.switches)}, two at each match"),
         ("ensemble", "mean of the parents' class probabilities"),
         ("supernetwork", supernetwork.content_hash()),
-        ("study", f"{study.study_name} in {hide_password(storage_url)}"),
+        ("study", f"{study.study_name} in {hide_password(run.storage_url)}"),
         ("trials", str(len(study.get_trials(deepcopy=False)))),
-        ("sampler", study_file.study.sampler.name),
+        ("sampler", config.study.sampler.name),
         ("versions", versions()),
     ]
 
 
 def export_command(folder: Path) -> str:
-    """The command that exports a trial of a run, with ``{trial}`` for its number."""
+    """The command that exports a trial of a run, with ``{trial}`` for its number.
+
+    Args:
+        folder: The run's.
+    """
     return f"optuna-stitch export {folder} --trial {{trial}} --to trial-{{trial}}"
 
 

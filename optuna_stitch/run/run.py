@@ -17,7 +17,7 @@ from optuna_stitch.report.evaluate import evaluate_front
 from optuna_stitch.report.front import Front
 from optuna_stitch.run.build import build, make_parent, read_stitch_quality
 from optuna_stitch.run.export import export_trial
-from optuna_stitch.run.report import export_command, facts, write_results
+from optuna_stitch.run.report import export_command, write_results
 from optuna_stitch.run.schema import StudyFile, smoke_test
 from optuna_stitch.run.search import LATENCY, known_genotypes, make_objective, sampler_for
 from optuna_stitch.run.study_file import check_same_study, dump_study_file, load_study_file
@@ -372,19 +372,10 @@ class Run:
             DataError: If the test split has no labels, or a baseline tells other classes apart.
         """
         front = self.evaluate_front(show_progress_bar=show_progress_bar)
-        study, supernetwork = self.study, self.supernetwork
         self._write_study_file()
-        figures = write_results(
-            front,
-            study,
-            supernetwork,
-            self.data,
-            self.folder,
-            title=f"{self.name}: {supernetwork.a.name} × {supernetwork.b.name}",
-            facts=facts(self.study_file, self.data, supernetwork, study, self.storage_url),
-        )
+        figures = write_results(self, front)
         left = publish(
-            study,
+            self.study,
             front,
             self.artifact_store,
             figures=figures,

@@ -218,6 +218,3 @@ def smoke_test(study_file: StudyFile) -> StudyFile:
     tiny.keep = KeepConfig()  # random stitches would all be dropped
     tiny.study.trials, tiny.study.batch, tiny.study.start.population = 6, 3, 6
     return tiny
-
-
-TuneConfig = Tuning  # until run/export.py follows

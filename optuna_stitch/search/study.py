@@ -74,7 +74,7 @@ def create_study(
         >>> study = st.create_study(objective, study_name="digits", population=10)
         >>> study.metric_names, len(study.trials)
         (['accuracy', 'macs'], 10)
-        >>> st.optimize(study, objective, n_trials=20)
+        >>> st.optimize(study, objective, n_trials=5)
     """
     if isinstance(storage, str):
         storage = open_storage(storage)
@@ -139,9 +139,10 @@ def load_study(
     Example:
         >>> storage = f"sqlite:///{tmp_path}/studies.db"
         >>> study = st.create_study(objective, study_name="digits", storage=storage)
-        >>> st.optimize(study, objective, n_trials=5)
-        >>> len(st.load_study(study_name="digits", storage=storage).best_trials) > 0
-        True
+        >>> st.optimize(study, objective, n_trials=3)
+        >>> loaded = st.load_study(study_name="digits", storage=storage)
+        >>> [trial.params["output"] for trial in loaded.trials[:3]]
+        ['a', 'b', 'ensemble']
     """
     if isinstance(storage, str):
         storage = open_storage(storage, create=False)
