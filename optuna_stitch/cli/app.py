@@ -124,7 +124,7 @@ def search(
     ] = None,
     batch: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(help="Trials judged together; the study file's number, if absent.", min=1),
+        typer.Option(help="Trials evaluated together; the study file's number, if absent.", min=1),
     ] = None,
 ) -> None:
     """Search for subnetworks, building first where that was not done.

@@ -11,7 +11,8 @@ from optuna_stitch.diagram.lanes import BETWEEN, DROP, Lane, Shown, anchor_of, l
 from optuna_stitch.diagram.segments import Crossing, Segment, dissect, divide
 from optuna_stitch.models.graph import NetworkGraph
 from optuna_stitch.stitching.genotype import SIDES, Output, Side
-from optuna_stitch.stitching.matching import Match, PointKind, candidates_of, select_points
+from optuna_stitch.stitching.matching import Match, candidates_of, select_points
+from optuna_stitch.stitching.settings import PointKind
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.utils.text import millions_text
 

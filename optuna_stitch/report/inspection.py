@@ -17,7 +17,8 @@ from rich.text import Text
 from optuna_stitch.models.graph import NetworkGraph
 from optuna_stitch.models.parent import load_parent
 from optuna_stitch.stitching.layer import Stitch
-from optuna_stitch.stitching.matching import Match, PointKind, select_points
+from optuna_stitch.stitching.matching import Match, select_points
+from optuna_stitch.stitching.settings import PointKind
 from optuna_stitch.utils.errors import OptunaStitchError, first_line
 from optuna_stitch.utils.progress import track
 from optuna_stitch.utils.text import shape_text

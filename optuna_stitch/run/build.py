@@ -23,7 +23,7 @@ from optuna_stitch.utils.files import write_text
 def build(
     study_file: StudyFile, data: Data, folder: Path, *, show_progress_bar: bool = False
 ) -> Supernetwork:
-    """Load or train the parents, match them, fit, tune and judge the stitches, and save all.
+    """Load or train the parents, match them, fit, tune and measure the stitches, and save all.
 
     In several processes started by ``torchrun``, they share the images; the first one writes.
 
@@ -69,9 +69,9 @@ def build(
         if rank() == 0:
             _write_table(folder / "tuning.csv", pd.DataFrame(tuned))
     if rank() == 0:
-        judged = data.val.take(study_file.keep.images)
+        images = data.val.take(study_file.keep.images)
         stitch_qualities = measure_stitches(
-            supernetwork, fits, judged, show_progress_bar=show_progress_bar
+            supernetwork, fits, images, show_progress_bar=show_progress_bar
         )
         supernetwork = _keep(supernetwork, stitch_qualities, study_file.keep, folder)
         supernetwork.save(folder)

@@ -270,7 +270,7 @@ class Run:
 
         Args:
             n_trials: How many trials this worker adds; up to the study file's number, if None.
-            batch: How many trials are judged together; the study file's number, if None.
+            batch: How many trials are evaluated together; the study file's number, if None.
             show_progress_bar: Whether to show a progress bar.
 
         Raises:

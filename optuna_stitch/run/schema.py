@@ -9,11 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from optuna_stitch.evaluation.settings import EvaluationSettings, LatencySettings
 from optuna_stitch.models.recipe import Recipe
-from optuna_stitch.stitching.settings import FitSettings, Tuning
+from optuna_stitch.stitching.settings import FitSettings, PointKind, Tuning
 from optuna_stitch.utils.files import PROGRAM
 
 
 class _Section(BaseModel):
+    # not `Settings`: paths become absolute, and a smoke test changes much
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
@@ -84,7 +85,7 @@ class DataConfig(_Section):
 class StitchingConfig(_Section):
     """Which points are matched; see `stitch`."""
 
-    points: Literal["auto", "all", "dominators", "blocks"] = "auto"
+    points: PointKind = "auto"
     resize: bool = True
     similarity_images: int | None = Field(None, gt=1)
 
@@ -99,7 +100,7 @@ class KeepConfig(_Section):
 
 
 class EvaluationConfig(EvaluationSettings):
-    """How subnetworks are judged in the search; see `Evaluator`.
+    """How subnetworks are evaluated in the search; see `Evaluator`.
 
     Args:
         remember: Whether figures are kept in a database, for other workers and later searches.

@@ -70,7 +70,7 @@ def sampler_for(
 
     Args:
         study: The study that it shall go on with.
-        objective: Its objective, which judges the parents where the search is steered.
+        objective: Its objective, by which the parents are evaluated where the search is steered.
         config: What the study file says.
     """
     # a sampler that starts anew with the same seed would propose the same trials again

@@ -30,7 +30,17 @@ _CHANGEABLE_SECTIONS = ("study.sampler", "study.steering", "report")
 
 
 def check_same_study(new: StudyFile, old: StudyFile, path: Path, folder: Path) -> None:
-    """Raise if a run's folder belongs to a study file that says something else."""
+    """Raise if a run's folder belongs to a study file that says something else.
+
+    Args:
+        new: The study file.
+        old: The one that the run was begun with.
+        path: Where the new one is, for the message.
+        folder: The run's.
+
+    Raises:
+        RunError: If they differ in what may not change while a run goes on.
+    """
     before, after = flatten(old), flatten(new)
     differing = sorted(
         key
@@ -81,7 +91,11 @@ def load_study_file(path: str | Path) -> StudyFile:
 
 
 def dump_study_file(study_file: StudyFile) -> str:
-    """A study file as YAML, with every default filled in."""
+    """A study file as YAML, with every default filled in.
+
+    Args:
+        study_file: The study file.
+    """
     return yaml.safe_dump(study_file.model_dump(mode="json"), sort_keys=False)
 
 
@@ -89,6 +103,9 @@ def flatten(study_file: StudyFile) -> dict[str, Any]:
     """Every key of a study file with its value, as in ``study.sampler.name``.
 
     A section that is absent is one key whose value is None; one that is empty has no keys.
+
+    Args:
+        study_file: The study file.
     """
     return _flat(study_file.model_dump(mode="json"))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from optuna_stitch.data.view import View
 from optuna_stitch.models.graph import NetworkGraph
 from optuna_stitch.models.layouts import resample
 from optuna_stitch.models.points import Point
+from optuna_stitch.stitching.settings import PointKind
 from optuna_stitch.utils.errors import MatchError
 
 # Features are compared on a grid of at most this many positions a side.
@@ -95,8 +96,6 @@ class _CoarseReader(fx.Interpreter):
             )
         return value
 
-
-PointKind = Literal["auto", "all", "dominators", "blocks"]
 
 # Fewer matches among the dominators than this, and `auto` takes all points.
 _FEW = 4

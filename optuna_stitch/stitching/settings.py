@@ -8,6 +8,8 @@ from pydantic import Field
 
 from optuna_stitch.utils.settings import Settings
 
+PointKind = Literal["auto", "all", "dominators", "blocks"]
+
 
 class FitSettings(Settings):
     """How stitches are fitted in closed form.

@@ -26,9 +26,9 @@ from optuna_stitch.stitching.io import (
     write_supernetwork,
 )
 from optuna_stitch.stitching.layer import Stitch, Stitches
-from optuna_stitch.stitching.matching import LinearCKA, Match, PointKind, match
+from optuna_stitch.stitching.matching import LinearCKA, Match, match
 from optuna_stitch.stitching.recalibration import Calibration
-from optuna_stitch.stitching.settings import FitSettings, Tuning
+from optuna_stitch.stitching.settings import FitSettings, PointKind, Tuning
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supergraph import Supergraph
 from optuna_stitch.stitching.tune import Tuned, tune_stitches
