@@ -399,28 +399,3 @@ def cached_name(metric: LearnedMetric) -> str | None:
     if METRICS.get(metric.name) is metric:
         return metric.name
     return f"{metric.name} {metric.version}" if metric.version is not None else None
-
-
-# Until the rooms that show figures look units up themselves.
-SHARES = {name for name, metric in METRICS.items() if metric.unit and metric.unit.share}
-
-
-@dataclass(frozen=True)
-class Axis:
-    """See `Unit`."""
-
-    title: str
-    words: str
-    unit: float = 1.0
-    symbol: str = ""
-
-
-def axis_of(metric: str) -> Axis:
-    """See `unit_of`."""
-    unit = unit_of(metric)
-    return Axis(unit.title, unit.words, unit.scale, unit.symbol or unit.words)
-
-
-def words_of(metric: str) -> str:
-    """See `unit_of`."""
-    return unit_of(metric).words

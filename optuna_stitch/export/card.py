@@ -15,7 +15,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from optuna_stitch.data.view import View
-from optuna_stitch.evaluation.metrics import words_of
+from optuna_stitch.evaluation.metrics import unit_of
 from optuna_stitch.export.formats import FORMATS
 from optuna_stitch.stitching.genotype import SIDES, Output, Side
 from optuna_stitch.stitching.subnetwork import Subnetwork
@@ -346,7 +346,7 @@ def _eval_results(results: Results, task: str) -> list[EvalResult]:
             dataset_name=results.dataset,
             dataset_split="test",
             metric_type=name,
-            metric_name=words_of(name),
+            metric_name=unit_of(name).words,
             metric_value=value,
         )
         for name, value in {results.metric: network.quality, **network.others}.items()
@@ -355,7 +355,7 @@ def _eval_results(results: Results, task: str) -> list[EvalResult]:
 
 def _figures(results: Results) -> list[str]:
     """Test figures of the network and of what it is compared with, in paragraphs."""
-    words, network = words_of(results.metric), results.network
+    words, network = unit_of(results.metric).words, results.network
     head = ["network", words, "95% interval", "MACs", *network.others, "parameters"]
     rows = []
     for one in (*results.baselines, network):

@@ -17,7 +17,7 @@ import optuna
 from numpy.typing import NDArray
 from scipy.stats import permutation_test, rankdata
 
-from optuna_stitch.evaluation.metrics import Axis, axis_of
+from optuna_stitch.evaluation.metrics import Unit, unit_of
 from optuna_stitch.report.hypervolume import (
     Losses,
     Outcomes,
@@ -246,12 +246,12 @@ class Comparison:
         return self.results[0].outcomes.signs
 
     @property
-    def axis(self) -> Axis:
-        """How `Result.progress` is shown."""
+    def unit(self) -> Unit:
+        """What people read `Result.progress` in."""
         if len(self.objectives) > 1:
-            return Axis("hypervolume (% of all runs' together)", "hypervolume", 0.01, "%")
-        axis = axis_of(self.objectives[0])
-        return replace(axis, title=f"best {axis.title}", words=f"best {axis.words}")
+            return Unit("hypervolume", "%", 0.01, "hypervolume (% of all runs' together)")
+        unit = unit_of(self.objectives[0])
+        return replace(unit, words=f"best {unit.words}", axis=f"best {unit.title}")
 
 
 def compare(studies: Sequence[ComparedStudy], *, notes: Sequence[str] = ()) -> Comparison:

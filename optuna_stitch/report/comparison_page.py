@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from rich.table import Table
 
-from optuna_stitch.evaluation.metrics import axis_of
+from optuna_stitch.evaluation.metrics import unit_of
 from optuna_stitch.report.comparison import FEWEST, GOALS, Comparison, Difference, Group, Result
 from optuna_stitch.report.comparison_plots import draw_comparison, write_images
 from optuna_stitch.search.study import CONTENT
@@ -199,14 +199,14 @@ def _method(comparison: Comparison) -> str:
 
 
 def _with_unit(metric: str, value: float) -> str:
-    axis = axis_of(metric)
-    shown = number_text(value / axis.unit)
-    return f"{axis.words} {shown}{axis.symbol}" if axis.symbol == "%" else f"{shown} {axis.symbol}"
+    unit = unit_of(metric)
+    return f"{unit.words} {number_text(value / unit.scale)}%" if unit.share else unit(value)
 
 
 def _head(comparison: Comparison) -> list[str]:
-    axis = comparison.axis
-    found = f"{axis.words}\nafter {comparison.trials}, {axis.symbol}"
+    unit = comparison.unit
+    symbol = f", {unit.symbol}" if unit.symbol else ""
+    found = f"{unit.words}\nafter {comparison.trials}{symbol}"
     return ["run", "trials", found, *(f"trials\nto {goal:.0%}" for goal in GOALS)]
 
 
@@ -241,7 +241,7 @@ def _run_cells(comparison: Comparison, result: Result) -> list[str]:
 
 def _progress(comparison: Comparison, result: Result) -> float:
     """What a run found after as many trials as all have, in the unit of tables."""
-    return float(result.progress[comparison.trials - 1]) / comparison.axis.unit
+    return float(result.progress[comparison.trials - 1]) / comparison.unit.scale
 
 
 def _counts(needed: Sequence[float], comparison: Comparison) -> str:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
-from optuna_stitch.evaluation.metrics import Axis, axis_of
+from optuna_stitch.evaluation.metrics import Unit, unit_of
 from optuna_stitch.report.comparison import Comparison, Curve
 
 Values = NDArray[np.float64]
@@ -52,8 +52,8 @@ class _FrontPanel:
 
     Args:
         title: Above it.
-        across: The axis to the right.
-        up: The axis upwards.
+        across: What the axis to the right shows.
+        up: What the axis upwards shows.
         lines: The fronts.
         step: Where a network's value holds: to the right of it or to its left. None where more
             than these two objectives make the front, which then is no line.
@@ -63,8 +63,8 @@ class _FrontPanel:
     """
 
     title: str
-    across: Axis
-    up: Axis
+    across: Unit
+    up: Unit
     lines: list[_Line]
     step: Literal["right", "left"] | None
     landmarks: list[tuple[str, float, float]]
@@ -78,14 +78,14 @@ class _ProgressPanel:
 
     Args:
         title: Above it.
-        up: The axis upwards.
+        up: What the axis upwards shows.
         curves: Of every group.
         up_limits: What to show: from where the search itself begins.
         compared: After how many trials the groups are compared, if some of them go on.
     """
 
     title: str
-    up: Axis
+    up: Unit
     curves: list[Curve]
     up_limits: Limits
     compared: int | None
@@ -97,12 +97,12 @@ def _front_panels(comparison: Comparison) -> list[_FrontPanel]:
 
 
 def _front_panel(comparison: Comparison, objective: int) -> _FrontPanel:
-    across, up = (axis_of(comparison.objectives[k]) for k in (objective, 0))
+    across, up = (unit_of(comparison.objectives[k]) for k in (objective, 0))
 
     def place(losses: Values) -> tuple[Values, Values]:
         values = losses * comparison.signs
         values = values[np.argsort(values[:, objective])]
-        return values[:, objective] / across.unit, values[:, 0] / up.unit
+        return values[:, objective] / across.scale, values[:, 0] / up.scale
 
     lines = [
         _Line(index, result.name, *place(result.outcomes.front))
@@ -133,17 +133,17 @@ def _front_panel(comparison: Comparison, objective: int) -> _FrontPanel:
 
 def _progress_panel(comparison: Comparison) -> _ProgressPanel:
     """The panel for what was found after so many trials."""
-    axis = comparison.axis
+    unit = comparison.unit
     first = min(_FIRST_TRIALS, int(_FIRST_SHARE * comparison.trials))
-    later = np.concatenate([run.progress[first:] for run in comparison.results]) / axis.unit
+    later = np.concatenate([run.progress[first:] for run in comparison.results]) / unit.scale
     many = any(len(group.results) > 1 for group in comparison.groups)
     curves = [group.curve for group in comparison.groups]
     goes_on = any(curve.trials[-1] > comparison.trials for curve in curves)
     return _ProgressPanel(
         f"found after so many trials{': median and range' if many else ''}",
-        axis,
+        unit,
         [
-            Curve(c.trials, c.low / axis.unit, c.median / axis.unit, c.high / axis.unit)
+            Curve(c.trials, c.low / unit.scale, c.median / unit.scale, c.high / unit.scale)
             for c in curves
         ],
         _around(later),
