@@ -1,4 +1,4 @@
-"""Data sets that timm does not read as they are needed here."""
+"""Data sets that timm does not read in the way that splits need."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Digits:
 class Files:
     """Images as timm's readers find them.
 
-    timm's own data set passes over an image that does not decode and returns the next one in its
-    place, which would be another image without anybody knowing.
+    timm's own data set skips an image that does not decode and returns the next one in its place,
+    so that nobody notices that the image is another one.
 
     Args:
         reader: A reader of timm's.
@@ -46,7 +46,7 @@ class Files:
         index = getattr(reader, "class_to_idx", None)
         self.class_count = max(index.values()) + 1 if index else None
         names = {label: str(name) for name, label in (index or {}).items()}
-        # a map of classes may leave some out
+        # a class map may lack some labels
         self.class_names = (
             tuple(names.get(label, str(label)) for label in range(self.class_count))
             if self.class_count
@@ -67,8 +67,8 @@ class VOC:
     """Pascal VOC's segmentation: 20 classes and background, 255 around objects.
 
     Args:
-        name: ``torch/voc``, or with a year, ``torch/voc2007``; 2012 otherwise.
-        root: Folder with ``VOCdevkit`` in it.
+        name: ``torch/voc`` for 2012, or with a year: ``torch/voc2007``.
+        root: Folder with ``VOCdevkit`` in it; the current one, if None.
         split: VOC's own name of a part: ``train``, ``val``, ``trainval``, ``test``.
 
     Raises:
@@ -103,10 +103,13 @@ class VOC:
 
 
 class Noise:
-    """Random images and labels: for trying a study file out, not for figures.
+    """Random images and labels, to try a study file out.
 
     Args:
         name: ``noise/<classes>``, or ``noise/<classes>/pixels`` with a label for every pixel.
+
+    Raises:
+        DataError: If the name is of another form.
     """
 
     _IMAGES, _SIDE = 100, 64

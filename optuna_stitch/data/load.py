@@ -1,4 +1,4 @@
-"""Images for every stage: three disjoint splits, seen by each parent as it was trained to.
+"""Images for every stage, in three disjoint splits.
 
 Stitches are fitted on ``train``, the search sees ``val`` only, and the reported front is evaluated
 again on ``test``.
@@ -33,6 +33,11 @@ class Data:
         test: For the report.
         classes: Number of classes.
         class_names: Their names in the order of their labels, where the data set knows them.
+
+    Example:
+        >>> digits = st.load_data("sklearn/digits", train={"images": 300}, val={"images": 200})
+        >>> len(digits.train), len(digits.val), len(digits.test), digits.classes
+        (300, 200, 1297, 10)
     """
 
     train: Split
@@ -55,28 +60,34 @@ def load_data(
 ) -> Data:
     """Load a data set and divide it into three disjoint splits.
 
-    Splits that name the same source (for ``sklearn/digits``, all three) share it out among
-    themselves: the images are shuffled with ``seed`` and dealt in the order train, val, test.
+    Splits of the same source (for ``sklearn/digits``, all three) divide it among themselves: the
+    images are shuffled with ``seed`` and dealt in the order train, val, test.
 
     Args:
         dataset: ``sklearn/digits``; ``torch/voc`` (or ``torch/voc2007``, …) for segmentation; or
             what ``timm.data.create_dataset`` takes as a name, where the empty string reads a
             folder or an archive at ``root``.
-        root: Where the data lie.
+        root: Folder or archive of the data.
         class_map: timm's file of class names in the order of their labels.
-        train: What differs for this split: ``dataset``, ``root``, ``class_map``, ``split`` (the
-            data set's own name of a part) and ``images`` (how many to take; the rest, if absent).
-        val: The same for the validation split.
-        test: The same for the test split.
+        train: What differs for the train split: ``dataset``, ``root``, ``class_map``, ``split``
+            (the data set's own name of a part) and ``images`` (their number; all that are left,
+            if absent).
+        val: What differs for the validation split.
+        test: What differs for the test split.
         unreadable: What to do with images that do not decode: ``stop`` at the first one that is
-            used, or ``skip`` them, for which every image that is dealt is read once beforehand.
+            used, or ``skip`` them; to skip them, every image that is dealt is read once.
         seed: Decides which images are taken, and in which order.
 
     Returns:
-        The splits.
+        The three splits.
 
     Raises:
         DataError: If a source cannot be read or has too few images.
+
+    Example:
+        >>> digits = st.load_data(train={"images": 300}, val={"images": 200}, seed=1)
+        >>> digits.train.targets[:2].dtype
+        torch.int64
     """
     shared = {"dataset": dataset, "root": root, "class_map": class_map, "split": None}
     wanted = {
@@ -111,7 +122,7 @@ def load_data(
 
 
 def _readable(split: Split, count: int | None) -> list[int]:
-    """Indices without those of images that do not decode, as far as ``count`` images need."""
+    """Indices of images that decode, checked until there are ``count`` of them."""
     kept: list[int] = []
     skipped: list[str] = []
     for position, index in enumerate(split.indices):

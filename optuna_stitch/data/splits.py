@@ -1,4 +1,4 @@
-"""One part of a data set: images decoded once, then handed out in batches."""
+"""One part of a data set: images are decoded once, then read in batches."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from torch import Tensor
 from optuna_stitch.data.view import View
 from optuna_stitch.utils.errors import DataError
 
-# Pixels are kept in memory up to this many bytes a view, beyond it in a temporary file.
-_IN_MEMORY = 1 << 30
+# Pixels are kept in memory up to this many bytes per view, beyond it in a temporary file.
+IN_MEMORY = 1 << 30
 
 
 class ImageDataset(Protocol):
     """What a data set must offer: a length, and (PIL image, label) by index.
 
-    For segmentation the label is a PIL image of classes, 255 where nothing is asked.
+    For segmentation the label is a PIL image of classes, 255 where pixels do not count.
     """
 
     def __len__(self) -> int: ...
@@ -36,10 +36,10 @@ class ImageDataset(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """Some images, as every parent sees them.
+    """A few images, as every parent sees them.
 
     Args:
-        images: One tensor ``(N, C, H, W)`` per view.
+        images: One tensor ``(N, C, H, W)`` per view, normalized, float32.
         targets: Labels ``(N,)``, or ``(N, H, W)`` for segmentation, int64.
     """
 
@@ -54,42 +54,54 @@ class Batch:
 class Split:
     """Part of a data set, in a fixed order.
 
-    Images are decoded and transformed on first use, and kept as 8-bit pixels, from which a
-    network's input is made again bit for bit.
+    Images are decoded and transformed at their first use. They are kept as 8-bit pixels, from
+    which a network's input comes back bit for bit.
 
     Args:
         name: ``train``, ``val`` or ``test``.
         dataset: Where the images come from.
-        indices: Which of them belong to this split.
+        indices: Indices in the data set of the images that belong to this split.
         source: What identifies the data set, for `fingerprint`.
+
+    Example:
+        >>> few = data.val.take(50)
+        >>> len(few), few.targets.shape
+        (50, torch.Size([50]))
+        >>> batch = next(few.batches([st.View((3, 32, 32))], batch_size=8))
+        >>> batch.images[0].shape
+        torch.Size([8, 3, 32, 32])
     """
 
     name: str
     dataset: ImageDataset
     indices: Sequence[int]
     source: str
-    _pixels: dict[View, NDArray[np.uint8]] = field(default_factory=dict, repr=False)
-    _masks: dict[View, NDArray[np.uint8]] = field(default_factory=dict, repr=False)
-    _targets: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+    _pixels: dict[View, NDArray[np.uint8]] = field(default_factory=dict, init=False, repr=False)
+    _masks: dict[View, NDArray[np.uint8]] = field(default_factory=dict, init=False, repr=False)
+    _targets: Tensor = field(default_factory=lambda: torch.empty(0), init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.indices)
 
     @property
     def fingerprint(self) -> str:
-        """A hash of which images these are."""
+        """A hash of the data set and of which of its images these are."""
         text = json.dumps([self.source, list(map(int, self.indices))])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def take(self, images: int | None) -> Split:
-        """The first so many images of this split (all, if None or more than there are)."""
+        """The first images of this split.
+
+        Args:
+            images: Their number; all, if None or more than there are.
+        """
         if images is None or images >= len(self):
             return self
         return Split(self.name, self.dataset, self.indices[:images], self.source)
 
     @property
     def targets(self) -> Tensor:
-        """Labels ``(len(self),)`` in the split's order, where there is one an image."""
+        """Labels ``(len(self),)``, int64, in the split's order, where there is one per image."""
         if len(self._targets) != len(self):
             labels = [self.read(position)[1] for position in range(len(self))]
             self._targets = torch.tensor([int(label) for label in labels])  # type: ignore[arg-type]
@@ -106,27 +118,31 @@ class Split:
         """Go through the split once, in order.
 
         Args:
-            views: How the images are wanted; each is decoded once and transformed per view.
-            batch_size: Number of images in a batch.
+            views: How networks see the images; each image is decoded once, and transformed once
+                per view.
+            batch_size: Number of images in a batch; the last may have fewer.
             shard: Rank r and world size w: only every w-th batch, from the r-th.
             within: Positions to go through, instead of all.
 
         Yields:
             Batches with one tensor per view.
+
+        Raises:
+            DataError: If an image does not decode, or there is no room for the pixels.
         """
         within = range(len(self)) if within is None else within
         for start in range(shard[0] * batch_size, len(within), shard[1] * batch_size):
             yield self.pick(within[start : start + batch_size], views)
 
     def pick(self, positions: Sequence[int], views: Sequence[View]) -> Batch:
-        """Some of the images.
+        """Some of the images, as a batch.
 
         Args:
-            positions: Which, in the split's order.
-            views: How they are wanted.
+            positions: Their positions in the split.
+            views: How networks see them.
 
         Raises:
-            DataError: If an image does not decode.
+            DataError: If an image does not decode, or there is no room for the pixels.
         """
         self._decode(views)
         chosen: slice | NDArray[np.int64] = np.asarray(positions)
@@ -143,6 +159,9 @@ class Split:
     def read(self, position: int) -> tuple[Image.Image, int | Image.Image]:
         """One image as it is stored, and its label.
 
+        Args:
+            position: Its position in the split.
+
         Raises:
             DataError: If it does not decode.
         """
@@ -156,7 +175,7 @@ class Split:
             ) from error
 
     def _decode(self, views: Sequence[View]) -> None:
-        """Make the pixels of views that have none yet."""
+        """Decode and transform all images for the views that have no pixels yet."""
         missing = [view for view in dict.fromkeys(views) if view not in self._pixels]
         if not missing:
             return
@@ -184,7 +203,7 @@ class Split:
 
 def _array(shape: tuple[int, ...]) -> NDArray[Any]:
     """An empty array of bytes: in memory, or in a file that vanishes with the process."""
-    if np.prod(shape) <= _IN_MEMORY:
+    if np.prod(shape) <= IN_MEMORY:
         return np.empty(shape, np.uint8)
     try:
         with tempfile.TemporaryFile() as file:

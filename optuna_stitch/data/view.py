@@ -1,4 +1,4 @@
-"""How a network sees an image: size, crop and normalization."""
+"""How a network sees images: size, crop and normalization."""
 
 from __future__ import annotations
 
@@ -15,15 +15,20 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class View:
-    """What turns a decoded image into a network's input, as timm's ``pretrained_cfg`` says it.
+    """What turns a decoded image into a network's input; fields as in timm's ``pretrained_cfg``.
 
     Args:
-        input_size: Shape (C, H, W); C = 1 means greyscale, 3 means RGB.
+        input_size: Shape (C, H, W) in pixels; C = 1 means greyscale, 3 means RGB.
         mean: Mean by channel, of pixels in [0, 1].
-        std: Standard deviation by channel.
+        std: Standard deviation by channel, of pixels in [0, 1].
         interpolation: timm's name of the resampling filter.
-        crop_pct: Share of the resized image that the crop keeps.
+        crop_pct: Share of the resized image's side that the crop keeps.
         crop_mode: timm's name of the crop.
+
+    Example:
+        >>> view = st.View((3, 32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+        >>> st.load_parent("test_resnet", view=view).view.input_size
+        (3, 32, 32)
     """
 
     input_size: tuple[int, int, int]
@@ -38,18 +43,39 @@ class View:
         return timm.data.create_transform(**asdict(self), is_training=False)
 
     def transform_mask(self, mask: Image.Image) -> Tensor:
-        """A mask of classes as the network's output is compared with it: ``(H, W)``, int64."""
+        """Resize a mask of classes to the network's input.
+
+        Args:
+            mask: A PIL image whose pixels are classes.
+
+        Returns:
+            ``(H, W)``, int64: the class of the nearest pixel.
+        """
         height, width = self.input_size[1:]
         resized = mask.resize((width, height), Image.Resampling.NEAREST)
         return torch.from_numpy(np.array(resized, dtype=np.int64))
 
     def pixels(self, images: Tensor) -> Tensor:
-        """The 8-bit pixels ``(N, C, H, W)`` that images of this view were made from."""
+        """The 8-bit pixels that a network's input was made from.
+
+        Args:
+            images: ``(..., C, H, W)``, normalized, float32.
+
+        Returns:
+            ``(..., C, H, W)``, uint8.
+        """
         mean, std = self._affine()
         return ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """Inverse of `pixels`: what the network takes, float32."""
+        """The network's input, bit for bit as `transform` makes it: the inverse of `pixels`.
+
+        Args:
+            pixels: ``(..., C, H, W)``, uint8.
+
+        Returns:
+            ``(..., C, H, W)``, normalized, float32.
+        """
         mean, std = self._affine()
         return pixels.to(torch.float32, copy=True).div_(255).sub_(mean).div_(std)
 
@@ -59,7 +85,7 @@ class View:
 
     @property
     def mode(self) -> str:
-        """PIL's name of the colour mode that the input has."""
+        """PIL's name of the input's colour mode."""
         return "L" if self.input_size[0] == 1 else "RGB"
 
 
@@ -76,7 +102,11 @@ def view_of(module: nn.Module, **overrides: Any) -> View:
 
 
 def make_view(fields: Mapping[str, Any]) -> View:
-    """A view from its fields by name, as JSON or timm hold them; others are passed over."""
+    """A view from its fields by name.
+
+    Args:
+        fields: As JSON or timm hold them; names that are no fields of `View` are ignored.
+    """
     wanted = {name: fields[name] for name in View.__dataclass_fields__ if name in fields}
     for name in ("input_size", "mean", "std"):
         if name in wanted:

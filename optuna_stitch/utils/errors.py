@@ -1,4 +1,4 @@
-"""The errors a user can cause and mend.
+"""Errors that a user can cause and mend.
 
 Each carries one message that names the thing, the place and the way out. The command line prints
 it and exits with code 2; from Python they are ordinary exceptions.
@@ -8,18 +8,30 @@ from __future__ import annotations
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another library says, in one line, without a full stop."""
+    """The type of an error and the first line of its message, without a full stop.
+
+    Args:
+        error: An error of another library.
+    """
     text = str(error).strip()
     line = text.splitlines()[0].rstrip(". ") if text else ""
     return f"{type(error).__name__}: {line}" if line else type(error).__name__
 
 
 class OptunaStitchError(Exception):
-    """Base of every error whose message is meant for the user."""
+    """Base of every error whose message is meant for the user.
+
+    Example:
+        >>> try:
+        ...     st.load_parent("resnet51")
+        ... except st.OptunaStitchError as error:
+        ...     print(error)
+        timm knows no network named 'resnet51'. Did you mean ...?
+    """
 
 
 class UnknownNetworkError(OptunaStitchError):
-    """A network's name is in no zoo we know."""
+    """No zoo has a network of this name."""
 
 
 class CheckpointError(OptunaStitchError):
@@ -43,7 +55,7 @@ class FitError(OptunaStitchError):
 
 
 class ConfigError(OptunaStitchError):
-    """A study file is wrong."""
+    """A study file or a setting has a wrong name or value."""
 
 
 class StudyError(OptunaStitchError):

@@ -1,4 +1,4 @@
-"""Keep what is dear to make, by the content of what made it, and write files whole."""
+"""The cache folder, keys by content, and files that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -11,24 +11,38 @@ from typing import Any
 
 
 def cache_folder() -> Path:
-    """``$OPTUNA_STITCH_CACHE``, or a folder in the user's cache folder."""
+    """Where trained parents and measured graphs are kept between runs.
+
+    Returns:
+        ``$OPTUNA_STITCH_CACHE``, or else ``optuna_stitch`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
+    """
     named = os.environ.get("OPTUNA_STITCH_CACHE")
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(named) if named else base / "optuna_stitch"
 
 
 def content_key(*made_of: Any) -> str:
-    """A hash of values that JSON, or else their text, can tell apart."""
+    """A hash of values.
+
+    Args:
+        *made_of: Values that JSON, or else their text, tells apart.
+
+    Returns:
+        16 hexadecimal digits; the same in every process.
+    """
     text = json.dumps(made_of, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def write_whole(path: Path, write: Callable[[str], object]) -> None:
-    """Write a file aside and rename it, so that an interruption leaves no half file.
+    """Write a file under another name and rename it, so that an interruption leaves no half file.
 
     Args:
-        path: Where it shall be; its folder is made.
-        write: Writes it to the path that it is given.
+        path: The file; its folder is made if there is none.
+        write: Takes a path, and writes the file there.
+
+    Raises:
+        OSError: If it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -40,9 +54,17 @@ def write_whole(path: Path, write: Callable[[str], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file whole or not at all.
+
+    Args:
+        path: The file; its folder is made if there is none.
+        text: What it shall hold, written as UTF-8.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
     write_whole(path, lambda unfinished: Path(unfinished).write_text(text, encoding="utf-8"))
 
 
-# How the file of a program saved by `torch.export.save` ends.
+# Suffix of programs that `torch.export.save` wrote.
 PROGRAM = ".pt2"

@@ -1,4 +1,4 @@
-"""Progress bars with the time left, the same for every stage."""
+"""Progress bars with the time left, alike in every stage."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rich.progress import (
 
 T = TypeVar("T")
 
-# What is said about the work goes to stderr; results go to stdout.
+# Progress and remarks go to stderr, results to stdout.
 console = Console(stderr=True)
 
 
@@ -28,6 +28,9 @@ def progress_bar(*, show_progress_bar: bool) -> Iterator[Progress]:
 
     Args:
         show_progress_bar: Whether anything is shown.
+
+    Yields:
+        The group. ``add_task`` needs a ``note``, a text at the end of the bar.
     """
     with Progress(
         TextColumn("{task.description}"),
@@ -54,9 +57,12 @@ def track(
 
     Args:
         items: What to go through.
-        description: What is being done.
-        total: How many items there are, where they do not say.
+        description: Stands before the bar.
+        total: Number of items; their length, if None.
         show_progress_bar: Whether anything is shown.
+
+    Yields:
+        The items.
     """
     if total is None and isinstance(items, Sized):
         total = len(items)

@@ -16,8 +16,17 @@ class Settings(BaseModel):
     A section of a study file can be a class of settings: pydantic then validates it as part of the
     file, and raises its own ``ValidationError``, which knows the place in the file.
 
+    Args:
+        **values: Values by name.
+
     Raises:
         ConfigError: If a name is unknown or missing, or a value is not allowed.
+
+    Example:
+        >>> st.Recipe(epochs=0)
+        Traceback (most recent call last):
+        optuna_stitch.utils.errors.ConfigError: `epochs` of Recipe: Input should be greater than 0
+        (it is 0).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())

@@ -4,11 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import optuna_stitch as st
-from optuna_stitch.data import splits
 from optuna_stitch.utils.errors import DataError
 
 VIEW = st.View((3, 16, 16))
@@ -33,20 +31,6 @@ def test_seeds_decide_the_splits() -> None:
 def test_too_many_images_are_refused() -> None:
     with pytest.raises(DataError, match="The val split wants 1000 images, but only 797"):
         st.load_data(train={"images": 1000}, val={"images": 1000})
-
-
-def test_batches_hold_every_view_in_order() -> None:
-    split = st.load_data(train={"images": 25}, val={"images": 9}).train
-    views = [VIEW, st.View((1, 8, 8), mean=(0.0,), std=(1.0,))]
-    batches = list(split.batches(views, batch_size=10))
-    assert [len(batch) for batch in batches] == [10, 10, 5]
-    assert batches[0].images[0].shape == (10, 3, 16, 16)
-    assert batches[0].images[1].shape == (10, 1, 8, 8)
-    targets = torch.cat([batch.targets for batch in batches])
-    assert torch.equal(targets, split.targets)
-    image, label = split.dataset[split.indices[3]]
-    assert label == int(targets[3])
-    assert torch.equal(VIEW.transform()(image.convert("RGB")), batches[0].images[0][3])
 
 
 def _folder(root: Path, images: int) -> Path:
@@ -107,33 +91,3 @@ def test_images_that_do_not_decode_can_be_left_out(
     assert "do not decode and are left out" in said
     with pytest.raises(DataError, match="wants 11 images, but only 10"):
         st.load_data("", root=root, unreadable="skip", train={"images": 11})
-
-
-def test_what_is_kept_of_images_is_their_every_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    split = st.load_data(train={"images": 25}, val={"images": 9}).train
-    view = st.View((3, 16, 16), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    seen = [view.transform()(split.read(place)[0].convert("RGB")) for place in range(25)]
-    monkeypatch.setattr(splits, "_IN_MEMORY", 10)
-    in_a_file = split.take(20)
-    (batch,) = in_a_file.batches([view])
-    assert isinstance(in_a_file._pixels[view], np.memmap)
-    assert torch.equal(batch.images[0], torch.stack(seen[:20]))
-
-
-def test_a_disk_without_room_for_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(splits, "_IN_MEMORY", 10)
-    monkeypatch.setattr("os.posix_fallocate", full)
-    with pytest.raises(DataError, match=r"No space left.*TMPDIR"):
-        next(st.load_data(train={"images": 25}, val={"images": 9}).train.batches([VIEW]))
-
-
-def test_some_positions_only() -> None:
-    split = st.load_data(train={"images": 25}, val={"images": 9}).train
-    order = [7, 3, 19, 0, 24]
-    batches = list(split.batches([VIEW], batch_size=2, within=order))
-    assert [len(batch) for batch in batches] == [2, 2, 1]
-    targets = torch.cat([batch.targets for batch in batches])
-    assert torch.equal(targets, split.targets[order])
