@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 try:
     from optuna.storages._rdb import models
     from optuna.storages._rdb.storage import _create_scoped_session
-except ImportError:  # a later Optuna: nothing below will be called
+except ImportError:  # a later Optuna, which calls none of the methods that use them
     models = None  # type: ignore[assignment]
 
 _FROM_ARRAYS = sqlalchemy.text(

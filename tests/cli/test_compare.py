@@ -78,6 +78,15 @@ def test_folders_that_are_no_searched_runs_are_refused(runs: list[str], said: st
     assert not Path("comparison").exists()
 
 
+def test_a_run_that_was_never_searched_is_left_as_it_is() -> None:
+    make_run("run", on_disk=True)
+    make_run("new", begin=False)
+    error = _call("run", "new")[1]
+    assert isinstance(error, RunError)
+    assert str(error).startswith("new has no study yet; run `optuna-stitch search new` first, or")
+    assert [path.name for path in Path("new").iterdir()] == ["study.yaml"]
+
+
 def test_journals_are_compared_as_databases_are() -> None:
     journal = {"study__storage": "journal:///{run}/study.journal"}
     make_run("one", on_disk=True, **journal)
