@@ -60,9 +60,9 @@ def main() -> None:
         console.print(f"[red]Error:[/red] {text}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except Exception as error:
-        from optuna_stitch.storage.retry import is_of_storage, reason
+        from optuna_stitch.storage.retry import is_storage_error, reason
 
-        if not is_of_storage(error):  # wherever the study is read
+        if not is_storage_error(error):  # wherever the study is read
             raise
         text = escape(reason(error))
         console.print(

@@ -18,7 +18,7 @@ from optuna_stitch.search.space import enqueue_starts
 from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.storage.buffered import BufferedStorage
 from optuna_stitch.storage.open import open_storage
-from optuna_stitch.storage.retry import is_of_storage, reason
+from optuna_stitch.storage.retry import is_storage_error, reason
 from optuna_stitch.utils.errors import StudyError, StudyNotFoundError
 
 # The study's attribute that says which supernetwork it was made for; it is written last.
@@ -106,7 +106,7 @@ def create_study(
                 # last, so that a start that was interrupted is made again
                 study.set_user_attr(CONTENT, content)
     except Exception as error:
-        if not is_of_storage(error):
+        if not is_storage_error(error):
             raise
         raise _cannot_be_opened(study_name, error) from error
     if found is not None:
@@ -157,7 +157,7 @@ def load_study(
             f"There is no study {name!r} in this storage; `create_study` makes one."
         ) from None
     except Exception as error:
-        if not is_of_storage(error):
+        if not is_storage_error(error):
             raise
         raise _cannot_be_opened(study_name, error) from error
     if found is None:

@@ -17,7 +17,7 @@ from optuna_stitch.search.objective import FAILED_AT, Objective
 from optuna_stitch.search.space import distributions, enqueue_params, join_population, suggest
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.storage.buffered import buffered_storage
-from optuna_stitch.storage.retry import is_of_storage, is_transient, reason
+from optuna_stitch.storage.retry import is_storage_error, is_transient, reason
 from optuna_stitch.utils.errors import StudyError
 from optuna_stitch.utils.progress import console, progress_bar
 
@@ -70,7 +70,7 @@ def optimize(
         with Heartbeat(study, grace=grace) as worker:
             _Search(study, objective, worker).go(n_trials, until, batch, show_progress_bar)
     except Exception as error:
-        if not is_of_storage(error):
+        if not is_storage_error(error):
             raise
         raise StudyError(
             f"The storage failed during the search: {reason(error)}. Finished trials are kept; "

@@ -85,7 +85,7 @@ def is_transient(error: BaseException) -> bool:
     return _of_grpc(error) and "UNAVAILABLE" in str(error)
 
 
-def is_of_storage(error: BaseException) -> bool:
+def is_storage_error(error: BaseException) -> bool:
     """Whether an error comes from a storage, rather than from what is done with it.
 
     Args:
