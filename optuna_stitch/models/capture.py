@@ -33,10 +33,10 @@ _OPERATORS = {
 def make_functional(captured: fx.GraphModule) -> None:
     """Replace in-place operations by those that return a new tensor.
 
-    Whatever reads the changed tensor afterwards reads the operation's result instead.
+    What reads the changed tensor afterwards reads the operation's result instead.
 
     Args:
-        captured: The graph, changed in place; modules that work in place are replaced by copies,
+        captured: The graph, changed in place. Modules that work in place are replaced by copies,
             since they may be the user's own.
     """
     modules = dict(captured.named_modules())
@@ -111,11 +111,11 @@ def capture_fx(module: nn.Module, name: str, output: str | None = None) -> fx.Gr
     Args:
         module: The network. Its forward takes one batch of images; other arguments keep their
             defaults.
-        name: What to call it in errors.
+        name: The network's name, for errors.
         output: Key of the output to keep, where the network returns a dictionary.
 
     Raises:
-        CaptureError: If its output has no such key.
+        CaptureError: If its output has no such key, or is no tensor.
         Exception: Whatever the network's own code raises where it cannot be traced.
     """
     module.eval()
@@ -138,11 +138,11 @@ def capture_export(
     Args:
         module: The network.
         input_shape: Shape (C, H, W) of one image.
-        name: What to call it in errors.
+        name: The network's name, for errors.
         output: Key of the output to keep, where the network returns a dictionary.
 
     Raises:
-        CaptureError: If its output has no such key.
+        CaptureError: If its output has no such key, or is no tensor.
         Exception: Whatever torch raises where it cannot export.
     """
     module.eval()
@@ -172,16 +172,33 @@ class ProgramModule(nn.Module):
         self.input_shape = channels, height, width
 
     def forward(self, images: Tensor) -> Any:
-        """Run the program on images ``(N, C, H, W)``."""
+        """Run the program.
+
+        Args:
+            images: ``(N, C, H, W)``.
+        """
         return self.program(images)
 
     def train(self, mode: bool = True) -> ProgramModule:
-        """Do nothing: a program stays in the mode that it was exported in."""
+        """Do nothing: a program stays in the mode that it was exported in.
+
+        Args:
+            mode: Is ignored.
+        """
         return self
 
 
 def capture_program(module: ProgramModule, name: str, output: str | None = None) -> fx.GraphModule:
-    """The graph of an exported program; see `capture_fx`."""
+    """The graph of an exported program, with the same notes on nodes as `capture_fx` makes.
+
+    Args:
+        module: The program.
+        name: The network's name, for errors.
+        output: Key of the output to keep, where the program returns a dictionary.
+
+    Raises:
+        CaptureError: If its output has no such key, or is no tensor.
+    """
     unlifted = module.program
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
@@ -270,7 +287,10 @@ def _keep_output(graph: fx.Graph, name: str, key: str | None) -> None:
 def drop_checks(captured: fx.GraphModule) -> None:
     """Erase assertions about shapes, the placeholders of fixed arguments, and what only they use.
 
-    To be done when the network was seen to take its images.
+    Call it after the network has run on images of its size: the assertions have then served.
+
+    Args:
+        captured: The graph, changed in place.
     """
     graph = captured.graph
     for node in reversed(list(graph.nodes)):
@@ -283,8 +303,14 @@ def drop_checks(captured: fx.GraphModule) -> None:
     captured.recompile()
 
 
-def refusal(name: str, fx_error: Exception, export_error: Exception) -> CaptureError:
-    """The error for a network that neither way captures."""
+def capture_error(name: str, fx_error: Exception, export_error: Exception) -> CaptureError:
+    """The error for a network that cannot be captured in either way.
+
+    Args:
+        name: The network's name.
+        fx_error: What tracing with ``torch.fx`` raised.
+        export_error: What ``torch.export`` raised.
+    """
     return CaptureError(
         f"{name} cannot be captured as a graph. torch.fx: {first_line(fx_error)}. torch.export: "
         f"{first_line(export_error)}. Choose another architecture or image size, or a variant "

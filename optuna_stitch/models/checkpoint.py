@@ -1,4 +1,4 @@
-"""Load files of weights, strictly, and without unpickling objects."""
+"""Load files of weights, all of them or none, and without unpickling objects."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def load_weights(module: nn.Module, checkpoint: Path, name: str) -> None:
     """Load a file of weights into a module.
 
     Args:
-        module: The architecture.
+        module: The network, changed in place.
         checkpoint: A ``.safetensors`` file, or one that ``torch.load(weights_only=True)`` reads.
             Half precision becomes float32.
-        name: The network, for errors.
+        name: The network's name, for errors.
 
     Raises:
         CheckpointError: If the file is missing, broken, or fits another architecture.

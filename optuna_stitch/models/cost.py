@@ -19,10 +19,10 @@ from optuna_stitch.models.capture import TRACED_BATCH
 
 @dataclass(frozen=True)
 class NodeCost:
-    """Figures of one node.
+    """Shape and cost of one node.
 
     Args:
-        shape: Shape of its output at the traced batch size, None where it is no tensor.
+        shape: Shape of its output at the traced batch size; None where it is no tensor.
         macs: Multiply-accumulates per image.
         storage: Nodes with the same number are views of one value.
         holds_tensors: Whether its output is or holds a tensor (a tuple of them, say).
@@ -37,19 +37,19 @@ class NodeCost:
 def measure(captured: fx.GraphModule, input_shape: tuple[int, ...]) -> dict[str, NodeCost]:
     """Measure every node on fake tensors: nothing is allocated, nothing computed.
 
-    A multiply-accumulate is half of what torch's flop counter counts, which covers convolutions,
-    matrix products and attention; elementwise work and normalization count as nothing, as is
-    usual in the field.
+    Multiply-accumulates are half of what torch's flop counter counts: convolutions, matrix
+    products and attention. Elementwise operations and normalization count as nothing, as is usual
+    in the field.
 
     Args:
         captured: The graph.
         input_shape: Shape (C, H, W) of one image.
 
     Returns:
-        The figures by node name.
+        Shapes and costs by node name.
 
     Raises:
-        Exception: Whatever the network raises where it refuses an input of this shape.
+        Exception: Whatever the network raises where it does not take images of this shape.
     """
     meter = _Meter(captured)
     with unchanged(captured), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
@@ -61,6 +61,10 @@ def image_dependent(captured: fx.GraphModule, costs: dict[str, NodeCost]) -> set
     """The nodes whose tensors, alone or in a tuple, are computed from the images.
 
     A shape taken from a feature carries nothing of the feature, so it ends the dependence.
+
+    Args:
+        captured: The graph.
+        costs: Shapes and costs by node name.
     """
     depends: set[fx.Node] = set()
     for node in captured.graph.nodes:
@@ -75,10 +79,13 @@ def image_dependent(captured: fx.GraphModule, costs: dict[str, NodeCost]) -> set
 
 @contextmanager
 def unchanged(module: nn.Module) -> Iterator[None]:
-    """Undo what modules keep for themselves meanwhile.
+    """Restore the attributes of all modules at the end.
 
-    Some cache tensors in their forward (attention biases, relative positions); after a run on fake
-    tensors those would be fake.
+    Some modules cache tensors in their forward (attention biases, relative positions); after a run
+    on fake tensors those would be fake.
+
+    Args:
+        module: The network.
     """
     before = [
         (part, {k: dict(v) if isinstance(v, dict) else v for k, v in vars(part).items()})
@@ -101,6 +108,8 @@ def attention_flops(
         query: Shape (N, heads, queries, D).
         key: Shape (N, heads, keys, D).
         value: Shape (N, heads, keys, D').
+        *_: Further arguments, which do not matter.
+        **__: Likewise.
     """
     *batch, queries, width = query
     keys, out = key[-2], value[-1]

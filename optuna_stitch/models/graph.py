@@ -14,11 +14,11 @@ from torch import fx, nn
 from optuna_stitch.models.capture import (
     Capture,
     ProgramModule,
+    capture_error,
     capture_export,
     capture_fx,
     capture_program,
     drop_checks,
-    refusal,
 )
 from optuna_stitch.models.cost import NodeCost, measure, unchanged
 from optuna_stitch.models.layouts import Layout
@@ -47,7 +47,14 @@ def measured_path(captured: fx.GraphModule, input_shape: tuple[int, ...]) -> Pat
 
 
 def load_measured(path: Path) -> Measured | None:
-    """Read what was kept; None where there is nothing that can be read."""
+    """Read costs, points and excluded values.
+
+    Args:
+        path: What `measured_path` says.
+
+    Returns:
+        None where there is no file, or a broken one.
+    """
     try:
         kept = json.loads(path.read_text())
         costs = {name: NodeCost(**_tuples(fields)) for name, fields in kept["costs"].items()}
@@ -61,7 +68,12 @@ def load_measured(path: Path) -> Measured | None:
 
 
 def save_measured(path: Path, measured: Measured) -> None:
-    """Keep costs, points and excluded values."""
+    """Write costs, points and excluded values.
+
+    Args:
+        path: What `measured_path` says.
+        measured: The costs by node, the points, and the reasons of excluded values by name.
+    """
     costs, points, excluded = measured
     kept = {
         "costs": {name: asdict(cost) for name, cost in costs.items()},
@@ -84,9 +96,16 @@ class NetworkGraph:
         module: The graph; its parameters are the network's own.
         input_shape: Shape (C, H, W) of one image.
         points: Every point, in topological order.
-        costs: Shape and multiply-accumulates by node name.
+        costs: Shapes and multiply-accumulates by node name, in order of execution.
         captured_by: ``fx`` for a graph of modules, ``export`` for one of operators.
         excluded: Values that cannot be points, by name, with the reason.
+
+    Example:
+        >>> graph = a.graph()
+        >>> graph.input_shape, graph.classes
+        ((3, 32, 32), 10)
+        >>> [point.name for point in graph.points if point.block]
+        ['layer1.0', 'layer2.0', 'layer3.0', 'layer4.0']
     """
 
     name: str
@@ -116,7 +135,7 @@ class NetworkGraph:
 
     @property
     def classes(self) -> int:
-        """Number of classes the network tells apart."""
+        """Number of classes."""
         shape = self.costs[self.output.name].shape
         assert shape is not None
         return shape[1]
@@ -131,19 +150,19 @@ def capture_graph(
 ) -> NetworkGraph:
     """Capture a network and find its points.
 
-    What is measured of a graph is kept in the cache folder by the graph's content.
+    Costs and points are kept in the cache folder by the graph's content.
 
     Args:
         module: The network, or an exported program's; put into eval mode.
         input_shape: Shape (C, H, W) of the images it is given.
-        name: What to call it.
+        name: The network's name.
         output: Key of the output to keep, where the network returns a dictionary.
 
     Returns:
         The graph. It shares its parameters with ``module``.
 
     Raises:
-        CaptureError: If the network cannot be captured, refuses such images, or has no such
+        CaptureError: If the network cannot be captured, does not take such images, or has no such
             output.
     """
     if isinstance(module, ProgramModule):
@@ -151,7 +170,7 @@ def capture_graph(
         try:
             return _graph(name, module, captured, input_shape, "export")
         except Exception as error:  # the program's own operators may raise anything
-            raise refusal(name, error, error) from error
+            raise capture_error(name, error, error) from error
     try:
         captured = capture_fx(module, name, output)
         return _graph(name, module, captured, input_shape, "fx")
@@ -165,7 +184,7 @@ def capture_graph(
         except CaptureError:
             raise
         except Exception as error:
-            raise refusal(name, fx_error, error) from error
+            raise capture_error(name, fx_error, error) from error
 
 
 def _graph(

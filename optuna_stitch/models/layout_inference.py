@@ -51,7 +51,7 @@ _CHANNELS_FIRST_MODULES = (
 
 _CHANNELS_LAST_MODULES = (nn.Linear, nn.LayerNorm)
 
-# Class, distillation and register tokens; more than this and the grid is not what we think.
+# Class, distillation and register tokens; with more than this, the grid is taken to be another.
 _MOST_PREFIX_TOKENS = 16
 
 
@@ -62,17 +62,17 @@ def infer_layouts(
 
     Args:
         captured: The graph.
-        costs: Figures by node name.
+        costs: Shapes and costs by node name.
 
     Returns:
-        Layouts by node name, and for every tensor without one the reason.
+        Layouts by node name, and the reason for every tensor without one.
     """
     modules = dict(captured.named_modules())
     depends = image_dependent(captured, costs)
     image = _image_size(captured, costs)
     layouts: dict[str, Layout] = {}
     reasons: dict[str, str] = {}
-    # grids met on the way to a node: what tokens and windows may be laid out on again
+    # the grids on the way to a node: its tokens or windows may form one of them again
     grids: dict[fx.Node, list[tuple[int, int]]] = {}
     for node in captured.graph.nodes:
         met = dict.fromkeys(grid for n in node.all_input_nodes for grid in grids.get(n, []))
@@ -138,7 +138,11 @@ def _channel_order(
 
 
 def operation_name(node: fx.Node) -> str:
-    """The name of what a node calls, without its namespace and overload."""
+    """The name of what a node calls, without its namespace and overload: ``conv2d``.
+
+    Args:
+        node: A node of any kind.
+    """
     if isinstance(node.target, torch._ops.OpOverload):
         return node.target._schema.name.rpartition("::")[2]
     return str(getattr(node.target, "__name__", node.target)).rpartition(".")[2]

@@ -26,6 +26,14 @@ class Layout:
         channels: Length C of the vectors.
         grid: Height and width (H, W) of the grid, in positions.
         prefix: Number P of prefix tokens (``NLC`` only).
+
+    Example:
+        >>> layout = a.graph().points[0].layout
+        >>> str(layout), layout.positions
+        ('NCHW 16×16×16', 256)
+        >>> grid, prefix = layout.split(torch.zeros(2, 16, 16, 16))
+        >>> grid.shape, prefix
+        (torch.Size([2, 16, 16, 16]), None)
     """
 
     kind: Kind
@@ -64,7 +72,12 @@ class Layout:
         return grid, feature[:, : self.prefix] if self.prefix else None
 
     def join(self, grid: Tensor, prefix: Tensor | None) -> Tensor:
-        """Inverse of `split`: lay a grid and prefix tokens out as this layout says."""
+        """Turn a canonical view into a tensor of this layout: the inverse of `split`.
+
+        Args:
+            grid: ``(N, C, H, W)``.
+            prefix: The prefix tokens ``(N, P, C)``; None where P = 0.
+        """
         if self.kind == "NCHW":
             return grid
         if self.kind == "NHWC":
@@ -80,7 +93,7 @@ def resample(grid: Tensor, size: tuple[int, int]) -> Tensor:
 
     Args:
         grid: ``(N, C, H, W)``.
-        size: The new height and width.
+        size: The new height and width, in positions.
 
     Returns:
         ``(N, C, *size)``; the grid itself where the size does not change.

@@ -1,4 +1,4 @@
-"""Load trained networks by name: what becomes a parent."""
+"""Parents: trained networks by name, or modules of the user's own."""
 
 from __future__ import annotations
 
@@ -25,13 +25,18 @@ class Parent:
     """A trained network, frozen, with what is needed to make its architecture again.
 
     Args:
-        name: timm's name, ``torchvision/<name>``, the path of an exported program, or what the
-            user calls their own module.
+        name: timm's name, ``torchvision/<name>``, the path of an exported program, or the user's
+            own name for a module.
         module: The network, in eval mode.
         view: How it sees images.
-        model_args: Arguments its architecture was made with.
-        source: What brings the architecture back.
+        model_args: Arguments that its architecture was made with.
+        source: Where the architecture comes from.
         output: Key of the output that counts, where the network returns a dictionary.
+
+    Example:
+        >>> parent = st.load_parent("test_resnet", num_classes=10, input_size=32)
+        >>> parent.name, parent.view.input_size, parent.module.training
+        ('test_resnet', (3, 32, 32), False)
     """
 
     name: str
@@ -78,23 +83,31 @@ def load_parent(
         checkpoint: A file of weights: ``.safetensors``, or a ``state_dict`` saved by torch.
         num_classes: Number of classes, where it differs from what the name stands for.
         model_args: Further arguments for the architecture.
-        input_size: Side of the square input in pixels, or its shape (C, H, W). What the network
-            was trained with, if not given; so are the next four.
-        mean: Mean by channel.
-        std: Standard deviation by channel.
-        interpolation: Name of the resampling filter.
-        crop_pct: Share of the resized image that the crop keeps.
-        view: All of the last five at once; another parent's, say.
+        input_size: Side of the square input in pixels, or its shape (C, H, W). Where it is not
+            given, what the network was trained with; likewise for the next four.
+        mean: Mean by channel, of pixels in [0, 1].
+        std: Standard deviation by channel, of pixels in [0, 1].
+        interpolation: timm's name of the resampling filter.
+        crop_pct: Share of the resized image's side that the crop keeps.
+        view: Instead of the last five, all of them: another parent's, say.
         output: Key of the output that counts, where the network returns a dictionary
             (torchvision's segmentation networks: ``out``, which is the default there).
-        name: What to call a module of your own.
+        name: Name for a module of your own; that of its class, if None.
 
     Returns:
         The parent, frozen and in eval mode.
 
     Raises:
-        UnknownNetworkError: If there is no network of that name.
+        UnknownNetworkError: If there is no network of that name, or it does not take the
+            arguments.
         CheckpointError: If weights are missing, broken, or fit another architecture.
+
+    Example:
+        >>> st.load_parent("test_vit", num_classes=10).view.input_size
+        (3, 160, 160)
+        >>> mine = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten())
+        >>> st.load_parent(mine, input_size=32, name="mine").view.input_size
+        (3, 32, 32)
     """
     arguments = dict(model_args or {})
     source: Source

@@ -20,11 +20,16 @@ class Point:
 
     Args:
         node: Name of the graph's node that computes it.
-        name: What people read: the path of the module whose output it is.
+        name: Its readable name: the path of the module whose output it is.
         layout: How the feature lies in its tensor.
         depth: Relative position among the network's points, 0 (first) to 1 (last).
         block: Whether it is the output of a block (a residual block, an encoder layer, …).
         dominator: Whether everything that reaches the output flows through it.
+
+    Example:
+        >>> point = a.graph().points[-1]
+        >>> point.name, str(point.layout), point.depth, point.block, point.dominator
+        ('global_pool', 'NCHW 96×1×1', 1.0, False, True)
     """
 
     node: str
@@ -46,10 +51,10 @@ def find_points(
     Args:
         captured: The graph.
         module: The network it was captured from.
-        costs: Figures by node name.
+        costs: Shapes and costs by node name.
 
     Returns:
-        The points in topological order, and the values that cannot be points with the reason.
+        The points in topological order, and the reasons, by name, why other values are no points.
     """
     depends = image_dependent(captured, costs)
     groups = _distinct_values(captured, costs, depends)

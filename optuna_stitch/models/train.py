@@ -1,4 +1,4 @@
-"""Train a parent where no trained weights can be had: a short, ordinary recipe."""
+"""Train a parent by a short, ordinary recipe, where there are no trained weights."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ def train_parent(
     cache: str | Path | None = None,
     show_progress_bar: bool = False,
 ) -> bool:
-    """Train a parent in place, or load what the same training gave before.
+    """Train a parent in place, or load the weights that the same training gave before.
 
     Args:
-        parent: A network of timm's; its initial weights are drawn anew from the recipe's seed.
+        parent: A network from a zoo; the recipe's seed decides its initial weights.
         split: Images to train on.
-        recipe: How.
-        cache: Folder of trained weights, keyed by all that made them. `cache_folder()`, if None.
+        recipe: How to train.
+        cache: Folder that keeps trained weights by all that they depend on; `cache_folder()`, if
+            None.
         show_progress_bar: Whether to show a progress bar.
 
     Returns:
@@ -43,6 +44,13 @@ def train_parent(
 
     Raises:
         CheckpointError: If the cached weights are broken.
+        DataError: If an image does not decode.
+
+    Example:
+        >>> parent = st.load_parent("test_resnet", num_classes=10, input_size=32)
+        >>> few, recipe = data.train.take(20), st.Recipe(epochs=1, batch_size=10)
+        >>> st.train_parent(parent, few, recipe, cache=tmp_path)
+        True
     """
     folder = Path(cache) if cache is not None else cache_folder()
     made_of = parent.model_args, asdict(parent.view), recipe.model_dump(), split.fingerprint

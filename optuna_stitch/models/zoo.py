@@ -21,25 +21,29 @@ from optuna_stitch.models.capture import ProgramModule
 from optuna_stitch.utils.errors import CheckpointError, UnknownNetworkError, first_line
 from optuna_stitch.utils.files import PROGRAM
 
-# What brings an architecture back: a name of timm's or torchvision's, the file of an exported
-# program, or nothing but the user's own code.
+# Where an architecture comes from: timm, torchvision, the file of an exported program, or the
+# user's own code.
 Source = Literal["timm", "torchvision", "program", "module"]
 
 TORCHVISION = "torchvision/"
 
 
 def source_of(network: str) -> Source:
-    """Where a network's name leads."""
+    """Where a network comes from, by its name.
+
+    Args:
+        network: A name of timm's, ``torchvision/<name>``, or the path of an exported program.
+    """
     if network.startswith(TORCHVISION):
         return "torchvision"
     return "program" if network.endswith(PROGRAM) else "timm"
 
 
-def require_known(network: str) -> None:
-    """Check that a network's name leads somewhere, without making the network.
+def check_network(network: str) -> None:
+    """Check that there is a network of a name, without making it.
 
     Args:
-        network: As for `create_module`.
+        network: A name of timm's, ``torchvision/<name>``, or the path of an exported program.
 
     Raises:
         UnknownNetworkError: If there is no such network.
@@ -68,14 +72,14 @@ def require_known(network: str) -> None:
 
 
 def zoo_outputs(network: str) -> int | None:
-    """How many outputs a network's pretrained weights give, without fetching them.
+    """How many outputs a network has with its pretrained weights, without fetching them.
 
     Args:
-        network: A name that `require_known` accepts.
+        network: A name that `check_network` accepts.
 
     Returns:
-        Their number, mostly that of the classes; 0 for features without a classifier. None, if
-        its zoo has no weights for the name, or does not say.
+        Their number, mostly that of the classes; 0 for features without a classifier. None if its
+        zoo has no weights for the name, or does not say.
     """
     source = source_of(network)
     if source == "torchvision":
@@ -102,7 +106,7 @@ def create_module(
         UnknownNetworkError: If there is no such network, or it does not take the arguments.
         CheckpointError: If the weights cannot be fetched, or the program cannot be read.
     """
-    require_known(network)
+    check_network(network)
     source = source_of(network)
     if source == "program":
         return _load_program(Path(network))
@@ -130,7 +134,7 @@ def own_view(network: str, module: nn.Module, **overrides: Any) -> View:
     Args:
         network: Its name.
         module: The network.
-        **overrides: Fields of `View` to use instead.
+        **overrides: Fields of `View` to use instead of what the zoo says, where not None.
     """
     source = source_of(network)
     if source == "torchvision":
@@ -144,7 +148,11 @@ def own_view(network: str, module: nn.Module, **overrides: Any) -> View:
 
 
 def nearest(network: str) -> str:
-    """A hint at names like this one."""
+    """A sentence, with a space before it, that hints at names like this one.
+
+    Args:
+        network: A name that no zoo knows.
+    """
     if source_of(network) == "torchvision":
         names = [f"{TORCHVISION}{name}" for name in torchvision.models.list_models()]
         near = difflib.get_close_matches(network, names, n=4, cutoff=0.5)
@@ -185,7 +193,7 @@ def _torchvision_fields(name: str) -> dict[str, Any]:
     if hasattr(transforms, "crop_size"):
         size = transforms.crop_size[0]
         return {**fields, "input_size": (3, size, size), "crop_pct": size / resized}
-    # segmentation: the whole image, so that every pixel of the mask is judged
+    # segmentation: the whole image, so that every pixel of the mask counts
     return {
         **fields,
         "input_size": (3, resized, resized),
@@ -208,7 +216,7 @@ def _load_program(path: Path) -> ProgramModule:
 
 @contextmanager
 def _never_unpickle() -> Iterator[None]:
-    """Let torch load weights only, also where it asks itself for more."""
+    """Make torch load weights only, even where its own code asks for more."""
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(name)
     os.environ[name] = "1"

@@ -21,17 +21,17 @@ from optuna_stitch.stitching.matching import Match, select_points
 from optuna_stitch.stitching.settings import PointKind
 from optuna_stitch.utils.errors import OptunaStitchError, first_line
 from optuna_stitch.utils.progress import track
-from optuna_stitch.utils.text import shape_text
+from optuna_stitch.utils.text import millions_text, shape_text
 
 _MILLION = 1e6
 
 
 @dataclass(frozen=True)
 class Surveyed:
-    """What is known of a network before it is stitched, or why it cannot be.
+    """What is known of a network before it is stitched, or why it cannot be captured.
 
     Args:
-        name: The network.
+        name: The network's name.
         parameters: Number of parameters.
         macs: Multiply-accumulates per image.
         input_shape: Shape of one image, ``3×224×224``.
@@ -40,7 +40,8 @@ class Surveyed:
         dominators: How many of them everything flows through.
         blocks: How many of them are outputs of blocks.
         captured_by: How the graph was captured.
-        reason: Why the network cannot be captured, and nothing else is known; empty where it can.
+        reason: Why the network cannot be captured, so that nothing else is known; empty where it
+            can.
     """
 
     name: str
@@ -56,14 +57,14 @@ class Surveyed:
 
 
 def survey(names: Sequence[str], *, show_progress_bar: bool = False) -> list[Surveyed]:
-    """Make networks of the zoo, with random weights, and capture them.
+    """Make networks from the zoos, with random weights, and capture them.
 
     Args:
         names: Their names.
         show_progress_bar: Whether to show a progress bar.
 
     Returns:
-        What was found of each, in the order of the names.
+        One entry per name, in their order.
     """
     return [
         _survey(name)
@@ -72,7 +73,15 @@ def survey(names: Sequence[str], *, show_progress_bar: bool = False) -> list[Sur
 
 
 def write_survey(found: Sequence[Surveyed], path: Path) -> None:
-    """Write what a survey found as a CSV file, one network a row."""
+    """Write a survey as a CSV file, one row per network.
+
+    Args:
+        found: What `survey` returned.
+        path: The file.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
     table = pd.DataFrame([asdict(network) for network in found])
     # the figures of a network that could not be captured are unknown, not 0
     unknown = table["captured_by"] == ""
@@ -82,9 +91,17 @@ def write_survey(found: Sequence[Surveyed], path: Path) -> None:
 
 
 def survey_tables(found: Sequence[Surveyed]) -> list[Table]:
-    """The networks that can be stitched, then those that cannot, for the screen."""
+    """A survey as tables for the screen.
+
+    Args:
+        found: What `survey` returned.
+
+    Returns:
+        A table of the networks that can be stitched, and one of those that cannot; without those
+        that would be empty.
+    """
     captured = [network for network in found if not network.reason]
-    refused = [network for network in found if network.reason]
+    failed = [network for network in found if network.reason]
     tables = []
     if captured:
         table = _table("network", "params, M", "MACs, M", "input", "layouts", "points", "by")
@@ -100,9 +117,9 @@ def survey_tables(found: Sequence[Surveyed]) -> list[Table]:
                 network.captured_by,
             )
         tables.append(table)
-    if refused:
+    if failed:
         table = _table("cannot be captured", "reason")
-        for network in refused:
+        for network in failed:
             table.add_row(Text(network.name), Text(network.reason))
         tables.append(table)
     return tables
@@ -123,9 +140,13 @@ def families_table(families: Mapping[str, Sequence[str]]) -> Table:
 
 
 def describe(graph: NetworkGraph) -> str:
-    """A network's sizes, in one line."""
+    """A network's sizes, in one line.
+
+    Args:
+        graph: The network.
+    """
     return (
-        f"{graph.name}: {graph.macs / _MILLION:,.1f} M MACs, {graph.parameters:,} parameters, "
+        f"{graph.name}: {millions_text(graph.macs)} MACs, {graph.parameters:,} parameters, "
         f"{graph.classes} classes, images {shape_text(graph.input_shape)}, "
         f"{_count(graph, 'all')} points ({_count(graph, 'dominators')} dominators, "
         f"{_count(graph, 'blocks')} blocks)"
@@ -133,10 +154,10 @@ def describe(graph: NetworkGraph) -> str:
 
 
 def matches_table(matches: Sequence[Match]) -> Table:
-    """The matches of a pair: a line for each point, with the stitch that reads it.
+    """The matches of a pair: a row for each point, with the stitch that reads it.
 
     Args:
-        matches: In topological order of both networks.
+        matches: Pairs of points, in topological order of both networks.
     """
     table = _table("match", "of", "point", "layout", "depth", "stitch", "MACs, M", "params")
     for number, match in enumerate(matches, start=1):
@@ -157,7 +178,14 @@ def matches_table(matches: Sequence[Match]) -> Table:
 
 
 def stitches_of(match: Match) -> tuple[Stitch, Stitch]:
-    """Both stitches of a match, ``a → b`` and ``b → a``, without memory for their weights."""
+    """Both stitches of a match, without memory for their weights.
+
+    Args:
+        match: The match.
+
+    Returns:
+        The stitch ``a → b``, and ``b → a``.
+    """
     with torch.device("meta"):
         return Stitch(match.a.layout, match.b.layout), Stitch(match.b.layout, match.a.layout)
 
@@ -210,8 +238,8 @@ def _start(name: str) -> str:
     return re.split(r"\d\d|_", name, maxsplit=1)[0]
 
 
-# Columns of words that may go on in a second line, with the least width; the rest keep theirs.
-# Names of usual length and their figures so fit into 80 columns.
+# The least widths of columns whose words may continue in a second line. With these, names of
+# usual length and their figures fit into 80 characters.
 _LONG = {
     "network": 12,
     "layouts": 7,

@@ -12,7 +12,7 @@ import torchvision
 import yaml
 
 from optuna_stitch.data.load import load_data
-from optuna_stitch.models.zoo import TORCHVISION, require_known, source_of, zoo_outputs
+from optuna_stitch.models.zoo import TORCHVISION, check_network, source_of, zoo_outputs
 from optuna_stitch.utils.errors import MatchError
 
 # What most networks of both zoos were trained on.
@@ -53,7 +53,7 @@ def study_file_for(a: str, b: str, *, data: Path | None = None, folder: Path | N
         DataError: If the images cannot be read, or are too few.
     """
     for network in (a, b):
-        require_known(network)
+        check_network(network)
     pixels = _labels_pixels(a)
     if pixels != _labels_pixels(b):
         one, other = (a, b) if pixels else (b, a)
