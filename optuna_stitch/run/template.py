@@ -254,7 +254,7 @@ def _stages() -> _Rows:
         ("# fit: {images: 1000, kernel: 1}", "on fewer images; smaller stitches"),
         ("# tune: {steps: 500}", "trains the fitted stitches by gradients"),
         ("# keep: {best: 40, min_r2: 0.3}", "searches only the stitches that cross well"),
-        ("# evaluation: {memory: 8}", "GiB in which networks are evaluated; 4, if absent"),
+        ("# evaluation: {memory: 8}", "GiB for evaluating networks; 4, if absent"),
         ("# or evaluation: {kernels: plain}", "bit for bit as the parents; or bfloat16, faster"),
         ("# or evaluation: {racing: {error_rate: 0.01}}", "stops early what loses on few images"),
         ("# or evaluation: {latency: {batch_size: 1, threads: 2}}", "what latency_ms means"),
@@ -281,7 +281,7 @@ def _study(quality: str) -> _Rows:
         ("  # or storage: grpc://host:13000", "what `optuna-stitch proxy` serves"),
         ("  # artifacts: s3://bucket", "or a shared folder, for other workers"),
         ("  trials: 500", "in all, by all workers"),
-        ("  batch: 10", "trials evaluated together, to save what they share"),
+        ("  batch: 10", "trials evaluated together, which saves work"),
         ("  # grace: 120", "seconds until a silent worker is taken for dead"),
         ("  # steering: {share: 0.9, over: 0.5}", "leads away from what is cheap and useless"),
         (

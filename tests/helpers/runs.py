@@ -15,6 +15,7 @@ from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 
 import optuna_stitch as st
+from optuna_stitch.run.study_file import dump_study_file, load_study_file
 from optuna_stitch.storage.open import rdb_of
 from tests.helpers.commands import call
 
@@ -167,7 +168,8 @@ def copy_supernetwork(built_once: Path, folder: str, study_file: str) -> None:
     Path(folder).mkdir(parents=True)
     for name in ("fit.csv", "supernetwork.json", "supernetwork.safetensors"):
         shutil.copy(built_once / name, folder)
-    shutil.copy(study_file, Path(folder) / "study.yaml")
+    text = dump_study_file(load_study_file(study_file))  # with absolute paths
+    (Path(folder) / "study.yaml").write_text(text)
 
 
 def study_of(folder: str | Path = "runs/tiny", name: str | None = "tiny") -> optuna.Study:

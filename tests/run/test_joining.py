@@ -144,17 +144,22 @@ def test_the_same_seed_gives_the_same_sequence(build: Build, sampler: str) -> No
     assert found[0] == found[1] != found[2]
 
 
-@pytest.mark.parametrize("stage", ["create_study", "load_study"])
+@pytest.mark.parametrize(
+    ("stage", "start"), [("create_study", {}), ("load_study", {"front_of": "runs/shared"})]
+)
 def test_a_storage_that_fails_wherever_the_study_is_read(
-    build: Build, stage: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    build: Build,
+    stage: str,
+    start: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
         cause = sqlalchemy.exc.OperationalError("SELECT", {}, Exception("disk I/O error"))
         raise optuna.exceptions.StorageInternalError("something happened") from cause
 
     monkeypatch.setattr(f"optuna_stitch.run.run.{stage}", fail)
-    file = build(start={"population": 8, "front_of": "runs/shared"})
-    assert call("run", file) == 2
+    assert call("run", build(start={"population": 8, **start})) == 2
     assert "disk I/O error" in capsys.readouterr().err
 
 
