@@ -83,6 +83,7 @@ def test_macs_equal_torchs_flop_counter(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.timeout(3600)
 def test_every_family_of_timm_is_captured_exactly() -> None:
     families = timm.list_modules()
@@ -97,6 +98,7 @@ def test_every_family_of_timm_is_captured_exactly() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.timeout(7200)
 def test_200_random_pairs_are_stitched() -> None:
     families = timm.list_modules()
