@@ -52,11 +52,3 @@ def barrier() -> None:
     """Return when all processes have come here."""
     if world_size() > 1:
         dist.barrier()
-
-
-processes = process_group
-
-
-def share() -> tuple[int, int]:
-    """Rank and world size."""
-    return rank(), world_size()
