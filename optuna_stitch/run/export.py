@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -16,20 +16,18 @@ from optuna_stitch.export.hub import check_push, push_folder
 from optuna_stitch.models.parent import Parent
 from optuna_stitch.report.entries import Entry
 from optuna_stitch.report.front import Front
+from optuna_stitch.run.folder import RunFolder
 from optuna_stitch.run.report import versions
 from optuna_stitch.run.schema import DataConfig, ParentConfig, SplitConfig
 from optuna_stitch.stitching.settings import Tuning
 from optuna_stitch.utils.errors import ExportError
-
-if TYPE_CHECKING:
-    from optuna_stitch.run.run import Run
 
 # Trials that an error names.
 _NAMED = 12
 
 
 def export_trial(
-    run: Run,
+    run: RunFolder,
     number: int,
     to: str | Path,
     *,
@@ -166,7 +164,7 @@ def parent_origin(parent: Parent, config: ParentConfig, tune: Tuning | None) -> 
     return ParentOrigin(name, weights + tuned, licence, repo)
 
 
-def _data(run: Run) -> list[tuple[str, str]]:
+def _data(run: RunFolder) -> list[tuple[str, str]]:
     """Which images there are of each split, by names that tell nothing of the machine."""
     config, data = run.study_file.data, run.data
     purposes = {

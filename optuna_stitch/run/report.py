@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import optuna
 import pandas as pd
@@ -28,18 +27,16 @@ from optuna_stitch.report.plots import (
     write_history,
     write_switches,
 )
+from optuna_stitch.run.folder import RunFolder
 from optuna_stitch.storage.open import hide_password
 from optuna_stitch.utils.errors import StudyError
 from optuna_stitch.utils.files import write_text
-
-if TYPE_CHECKING:
-    from optuna_stitch.run.run import Run
 
 # Where a run keeps the drawings of the front's networks.
 _NETWORKS = "networks"
 
 
-def write_results(run: Run, front: Front) -> dict[str, go.Figure]:
+def write_results(run: RunFolder, front: Front) -> dict[str, go.Figure]:
     """Write all that is to be seen of a front into a run's folder.
 
     Args:
@@ -92,7 +89,7 @@ def write_results(run: Run, front: Front) -> dict[str, go.Figure]:
     return figures
 
 
-def _facts(run: Run) -> list[tuple[str, str]]:
+def _facts(run: RunFolder) -> list[tuple[str, str]]:
     """What the figures of a report come from, as (what, which)."""
     supernetwork, data, config = run.supernetwork, run.data, run.study_file
     study = run.study

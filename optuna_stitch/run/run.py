@@ -3,46 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import optuna
 
-from optuna_stitch.data.load import Data, load_data
 from optuna_stitch.evaluation.metrics import resolve_metrics
-from optuna_stitch.evaluation.stitch_quality import StitchQuality
 from optuna_stitch.report.dashboard import publish
-from optuna_stitch.report.evaluate import evaluate_front
 from optuna_stitch.report.front import Front
-from optuna_stitch.run.build import build, make_parent, read_stitch_quality
+from optuna_stitch.run.build import build
 from optuna_stitch.run.export import export_trial
+from optuna_stitch.run.folder import COPY, RunFolder
 from optuna_stitch.run.report import export_command, write_results
-from optuna_stitch.run.schema import StudyFile, smoke_test
+from optuna_stitch.run.schema import smoke_test
 from optuna_stitch.run.search import LATENCY, known_genotypes, make_objective, sampler_for
-from optuna_stitch.run.study_file import check_same_study, dump_study_file, load_study_file
+from optuna_stitch.run.study_file import check_same_study, load_study_file
 from optuna_stitch.search.objective import resolve_constraints
 from optuna_stitch.search.samplers.by_name import make_sampler
-from optuna_stitch.search.study import CONTENT, create_study, load_study
+from optuna_stitch.search.study import create_study
 from optuna_stitch.search.worker import optimize
 from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.stitching.io import FILES, is_saved
 from optuna_stitch.stitching.supernetwork import Supernetwork
-from optuna_stitch.storage.artifacts import download_files, open_artifact_store, upload_files
-from optuna_stitch.storage.buffered import BufferedStorage
-from optuna_stitch.storage.open import open_storage, result_cache_engine
-from optuna_stitch.utils.errors import ArtifactError, RunError, StudyNotFoundError
-from optuna_stitch.utils.files import write_text
+from optuna_stitch.storage.artifacts import upload_files
+from optuna_stitch.storage.open import result_cache_engine
+from optuna_stitch.utils.errors import RunError
 from optuna_stitch.utils.progress import console
 
-if TYPE_CHECKING:
-    from optuna.artifacts._protocol import ArtifactStore
 
-# The study file of a run, with every default, in its folder.
-_COPY = "study.yaml"
-
-
-class Run:
+class Run(RunFolder):
     """A study file, the folder of its results, and the stages between them.
 
     Each stage goes on where it was. `build` and `search` write; what only reads (`study`,
@@ -77,14 +65,6 @@ class Run:
         True
     """
 
-    def __init__(self, study_file: StudyFile, folder: str | Path) -> None:
-        self.study_file = study_file
-        self.folder = Path(folder)
-        self.name = study_file.study.name or self.folder.name
-        self._called = str(folder)
-        self._storage: BufferedStorage | None = None
-        self._supernetwork: Supernetwork | None = None
-
     @staticmethod
     def start(
         study_file: str | Path, folder: str | Path | None = None, *, smoke: bool = False
@@ -101,7 +81,7 @@ class Run:
             RunError: If the folder belongs to another study file.
         """
         run = Run._of_file(Path(study_file), folder, smoke)
-        run._write_study_file()
+        run.write_study_file()
         return run
 
     @staticmethod
@@ -119,9 +99,9 @@ class Run:
         path = Path(run)
         if path.is_file():
             return Run._of_file(path, folder, smoke=False)
-        if not (path / _COPY).is_file():
-            raise RunError(f"{path} is no run: it has no {_COPY}. Start with a study file.")
-        return Run(load_study_file(path / _COPY), path)
+        if not (path / COPY).is_file():
+            raise RunError(f"{path} is no run: it has no {COPY}. Start with a study file.")
+        return Run(load_study_file(path / COPY), path)
 
     @staticmethod
     def _of_file(path: Path, folder: str | Path | None, smoke: bool) -> Run:
@@ -129,13 +109,13 @@ class Run:
         if smoke:
             study_file = smoke_test(study_file)
         place = Path(folder or Path("runs") / f"{path.stem}{'-smoke' if smoke else ''}")
-        copy = place / _COPY
-        begun = place.is_dir() and any(entry.name != _COPY for entry in place.iterdir())
+        copy = place / COPY
+        begun = place.is_dir() and any(entry.name != COPY for entry in place.iterdir())
         if copy.is_file() and begun:
             check_same_study(study_file, load_study_file(copy), path, place)
         elif begun:
             raise RunError(
-                f"The folder {place} has files in it but no {_COPY}, so it is no run. Choose "
+                f"The folder {place} has files in it but no {COPY}, so it is no run. Choose "
                 "another with `--run`."
             )
         # checked before anything is made, so that a typing error costs nothing
@@ -146,96 +126,6 @@ class Run:
         if not copy.is_file():
             run._called = f"{path}{f' --run {folder}' if folder else ''}"
         return run
-
-    def _write_study_file(self) -> None:
-        write_text(self.folder / _COPY, dump_study_file(self.study_file))
-
-    @cached_property
-    def data(self) -> Data:
-        """The three splits.
-
-        Raises:
-            DataError: If they cannot be read, or are too small.
-        """
-        return load_data(**self.study_file.data.model_dump())
-
-    @property
-    def storage_url(self) -> str:
-        """Where the study is kept."""
-        return self.study_file.study.storage.replace("{run}", self.folder.as_posix())
-
-    @property
-    def storage(self) -> BufferedStorage:
-        """The storage of the study, made where there is none.
-
-        Raises:
-            StudyError: If it cannot be reached.
-        """
-        return self._open_storage(create=True)
-
-    def _open_storage(self, *, create: bool) -> BufferedStorage:
-        if self._storage is None:
-            self._storage = open_storage(self.storage_url, create=create)
-        return self._storage
-
-    @property
-    def artifact_store(self) -> ArtifactStore:
-        """Where the study's files are kept: the supernetwork, drawings."""
-        place = self.study_file.study.artifacts.replace("{run}", self.folder.as_posix())
-        return open_artifact_store(place)
-
-    @property
-    def study(self) -> optuna.Study:
-        """The study, to read it.
-
-        Raises:
-            RunError: If no search has begun yet.
-            StudyError: If its storage cannot be reached.
-        """
-        try:
-            return load_study(study_name=self.name, storage=self._open_storage(create=False))
-        except StudyNotFoundError:
-            raise RunError(
-                f"{self.folder} has no study yet; run `optuna-stitch search {self._called}` first."
-            ) from None
-
-    @property
-    def supernetwork(self) -> Supernetwork:
-        """The supernetwork that was built; where the study has begun elsewhere, from there.
-
-        Raises:
-            RunError: If none was built yet.
-            ArtifactError: If it is broken, or cannot be fetched.
-        """
-        if self._supernetwork is None:
-            if not is_saved(self.folder) and not self._fetch():
-                raise RunError(
-                    f"{self.folder} has no supernetwork yet; run `optuna-stitch build "
-                    f"{self._called}` first."
-                )
-            self._supernetwork = Supernetwork.load(self.folder)
-        return self._supernetwork
-
-    def _fetch(self) -> bool:
-        """Fetch the supernetwork of a study that has begun elsewhere; whether there is one."""
-        try:
-            study = self.study
-        except RunError:
-            return False
-        self._write_study_file()
-        download_files(study, self.artifact_store, self.folder)
-        found, wanted = Supernetwork.load(self.folder).content_hash(), study.user_attrs[CONTENT]
-        if found != wanted:
-            raise ArtifactError(
-                f"The artifact store has the supernetwork {found}, but the study {self.name!r} "
-                f"was made for {wanted}. Remove {self.folder} and see who wrote to the store."
-            )
-        return True
-
-    @property
-    def stitch_quality(self) -> list[StitchQuality]:
-        """How well each stitch was fitted, and whether the search may use it; see `build`."""
-        return read_stitch_quality(self.folder)
 
     def build(self, *, show_progress_bar: bool = False) -> Supernetwork:
         """Load or train the parents, match them, fit the stitches, save the supernetwork.
@@ -331,33 +221,6 @@ class Run:
         paths = [self.folder / name for name in ("fit.csv", LATENCY, *FILES)]
         upload_files(study, self.artifact_store, [path for path in paths if path.exists()])
 
-    def evaluate_front(
-        self, *, only: Sequence[int] | None = None, show_progress_bar: bool = False
-    ) -> Front:
-        """Evaluate the front on the test split, beside the baselines.
-
-        Args:
-            only: Numbers of trials to evaluate; the front's, if None.
-            show_progress_bar: Whether to show a progress bar.
-
-        Raises:
-            RunError: If no search has begun yet.
-            StudyError: If no trial is complete, or one of ``only`` is not.
-            DataError: If the test split has no labels, or a baseline tells other classes apart.
-        """
-        study = self.study  # before a supernetwork is fetched
-        # without a database for results, into which it would write
-        objective = make_objective(self.study_file, self.supernetwork, self.data.val, self.folder)
-        others = [make_parent(other, self.data) for other in self.study_file.report.baselines]
-        return evaluate_front(
-            study,
-            objective,
-            self.data.test,
-            others=others,
-            only=only,
-            show_progress_bar=show_progress_bar,
-        )
-
     def report(self, *, show_progress_bar: bool = False) -> Front:
         """Evaluate the front on the test split, and write tables, pictures and the report.
 
@@ -372,7 +235,7 @@ class Run:
             DataError: If the test split has no labels, or a baseline tells other classes apart.
         """
         front = self.evaluate_front(show_progress_bar=show_progress_bar)
-        self._write_study_file()
+        self.write_study_file()
         figures = write_results(self, front)
         left = publish(
             self.study,

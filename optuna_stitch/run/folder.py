@@ -1,0 +1,176 @@
+"""The folder of a run, as it is read: study file, data, storage, study, supernetwork, front."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import optuna
+
+from optuna_stitch.data.load import Data, load_data
+from optuna_stitch.evaluation.stitch_quality import StitchQuality
+from optuna_stitch.report.evaluate import evaluate_front
+from optuna_stitch.report.front import Front
+from optuna_stitch.run.build import make_parent, read_stitch_quality
+from optuna_stitch.run.schema import StudyFile
+from optuna_stitch.run.search import make_objective
+from optuna_stitch.run.study_file import dump_study_file
+from optuna_stitch.search.study import CONTENT, load_study
+from optuna_stitch.stitching.io import is_saved
+from optuna_stitch.stitching.supernetwork import Supernetwork
+from optuna_stitch.storage.artifacts import download_files, open_artifact_store
+from optuna_stitch.storage.buffered import BufferedStorage
+from optuna_stitch.storage.open import open_storage
+from optuna_stitch.utils.errors import ArtifactError, RunError, StudyNotFoundError
+from optuna_stitch.utils.files import write_text
+
+if TYPE_CHECKING:
+    from optuna.artifacts._protocol import ArtifactStore
+
+# The study file of a run, with every default, in its folder.
+COPY = "study.yaml"
+
+
+class RunFolder:
+    """What a run's folder and its storage hold; `Run` has the stages that fill them.
+
+    Before there is a study, `study`, `supernetwork` and `evaluate_front` fail, and leave nothing
+    behind.
+
+    Args:
+        study_file: What to do.
+        folder: Where everything is kept.
+
+    Attributes:
+        study_file: What to do.
+        folder: Where everything is kept.
+        name: Name of the study.
+    """
+
+    def __init__(self, study_file: StudyFile, folder: str | Path) -> None:
+        self.study_file = study_file
+        self.folder = Path(folder)
+        self.name = study_file.study.name or self.folder.name
+        self._called = str(folder)
+        self._storage: BufferedStorage | None = None
+        self._supernetwork: Supernetwork | None = None
+
+    def write_study_file(self) -> None:
+        """Keep the study file in the folder, with every default."""
+        write_text(self.folder / COPY, dump_study_file(self.study_file))
+
+    @cached_property
+    def data(self) -> Data:
+        """The three splits.
+
+        Raises:
+            DataError: If they cannot be read, or are too small.
+        """
+        return load_data(**self.study_file.data.model_dump())
+
+    @property
+    def storage_url(self) -> str:
+        """Where the study is kept."""
+        return self.study_file.study.storage.replace("{run}", self.folder.as_posix())
+
+    @property
+    def storage(self) -> BufferedStorage:
+        """The storage of the study, made where there is none.
+
+        Raises:
+            StudyError: If it cannot be reached.
+        """
+        return self._open_storage(create=True)
+
+    def _open_storage(self, *, create: bool) -> BufferedStorage:
+        if self._storage is None:
+            self._storage = open_storage(self.storage_url, create=create)
+        return self._storage
+
+    @property
+    def artifact_store(self) -> ArtifactStore:
+        """Where the study's files are kept: the supernetwork, drawings."""
+        place = self.study_file.study.artifacts.replace("{run}", self.folder.as_posix())
+        return open_artifact_store(place)
+
+    @property
+    def study(self) -> optuna.Study:
+        """The study, to read it.
+
+        Raises:
+            RunError: If no search has begun yet.
+            StudyError: If its storage cannot be reached.
+        """
+        try:
+            return load_study(study_name=self.name, storage=self._open_storage(create=False))
+        except StudyNotFoundError:
+            raise RunError(
+                f"{self.folder} has no study yet; run `optuna-stitch search {self._called}` first."
+            ) from None
+
+    @property
+    def supernetwork(self) -> Supernetwork:
+        """The supernetwork that was built; where the study has begun elsewhere, from there.
+
+        Raises:
+            RunError: If none was built yet.
+            ArtifactError: If it is broken, or cannot be fetched.
+        """
+        if self._supernetwork is None:
+            if not is_saved(self.folder) and not self._fetch():
+                raise RunError(
+                    f"{self.folder} has no supernetwork yet; run `optuna-stitch build "
+                    f"{self._called}` first."
+                )
+            self._supernetwork = Supernetwork.load(self.folder)
+        return self._supernetwork
+
+    def _fetch(self) -> bool:
+        """Fetch the supernetwork of a study that has begun elsewhere; whether there is one."""
+        try:
+            study = self.study
+        except RunError:
+            return False
+        self.write_study_file()
+        download_files(study, self.artifact_store, self.folder)
+        found, wanted = Supernetwork.load(self.folder).content_hash(), study.user_attrs[CONTENT]
+        if found != wanted:
+            raise ArtifactError(
+                f"The artifact store has the supernetwork {found}, but the study {self.name!r} "
+                f"was made for {wanted}. Remove {self.folder} and see who wrote to the store."
+            )
+        return True
+
+    @property
+    def stitch_quality(self) -> list[StitchQuality]:
+        """How well each stitch was fitted, and whether the search may use it; see `build`."""
+        return read_stitch_quality(self.folder)
+
+    def evaluate_front(
+        self, *, only: Sequence[int] | None = None, show_progress_bar: bool = False
+    ) -> Front:
+        """Evaluate the front on the test split, beside the baselines.
+
+        Args:
+            only: Numbers of trials to evaluate; the front's, if None.
+            show_progress_bar: Whether to show a progress bar.
+
+        Raises:
+            RunError: If no search has begun yet.
+            StudyError: If no trial is complete, or one of ``only`` is not.
+            DataError: If the test split has no labels, or a baseline tells other classes apart.
+        """
+        study = self.study  # before a supernetwork is fetched
+        # without a database for results, into which it would write
+        objective = make_objective(self.study_file, self.supernetwork, self.data.val, self.folder)
+        others = [make_parent(other, self.data) for other in self.study_file.report.baselines]
+        return evaluate_front(
+            study,
+            objective,
+            self.data.test,
+            others=others,
+            only=only,
+            show_progress_bar=show_progress_bar,
+        )
