@@ -145,7 +145,8 @@ def test_the_same_seed_gives_the_same_sequence(build: Build, sampler: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("stage", "start"), [("create_study", {}), ("load_study", {"front_of": "runs/shared"})]
+    ("stage", "start"),
+    [("run.create_study", {}), ("folder.load_study", {"front_of": "runs/shared"})],
 )
 def test_a_storage_that_fails_wherever_the_study_is_read(
     build: Build,
@@ -158,7 +159,7 @@ def test_a_storage_that_fails_wherever_the_study_is_read(
         cause = sqlalchemy.exc.OperationalError("SELECT", {}, Exception("disk I/O error"))
         raise optuna.exceptions.StorageInternalError("something happened") from cause
 
-    monkeypatch.setattr(f"optuna_stitch.run.run.{stage}", fail)
+    monkeypatch.setattr(f"optuna_stitch.run.{stage}", fail)
     assert call("run", build(start={"population": 8, **start})) == 2
     assert "disk I/O error" in capsys.readouterr().err
 
