@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import pkgutil
 import re
 import shlex
 from pathlib import Path
@@ -113,6 +114,17 @@ def test_names_are_public(path: Path) -> None:
         ast.parse(block)
     for name in re.findall(r"\bst\.([A-Za-z_]+)", path.read_text()):
         assert name in st.__all__, name
+
+
+def test_new_names_of_the_changelog_exist() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text().partition("### Old names")[2].partition("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| `")]
+    assert len(rows) > 10
+    for _, new in rows:
+        for name in re.findall(r"`st\.([A-Za-z_]+)", new):
+            assert name in st.__all__, name
+        for path in re.findall(r"`(optuna_stitch\.[\w.]+)`", new):
+            assert pkgutil.resolve_name(path), path
 
 
 def test_the_guide_names_every_study_file_and_key() -> None:
