@@ -1,6 +1,6 @@
-"""What every image says of a subnetwork, accumulated batch by batch: one way for all who judge.
+"""Per-image results of a subnetwork, accumulated batch by batch.
 
-The search and its races, the report and its baselines all use `Accumulator`. `Labels` says what
+The search, its races, the report and its baselines all use `Accumulator`. `Labels` says what
 answers are compared with, and `Evaluation` what is known of a subnetwork in the end.
 """
 
@@ -165,7 +165,7 @@ PerImageResult = PairedResult | Scores | Logits | Streamed
 
 
 class Accumulator:
-    """Accumulates what one subnetwork answers.
+    """Accumulates what images say of one subnetwork.
 
     Args:
         metrics: What is wanted of it.
@@ -175,8 +175,18 @@ class Accumulator:
             of pixels are streamed.
 
     Attributes:
-        finite: Whether all logits so far are finite numbers; the batch with the first others, and
-            all after it, are left out.
+        finite: Whether all logits so far are finite numbers; the first batch with others, and
+            every batch after it, is left out.
+
+    Example:
+        >>> from optuna_stitch.evaluation.metrics import METRICS
+        >>> accumulator = Accumulator([METRICS["accuracy"]], classes=2)
+        >>> logits = torch.tensor([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0]])
+        >>> accumulator.update(logits, {"accuracy": torch.tensor([0, 1, 1])})
+        >>> accumulator.by_image("accuracy").tolist()
+        [True, True, False]
+        >>> round(accumulator.figures()["accuracy"], 3)
+        0.667
     """
 
     def __init__(

@@ -10,7 +10,6 @@ from wsgiref.simple_server import WSGIServer
 
 import optuna
 import optuna_dashboard
-from optuna.study._multi_objective import _get_pareto_front_trials_by_trials
 from optuna_dashboard._serializer import serialize_frozen_trial
 
 from optuna_stitch.utils.errors import StudyError
@@ -30,7 +29,7 @@ def serve_dashboard(
 
     Args:
         storage: With the studies to show.
-        artifact_store: With what `publish` put there: the drawings of the front's networks.
+        artifact_store: Where `publish` put the drawings of the front's networks.
         host: Address to listen on; only this machine can reach the default.
         port: Port to listen on.
 
@@ -104,12 +103,13 @@ class _Amended:
             best["params"] = [p for p in best["params"] if p["param_external_value"] != "off"]
 
     def _best_feasible(self, study_id: int) -> list[dict[str, Any]]:
-        trials = self.storage.get_all_trials(study_id, deepcopy=False)
-        directions = self.storage.get_study_directions(study_id)
-        best = _get_pareto_front_trials_by_trials(trials, directions, consider_constraint=True)
+        name = self.storage.get_study_name_from_id(study_id)
+        study = optuna.load_study(study_name=name, storage=self.storage)
         attrs = self.storage.get_study_system_attrs(study_id)
         return [
             serialize_frozen_trial(study_id, trial, attrs)
             # of one objective the dashboard shows one trial
-            for trial in (best if len(directions) > 1 else best[:1])
+            for trial in (
+                study.best_trials if len(study.directions) > 1 else study.best_trials[:1]
+            )
         ]

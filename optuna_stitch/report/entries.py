@@ -11,10 +11,14 @@ from torch import Tensor
 from optuna_stitch.evaluation.accumulator import PairedResult
 from optuna_stitch.evaluation.metrics import Unit, unit_of
 from optuna_stitch.report.significance import Interval
+from optuna_stitch.stitching.genotype import Output
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.utils.errors import StudyError
 
 STITCHED = "stitched"
+
+# Subnetworks without stitches, by their output.
+BASELINES: dict[Output, str] = {"a": "parent a", "b": "parent b", "ensemble": "ensemble"}
 
 # The smallest p-value at which two networks are not told apart.
 LEVEL = 0.05

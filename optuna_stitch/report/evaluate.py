@@ -25,7 +25,7 @@ from optuna_stitch.evaluation.metrics import (
 )
 from optuna_stitch.models.parent import Parent
 from optuna_stitch.report.baselines import Combination, tune_combinations
-from optuna_stitch.report.entries import STITCHED, Entry, PairedComparison
+from optuna_stitch.report.entries import BASELINES, STITCHED, Entry, PairedComparison
 from optuna_stitch.report.front import Front
 from optuna_stitch.report.significance import (
     holm,
@@ -47,8 +47,6 @@ _TOGETHER = 16
 
 # Costs that are paid for the images that ask for them; others for all that is kept ready.
 _PER_IMAGE = ("macs", "latency_ms")
-
-_NAMES: dict[Output, str] = {"a": "parent a", "b": "parent b", "ensemble": "ensemble"}
 
 _KINDS: dict[Output, str] = {"a": "parent", "b": "parent", "ensemble": "ensemble"}
 
@@ -274,13 +272,13 @@ class FrontEvaluator:
             start += len(targets)
 
     def _subnetwork_entry(self, subnetwork: Subnetwork, accumulator: Accumulator) -> Entry | None:
-        name, kind = _NAMES[subnetwork.output], _KINDS[subnetwork.output]
+        name, kind = BASELINES[subnetwork.output], _KINDS[subnetwork.output]
         if subnetwork.on:
             name, kind = "", STITCHED
         if not accumulator.finite:
             said = f"answers that are no finite numbers on the {self._split.name} split"
             if not subnetwork.on:
-                raise DataError(f"{_NAMES[subnetwork.output].capitalize()} gives {said}.")
+                raise DataError(f"{BASELINES[subnetwork.output].capitalize()} gives {said}.")
             macs = number_text(subnetwork.macs / 1e6, 3)
             console.print(f"A network of {macs} M MACs is left out: {said}.")
             return None

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from optuna_stitch.report.entries import BASELINES
 from optuna_stitch.search.samplers.linkage.space import violations_of
 from optuna_stitch.stitching.genotype import OUTPUT
 from optuna_stitch.utils.errors import StudyError
@@ -27,8 +28,6 @@ Losses = NDArray[np.float64]
 # A reference point is worse than the front's worst by this share of the front's width, so that the
 # ends of the front count as well.
 _MARGIN = 0.1
-
-_BASELINES = {"a": "parent a", "b": "parent b", "ensemble": "ensemble"}
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def read_outcomes(study: optuna.Study) -> Outcomes:
         if not np.isfinite(values).all():
             continue
         if not any(state == "on" for state in trial.params.values()) and OUTPUT in trial.params:
-            baselines.setdefault(_BASELINES[trial.params[OUTPUT]], values)
+            baselines.setdefault(BASELINES[trial.params[OUTPUT]], values)
         if _violation(trial) <= 0:
             row[:] = values
     if not np.isfinite(losses).any():
@@ -165,6 +164,10 @@ def hypervolume(losses: Losses, reference: Losses) -> float:
     Args:
         losses: ``(trials, objectives)``; rows of NaN add nothing.
         reference: ``(objectives,)``.
+
+    Example:
+        >>> hypervolume(np.array([[1.0, 2.0], [2.0, 1.0]]), np.array([3.0, 3.0]))
+        3.0
     """
     front = front_of(losses)
     return float(moocore.hypervolume(front, reference)) if len(front) else 0.0

@@ -83,6 +83,11 @@ def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> Int
         successes: How many of the images are classified correctly.
         total: How many images there are.
         confidence: Of the interval.
+
+    Example:
+        >>> low, high = wilson_interval(90, 100)
+        >>> round(low, 3), round(high, 3)
+        (0.826, 0.945)
     """
     interval = binomtest(successes, total).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
@@ -97,6 +102,11 @@ def mcnemar(first: Tensor, second: Tensor) -> float:
     Args:
         first: ``(N,)`` bool, which images the first network gets right.
         second: The same for the second, on the same images.
+
+    Example:
+        >>> first = torch.tensor([True, True, True, True, False])
+        >>> mcnemar(first, ~first)
+        0.375
     """
     only_first = int((first & ~second).sum())
     only_second = int((~first & second).sum())
@@ -128,6 +138,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     Returns:
         Corrected p-values, in the same order.
+
+    Example:
+        >>> holm([0.01, 0.04, 0.03])
+        [0.03, 0.06, 0.06]
     """
     p = np.asarray(p_values, dtype=float)
     order = np.argsort(p)

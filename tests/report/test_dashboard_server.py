@@ -6,8 +6,8 @@ import socket
 import time
 import urllib.request
 from collections.abc import Iterator
-from multiprocessing import get_context
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import optuna
@@ -75,12 +75,11 @@ def _serve(folder: Path, port: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def address(browser: Browser, published: Published) -> Iterator[str]:
-    """Where a process of its own serves both studies."""
+def address(browser: Browser, published: Published) -> str:
+    """Where a thread serves both studies, until the session ends."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    arguments = (published.folder, port)
-    server = get_context("spawn").Process(target=_serve, args=arguments, daemon=True)
+    server = Thread(target=_serve, args=(published.folder, port), daemon=True)
     server.start()
     address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 120
     while True:
@@ -90,10 +89,8 @@ def address(browser: Browser, published: Published) -> Iterator[str]:
         except OSError:
             assert server.is_alive()
             assert time.monotonic() < deadline
-            time.sleep(0.2)
-    yield f"{address}/dashboard/studies"
-    server.terminate()
-    server.join()
+            time.sleep(0.02)
+    return f"{address}/dashboard/studies"
 
 
 @pytest.fixture(params=["light", "dark"])
