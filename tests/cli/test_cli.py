@@ -220,11 +220,11 @@ BAD_FILES = {
     ),
     "misspelt key": (
         TINY.replace("points:", "ponts:"),
-        ["tiny.yaml:5", "unknown key `stitching.ponts`", "Did you mean `points`?"],
+        ["tiny.yaml:6", "unknown key `stitching.ponts`", "Did you mean `points`?"],
     ),
     "wrong value": (
         TINY.replace("points: blocks", "points: some"),
-        ["tiny.yaml:5", "`stitching.points`", "'auto', 'all', 'dominators' or 'blocks'"],
+        ["tiny.yaml:6", "`stitching.points`", "'auto', 'all', 'dominators' or 'blocks'"],
     ),
     "unknown objective": (
         TINY.replace("study:", "study:\n  objectives: [acuracy]"),
@@ -327,7 +327,7 @@ def test_in_a_shell_there_is_no_traceback() -> None:
     assert "pydantic" in imported
     assert imported.isdisjoint({"torch", "timm", "optuna"})  # they take seconds
     said = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
-    assert said[0].startswith("Error: tiny.yaml:5: unknown key `stitching.ponts`")
+    assert said[0].startswith("Error: tiny.yaml:6: unknown key `stitching.ponts`")
     assert done.stdout == ""
 
 

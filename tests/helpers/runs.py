@@ -19,10 +19,12 @@ from optuna_stitch.run.study_file import dump_study_file, load_study_file
 from optuna_stitch.storage.open import rdb_of
 from tests.helpers.commands import call
 
+# Parent b sees images as parent a does, so that every network takes one input.
 TINY = """\
 parents:
   a: {network: test_resnet, input_size: 32, train: {epochs: 1}}
-  b: {network: test_efficientnet, input_size: 32, train: {epochs: 1}}
+  b: {network: test_efficientnet, mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5],
+      interpolation: bilinear, input_size: 32, train: {epochs: 1}}
 data: {train: {images: 100}, val: {images: 50}}
 stitching: {points: blocks}
 study:
