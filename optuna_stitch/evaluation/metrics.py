@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torchmetrics
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 from optuna_stitch.evaluation.latency import latency_ms
 from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.utils.errors import ConfigError
 from optuna_stitch.utils.text import number_text, percent_text
+
+if TYPE_CHECKING:
+    import torchmetrics
 
 Direction = Literal["maximize", "minimize"]
 
@@ -243,16 +243,23 @@ def calibration_error(logits: Tensor, targets: Tensor) -> Tensor:
         logits: ``(N, classes)``.
         targets: Labels, ``(N,)``.
     """
+    # imported here and below, since that takes seconds and few studies need it
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
     return multiclass_calibration_error(logits, targets, num_classes=logits.shape[1])
 
 
 def _mean_iou(classes: int) -> torchmetrics.Metric:
     """Intersection over union, averaged over classes."""
+    from torchmetrics.classification import MulticlassJaccardIndex
+
     return MulticlassJaccardIndex(classes, ignore_index=VOID)
 
 
 def _pixel_accuracy(classes: int) -> torchmetrics.Metric:
     """Share of pixels whose largest logit is the label's."""
+    from torchmetrics.classification import MulticlassAccuracy
+
     return MulticlassAccuracy(classes, average="micro", ignore_index=VOID)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -101,10 +102,10 @@ def _names_for_examples(request: pytest.FixtureRequest) -> None:
     """Give the examples in docstrings the names that they use, and an empty folder to write to."""
     if not isinstance(request.node, pytest.DoctestItem):
         return
-    source = "".join(example.source for example in request.node.dtest.examples)
+    used = set(re.findall(r"\w+", "".join(e.source for e in request.node.dtest.examples)))
     names: dict[str, Any] = {"st": st, "optuna": optuna, "torch": torch}
     for name in ("data", "a", "b", "supernetwork", "objective", "study", "tmp_path"):
-        if name in source:
+        if name in used:
             names[name] = request.getfixturevalue(name)
     if "tmp_path" in names:
         request.getfixturevalue("monkeypatch").chdir(names["tmp_path"])
