@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._higher_order_ops.wrap import wrap_with_autocast, wrap_with_set_grad_enabled
 from torch.export.graph_signature import InputKind
 
 from optuna_stitch.export.trace import Home, Traced
@@ -104,10 +105,8 @@ _LETTERS = {"a": "x", "b": "y", "ensemble": "z"}
 # First letter of a number's name, such as a size.
 _SIZE = "n"
 
-_HIGHER = torch.ops.higher_order
-
 # Where a region's own graph stands among the arguments; what it reads comes behind.
-_REGIONS: dict[Any, int] = {_HIGHER.wrap_with_set_grad_enabled: 1, _HIGHER.wrap_with_autocast: 4}
+_REGIONS: dict[Any, int] = {wrap_with_set_grad_enabled: 1, wrap_with_autocast: 4}
 
 _ENABLED = 2  # where autocast says whether it is on
 
@@ -300,7 +299,7 @@ def _copy(owner: fx.GraphModule, graph: fx.Graph, made: dict[fx.Node, Any]) -> A
 
 
 def _is_region(node: fx.Node) -> bool:
-    autocast = node.target is _HIGHER.wrap_with_autocast
+    autocast = node.target is wrap_with_autocast
     return node.target in _REGIONS and not (autocast and node.args[_ENABLED])
 
 
