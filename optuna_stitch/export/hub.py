@@ -1,4 +1,4 @@
-"""Put an exported network on the Hugging Face Hub, or on any endpoint that speaks as it does."""
+"""Put an exported network on the Hugging Face Hub, or on another endpoint with its API."""
 
 from __future__ import annotations
 

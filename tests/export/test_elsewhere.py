@@ -38,7 +38,10 @@ def expected_of(
     return guesses, evaluation["accuracy"]
 
 
-@pytest.mark.parametrize(("pair", "output"), [("supernetwork", "b"), ("cnn_vit", "ensemble")])
+@pytest.mark.parametrize(
+    ("pair", "output"),
+    [("supernetwork", "b"), pytest.param("cnn_vit", "ensemble", marks=pytest.mark.slow)],
+)
 def test_the_very_figures_are_reproduced_elsewhere(
     pair: str,
     output: str,

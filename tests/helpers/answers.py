@@ -51,7 +51,7 @@ def main(folder: Path, pictures: Path) -> None:
 
 @torch.no_grad()
 def labels(network, images, size=50):
-    """Classes, batch by batch as they were judged."""
+    """Classes, batch by batch as they were evaluated."""
     found = []
     for start in range(0, len(images[0]), size):
         logits = network(*[one[start : start + size] for one in images])

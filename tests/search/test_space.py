@@ -31,7 +31,7 @@ def test_both_spaces_give_the_same_canonical_genotypes(
 ) -> None:
     supernetwork: st.Supernetwork = request.getfixturevalue(pair)
     every = len(supernetwork.switches)
-    for genotype in _drawn(supernetwork, 60, every):
+    for genotype in _drawn(supernetwork, 20, every):
         params = genotype.params(supernetwork.switches)
         flat = suggest(optuna.trial.FixedTrial(params), supernetwork)
         trial = optuna.trial.FixedTrial(params)

@@ -318,6 +318,7 @@ def test_optimize_adds_trials_as_optuna_does(objective: st.Objective, tmp_path: 
     assert len(_complete(study)) == 12
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_search_with_a_message(
     objective: st.Objective, tmp_path: Path
 ) -> None:

@@ -98,7 +98,7 @@ def test_it_helps_crossovers_into_a_batchnorm_network(
     assert supernetwork.content_hash() != without.content_hash()
 
 
-@pytest.mark.parametrize("output", ["a", "ensemble"])
+@pytest.mark.parametrize("output", ["a", pytest.param("ensemble", marks=pytest.mark.slow)])
 def test_batchnorm_operators_of_exported_programs(
     a: st.Parent, b: st.Parent, data: st.Data, tmp_path: Path, output: str
 ) -> None:

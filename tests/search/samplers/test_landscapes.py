@@ -48,6 +48,7 @@ def linkage(seed: int, **arguments: Any) -> LinkageSampler:
     return LinkageSampler(seed=seed, n_startup_trials=64, **arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", [True, False])
 def test_deceptive_traps_are_solved(kernel: bool) -> None:
     traps = Traps(6)
@@ -56,6 +57,7 @@ def test_deceptive_traps_are_solved(kernel: bool) -> None:
         assert search(sampler, traps.single, traps.width, 2000, [traps.best()])[0] == 1
 
 
+@pytest.mark.slow
 def test_deceptive_traps_mislead_who_learns_no_linkage() -> None:
     traps = Traps(6)
     for make in (LocalSearchSampler, optuna.samplers.NSGAIISampler):
@@ -66,6 +68,7 @@ def test_deceptive_traps_mislead_who_learns_no_linkage() -> None:
         assert sum(solved) == 0
 
 
+@pytest.mark.slow
 def test_whole_front_of_trap_and_inverse_trap_is_found() -> None:
     traps = Traps(6)
     front = traps.front()
@@ -110,6 +113,7 @@ def test_dynamic_programming_finds_the_optimum_that_trying_all_finds() -> None:
         assert judge.best() == pytest.approx(max(judge(params_of(np.array(s))) for s in settings))
 
 
+@pytest.mark.slow
 def test_optima_of_nearest_neighbour_nk_are_found() -> None:
     for seed in range(2):
         judge = NearestNeighbourNK(24, k=4, seed=seed)

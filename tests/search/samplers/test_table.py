@@ -25,6 +25,7 @@ def median_after(
     return statistics.median(shares(table, make(seed), trials, seed)[-1] for seed in SEEDS)
 
 
+@pytest.mark.slow
 def test_ours_are_ahead_of_nsga2_at_a_quarter_of_its_trials(table: Tabulated) -> None:
     nsga2 = median_after(table, 1000, lambda seed: optuna.samplers.NSGAIISampler(seed=seed))
     for ours in (LinkageSampler, LocalSearchSampler):
