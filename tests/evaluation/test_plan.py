@@ -28,7 +28,9 @@ def _genotypes(supernetwork: st.Supernetwork) -> some.SearchStrategy[list[Genoty
 
 @settings(max_examples=20, deadline=None)
 @given(some.data())
-@pytest.mark.parametrize("pair", ["supernetwork", "cnn_vit", "tokens"])
+@pytest.mark.parametrize(
+    "pair", ["supernetwork", "cnn_vit", pytest.param("tokens", marks=pytest.mark.slow)]
+)
 def test_together_or_alone_logits_are_equal_bit_for_bit(
     request: pytest.FixtureRequest, images: Tensor, pair: str, draw: some.DataObject
 ) -> None:
@@ -44,7 +46,10 @@ def test_together_or_alone_logits_are_equal_bit_for_bit(
 
 @settings(max_examples=15, deadline=None)
 @given(some.data())
-@pytest.mark.parametrize("pair", ["supernetwork", "cnn_vit", "tokens", "plain_norms"])
+@pytest.mark.parametrize(
+    "pair",
+    ["supernetwork", "tokens", "plain_norms", pytest.param("cnn_vit", marks=pytest.mark.slow)],
+)
 def test_with_fast_kernels_too(
     request: pytest.FixtureRequest, images: Tensor, pair: str, draw: some.DataObject
 ) -> None:

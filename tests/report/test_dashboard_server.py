@@ -93,7 +93,7 @@ def address(browser: Browser, published: Published) -> str:
     return f"{address}/dashboard/studies"
 
 
-@pytest.fixture(params=["light", "dark"])
+@pytest.fixture(params=["light", pytest.param("dark", marks=pytest.mark.slow)])
 def tab(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Tab]:
     opened = Tab(browser, request.param)
     yield opened

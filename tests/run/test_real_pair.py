@@ -49,6 +49,7 @@ ARGUMENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (DATA / "cifar10").exists(), reason=MISSING)
 def test_the_report_of_a_real_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -18,6 +18,7 @@ from optuna_stitch.utils.errors import StudyError
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_the_program_gives_a_plain_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

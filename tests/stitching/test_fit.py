@@ -202,6 +202,7 @@ def test_features_that_are_not_finite_are_named(a: st.Parent, b: st.Parent, data
             norm.weight.copy_(before)
 
 
+@pytest.mark.slow
 def test_little_memory_means_more_passes_and_the_same_stitches(
     a: st.Parent, b: st.Parent, data: st.Data, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -35,7 +35,9 @@ def _stitches(folder: Path) -> dict[str, torch.Tensor]:
     ("settings", "allowed"),
     [
         pytest.param(FITTED, 1e-6, id="fitted", marks=pytest.mark.slow),
-        pytest.param(TUNED, 1e-4, id="tuned"),  # adds up gradients in float32
+        pytest.param(
+            TUNED, 1e-4, id="tuned", marks=pytest.mark.slow
+        ),  # adds up gradients in float32
     ],
 )
 def test_two_processes_make_the_same_stitches_as_one(
