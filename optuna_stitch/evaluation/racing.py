@@ -87,8 +87,8 @@ class Race:
         Args:
             costs: What a subnetwork costs, in the order of `Rival.costs`.
         """
-        no_dearer = [rival for rival in self._front if _covers(rival.costs, costs)]
-        return max(no_dearer, key=lambda rival: rival.quality, default=None)
+        affordable = [rival for rival in self._front if _covers(rival.costs, costs)]
+        return max(affordable, key=lambda rival: rival.quality, default=None)
 
     def lost(self, outcomes: Tensor, rival: Rival) -> bool:
         """Whether a subnetwork is worse than its rival beyond doubt.

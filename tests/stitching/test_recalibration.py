@@ -70,7 +70,7 @@ def test_a_stitched_path_has_the_parents_own_mean_and_variance(
     assert checked > 50
 
 
-def test_it_helps_crossovers_into_a_batchnorm_network(
+def test_it_helps_to_cross_into_a_batchnorm_network(
     supernetwork: st.Supernetwork, data: st.Data
 ) -> None:
     without = supernetwork.keep(range(len(supernetwork.switches)))

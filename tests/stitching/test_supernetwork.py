@@ -40,7 +40,7 @@ def test_costs_count_only_what_the_output_needs(supernetwork: st.Supernetwork) -
     assert supernetwork.subnetwork(unreachable).macs == graphs["a"].macs
 
 
-def test_a_crossover_by_hand(supernetwork: st.Supernetwork, images: Tensor) -> None:
+def test_crossing_by_hand(supernetwork: st.Supernetwork, images: Tensor) -> None:
     """The last match's a -> b: all of a up to the point, the stitch, then the rest of b."""
     supernetwork = supernetwork.keep(range(len(supernetwork.switches)))
     supernetwork.calibration = None

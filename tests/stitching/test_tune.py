@@ -23,7 +23,7 @@ def fitted(a: st.Parent, b: st.Parent, data: st.Data) -> st.Supernetwork:
     return _fitted(a, b, data)
 
 
-def test_tuning_brings_crossovers_nearer_to_the_ensemble(
+def test_tuning_brings_networks_nearer_to_the_ensemble(
     fitted: st.Supernetwork, data: st.Data
 ) -> None:
     weights = {k: v.clone() for k, v in fitted.a.module.state_dict().items()}
