@@ -307,10 +307,15 @@ def test_a_study_file_is_tried_out_tiny(smoke_once: Path) -> None:
     assert filled["parents"]["a"]["random_weights"]
 
 
-STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.yaml"))
+STUDIES = [
+    # the founding paper's pairs take a quarter of an hour each
+    pytest.param(path, marks=pytest.mark.sweep if path.stem.startswith("resnet") else ())
+    for path in sorted((Path(__file__).parents[2] / "studies").glob("*.yaml"))
+]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_every_study_file_runs_tiny(path: Path) -> None:
