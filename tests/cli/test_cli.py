@@ -308,14 +308,13 @@ def test_a_study_file_is_tried_out_tiny(smoke_once: Path) -> None:
 
 
 STUDIES = [
-    # the founding paper's pairs take a quarter of an hour each
+    # the founding paper's pairs are large, and take longest
     pytest.param(path, marks=pytest.mark.sweep if path.stem.startswith("resnet") else ())
     for path in sorted((Path(__file__).parents[2] / "studies").glob("*.yaml"))
 ]
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_every_study_file_runs_tiny(path: Path) -> None:
