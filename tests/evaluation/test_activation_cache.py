@@ -59,7 +59,7 @@ def _evaluate(
     [
         ("supernetwork", "plain"),
         ("supernetwork", "fast"),
-        ("cnn_vit", "fast"),
+        pytest.param("cnn_vit", "fast", marks=pytest.mark.slow),
         pytest.param("cnn_vit", "plain", marks=pytest.mark.slow),
     ],
 )

@@ -26,11 +26,12 @@ def _genotypes(supernetwork: st.Supernetwork) -> some.SearchStrategy[list[Genoty
     return some.lists(genotype, min_size=1, max_size=6)
 
 
+_SLOW_PAIRS = [pytest.param(pair, marks=pytest.mark.slow) for pair in ("cnn_vit", "tokens")]
+
+
 @settings(max_examples=20, deadline=None)
 @given(some.data())
-@pytest.mark.parametrize(
-    "pair", ["supernetwork", "cnn_vit", pytest.param("tokens", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("pair", ["supernetwork", *_SLOW_PAIRS])
 def test_together_or_alone_logits_are_equal_bit_for_bit(
     request: pytest.FixtureRequest, images: Tensor, pair: str, draw: some.DataObject
 ) -> None:
@@ -48,7 +49,7 @@ def test_together_or_alone_logits_are_equal_bit_for_bit(
 @given(some.data())
 @pytest.mark.parametrize(
     "pair",
-    ["supernetwork", "tokens", "plain_norms", pytest.param("cnn_vit", marks=pytest.mark.slow)],
+    ["supernetwork", "plain_norms", *_SLOW_PAIRS],
 )
 def test_with_fast_kernels_too(
     request: pytest.FixtureRequest, images: Tensor, pair: str, draw: some.DataObject

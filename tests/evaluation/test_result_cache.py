@@ -85,7 +85,8 @@ def _work(url: str, seed: int) -> None:
         )
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
 def test_workers_write_side_by_side(tmp_path: Path, count: int) -> None:
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=_work, args=(_url(tmp_path), seed)) for seed in range(count)]
