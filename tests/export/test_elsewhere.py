@@ -82,6 +82,7 @@ def test_in_a_fresh_environment(
 
 
 @pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.timeout(3600)
 def test_every_front_trial_of_digits(
     fresh: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
