@@ -132,13 +132,16 @@ class ResultCache:
         self._seen = rows[-1].number if rows else self._seen
         return [(_genotype(row.genotype), _read(row)) for row in rows]
 
-    def keep(self, result_cache: Mapping[Genotype, CachedResult]) -> None:
+    def keep(self, results: Mapping[Genotype, CachedResult]) -> None:
         """Write records; figures that a subnetwork has already stay beside the new ones.
+
+        Args:
+            results: By subnetwork.
 
         Raises:
             StudyError: If the database fails.
         """
-        rows = [self._row(genotype, record) for genotype, record in result_cache.items()]
+        rows = [self._row(genotype, record) for genotype, record in results.items()]
         if not rows:
             return
 
@@ -147,7 +150,7 @@ class ResultCache:
                 with self._engine.begin() as connection:
                     connection.execute(sa.insert(_TABLE), rows)
             except sa.exc.IntegrityError:  # some are there: from another worker, or other metrics
-                for genotype, record in result_cache.items():
+                for genotype, record in results.items():
                     self._merge(genotype, record)
 
         self._retry(write)

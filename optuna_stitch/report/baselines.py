@@ -112,11 +112,21 @@ class Duo:
         return f"the sum of {self.weights[0]:.2f} × a's and {self.weights[1]:.2f} × b's logits"
 
     def answer(self, a: Tensor, b: Tensor) -> Tensor:
-        """The weighted sum; see `Combination`."""
+        """The weighted sum; see `Combination`.
+
+        Args:
+            a: Logits of parent a, ``(N, classes, ...)``.
+            b: Logits of parent b, of the same shape.
+        """
         return self.weights[0] * a + self.weights[1] * b
 
     def asks_second(self, a: Tensor, b: Tensor) -> Tensor:
-        """Always; see `Combination`."""
+        """Always; see `Combination`.
+
+        Args:
+            a: Logits of parent a, ``(N, classes, ...)``.
+            b: Logits of parent b, of the same shape.
+        """
         return torch.ones(len(a), dtype=torch.bool)
 
 
@@ -155,12 +165,22 @@ class Cascade:
         )
 
     def answer(self, a: Tensor, b: Tensor) -> Tensor:
-        """The answer of the first, or of both where it is unsure; see `Combination`."""
+        """The answer of the first, or of both where it is unsure; see `Combination`.
+
+        Args:
+            a: Logits of parent a, ``(N, classes, ...)``.
+            b: Logits of parent b, of the same shape.
+        """
         unsure = self.asks_second(a, b).reshape(-1, *(1,) * (a.dim() - 1))
         return torch.where(unsure, self.answer_then(a, b), a if self.first == "a" else b)
 
     def asks_second(self, a: Tensor, b: Tensor) -> Tensor:
-        """Where the first one is unsure; see `Combination`."""
+        """Where the first one is unsure; see `Combination`.
+
+        Args:
+            a: Logits of parent a, ``(N, classes, ...)``.
+            b: Logits of parent b, of the same shape.
+        """
         return confidence(a if self.first == "a" else b) < self.threshold
 
 

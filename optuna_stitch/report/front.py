@@ -42,17 +42,7 @@ class Front(Entries):
 
     `evaluate_front` makes it; notebooks show its headline, a plot and a table.
 
-    Args:
-        entries: The baselines, then stitched networks by rising cost.
-        objectives: Names of the study's objectives.
-        trials: Objectives on the validation split of every complete trial, for the background of
-            a plot; one row per trial, a column per objective.
-        images: Number of test images.
-        metric: What `Entry.quality` is, ``accuracy`` or ``mean_iou``.
-        cost: The cost that plots show: the first objective that is one, else ``macs``.
-        targets: Labels of the test images, ``(N,)``, where images are labelled.
-        indices: Which images of their data set they are.
-        units: What people read figures in, by name; figures not named as `unit_of` says.
+    Its arguments are those of `Entries`.
 
     Example:
         >>> front = st.evaluate_front(study, objective, data.test)

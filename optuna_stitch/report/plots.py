@@ -117,7 +117,11 @@ class FrontPlot:
         return self.front.unit(self.front.cost).title, self.front.unit(self.front.metric).title
 
     def cost(self, entry: Entry) -> float:
-        """Where an entry lies on the horizontal axis, in the cost's unit."""
+        """Where an entry lies on the horizontal axis, in the cost's unit.
+
+        Args:
+            entry: A network.
+        """
         return entry.test[self.front.cost] / self.front.unit(self.front.cost).scale
 
     @property

@@ -171,7 +171,12 @@ def load_study(
 
 
 def name_metrics(study: optuna.Study, names: Sequence[str]) -> None:
-    """Say what a study's values are, for the dashboard."""
+    """Say what a study's values are, for the dashboard.
+
+    Args:
+        study: The study.
+        names: One per objective, in their order.
+    """
     with warnings.catch_warnings():
         # that the call may change is for us to follow
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

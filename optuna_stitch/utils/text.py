@@ -10,7 +10,11 @@ _EM_SPACE = "\u2003"
 
 
 def shape_text(shape: Sequence[int]) -> str:
-    """A shape: ``3×224×224``."""
+    """A shape: ``3×224×224``.
+
+    Args:
+        shape: Sizes by dimension.
+    """
     return "×".join(map(str, shape))
 
 
@@ -91,7 +95,11 @@ def listed_text(items: Sequence[str], last: str = "and") -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """A text without what Markdown takes for more than letters."""
+    """A text without what Markdown takes for more than letters.
+
+    Args:
+        text: Any text.
+    """
     return re.sub(r"[\\|*_\[\]`<]", r"\\\g<0>", text)
 
 
