@@ -82,6 +82,14 @@ class Hits:
         """
         return Hits(torch.where(chosen, self.right, other.right))
 
+    def take(self, order: Tensor) -> Hits:
+        """The same with images in another order.
+
+        Args:
+            order: Positions of images here, ``(N,)``.
+        """
+        return Hits(self.right[order])
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -97,6 +105,23 @@ class Scores:
     def figure(self) -> float:
         """The mean."""
         return float(self.values.double().mean())
+
+    def where(self, chosen: Tensor, other: Scores) -> Scores:
+        """As for `Hits`.
+
+        Args:
+            chosen: ``(N,)`` bool, the images of this one.
+            other: The other one, on the same images.
+        """
+        return Scores(torch.where(chosen, self.values, other.values))
+
+    def take(self, order: Tensor) -> Scores:
+        """The same with images in another order.
+
+        Args:
+            order: Positions of images here, ``(N,)``.
+        """
+        return Scores(self.values[order])
 
 
 @dataclass(frozen=True)
@@ -126,6 +151,14 @@ class Confusions:
         mixed = np.where(chosen.numpy()[:, None, None], self.matrices, other.matrices)
         return Confusions(mixed, self.of_confusions)
 
+    def take(self, order: Tensor) -> Confusions:
+        """The same with images in another order.
+
+        Args:
+            order: Positions of images here, ``(N,)``.
+        """
+        return Confusions(self.matrices[order.numpy()], self.of_confusions)
+
 
 @dataclass(frozen=True)
 class Logits:
@@ -146,6 +179,24 @@ class Logits:
         """The figure of all answers."""
         return float(self.metric.compute(self.logits, self.targets))
 
+    def where(self, chosen: Tensor, other: Logits) -> Logits:
+        """As for `Hits`.
+
+        Args:
+            chosen: ``(N,)`` bool, the images of this one.
+            other: The other one, on the same images.
+        """
+        logits = torch.where(chosen[:, None], self.logits, other.logits)
+        return Logits(self.metric, logits, self.targets)
+
+    def take(self, order: Tensor) -> Logits:
+        """The same with images in another order.
+
+        Args:
+            order: Positions of images here, ``(N,)``.
+        """
+        return Logits(self.metric, self.logits[order], self.targets[order])
+
 
 @dataclass(frozen=True)
 class Streamed:
@@ -161,7 +212,23 @@ class Streamed:
 # What can be compared between two networks on the same images.
 PairedResult = Hits | Confusions
 
-PerImageResult = PairedResult | Scores | Logits | Streamed
+# What can be mixed, some images of one network and the rest of another.
+MixableResult = PairedResult | Scores | Logits
+
+PerImageResult = MixableResult | Streamed
+
+
+def mixed(then: MixableResult, alone: MixableResult, chosen: Tensor) -> MixableResult:
+    """What images say of one network on some of them, and of another one on the rest.
+
+    Args:
+        then: What they say of the one.
+        alone: What they say of the other one, by the same metric.
+        chosen: ``(N,)`` bool, the images of the one.
+    """
+    if type(then) is not type(alone):
+        raise TypeError(f"{type(then).__name__} and {type(alone).__name__} cannot be mixed.")
+    return then.where(chosen, alone)  # type: ignore[arg-type]
 
 
 class Accumulator:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from optuna_stitch.data.splits import Split
 from optuna_stitch.evaluation.accumulator import Evaluation
 from optuna_stitch.evaluation.activation_cache import ActivationCache
+from optuna_stitch.evaluation.cascades import Curve, tune_exit, with_share
 from optuna_stitch.evaluation.engine import Engine, divide
 from optuna_stitch.evaluation.latency import Latencies, measure_latency, use_latencies
 from optuna_stitch.evaluation.metrics import (
@@ -24,14 +25,16 @@ from optuna_stitch.evaluation.metrics import (
     resolve_metrics,
 )
 from optuna_stitch.evaluation.racing import Race, Rival
-from optuna_stitch.evaluation.result_cache import CachedResult, ResultCache
+from optuna_stitch.evaluation.result_cache import CachedResult, ResultCache, cacheable
 from optuna_stitch.evaluation.runner import Measured, Runner
 from optuna_stitch.evaluation.settings import EvaluationSettings, LatencySettings, Racing
-from optuna_stitch.stitching.genotype import Genotype
+from optuna_stitch.stitching.genotype import SIDES, Genotype
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supernetwork import Supernetwork
 from optuna_stitch.utils.errors import ConfigError, StudyError
 from optuna_stitch.utils.progress import progress_bar
+
+_V = TypeVar("_V")
 
 # More images at once do not run faster, and their values leave a processor's cache.
 _BATCH = 50
@@ -96,11 +99,16 @@ class Evaluator:
         size = settings.batch_size or min(_BATCH, supergraph.batch_size)
         self._engine = Engine(supergraph, settings.kernels, settings.memory, size)
         self._race = self._start(settings.racing, size) if settings.racing is not None else None
-        self._runner = Runner(self._engine, split, self._learned, self._race)
+        self._runner = Runner(self._engine, split, self._learned, self._race, settings.cascades)
         self._known: dict[Genotype, Evaluation] = {}
+        self._curves: dict[Genotype, Measured] = {}  # of cascades, without a threshold
         self._result_cache = (
             ResultCache(
-                result_cache, supergraph.content_hash(), split.fingerprint, settings.kernels
+                result_cache,
+                supergraph.content_hash(),
+                split.fingerprint,
+                settings.kernels,
+                cascades=settings.cascades,
             )
             if result_cache is not None
             else None
@@ -134,10 +142,47 @@ class Evaluator:
                     "before the stitches were fitted; make both anew."
                 )
         distinct = {subnetwork.genotype: subnetwork for subnetwork in subnetworks}
-        self._recall([genotype for genotype in distinct if genotype not in self._known])
-        new = [subnetwork for g, subnetwork in distinct.items() if g not in self._known]
-        self._measure(new, show_progress_bar)
+        # one of those that differ in their threshold only stands for all of them
+        new = {s.heads: s for s in self._unknown(distinct)}
+        self._recall(list(new))
+        self._measure(self._unknown({s.genotype: s for s in new.values()}), show_progress_bar)
+        self._unknown(distinct)
         return [self._known[subnetwork.genotype] for subnetwork in subnetworks]
+
+    def _unknown(self, distinct: Mapping[Genotype, Subnetwork]) -> list[Subnetwork]:
+        """Those of which nothing is known, after known curves told what they tell."""
+        for genotype, subnetwork in distinct.items():
+            if genotype not in self._known and subnetwork.heads in self._curves:
+                self._learn(subnetwork, self._curves[subnetwork.heads])
+        return [s for genotype, s in distinct.items() if genotype not in self._known]
+
+    @torch.no_grad()
+    def tune_exits(self, subnetworks: Sequence[Subnetwork]) -> list[Subnetwork]:
+        """Give cascades an exit: when the first answer is enough, as this split's images tell.
+
+        Args:
+            subnetworks: Any; those that are no cascades are returned as they are.
+
+        Returns:
+            The same subnetworks, in their order.
+        """
+        cascades = {s.heads: s for s in subnetworks if s.is_cascade}
+        if not cascades:
+            return list(subnetworks)
+        answers = dict(zip(cascades, self.logits(list(cascades.values())), strict=True))
+        targets = self.split.targets
+        tuned = {
+            heads: tune_exit(answers[heads], targets, _first(subnetwork), self.settings.cascades)
+            for heads, subnetwork in cascades.items()
+        }
+        found: list[Subnetwork] = []
+        for subnetwork in subnetworks:
+            threshold, heads = subnetwork.threshold, subnetwork.heads
+            if threshold is not None:
+                first = answers[heads][:, _first(subnetwork)]
+                subnetwork = subnetwork.with_exit(with_share(tuned[heads], first, threshold))
+            found.append(subnetwork)
+        return found
 
     @property
     def batch_size(self) -> int:
@@ -193,7 +238,9 @@ class Evaluator:
                 self._known[subnetwork.genotype] = Evaluation(self.costs(subnetwork), 0)
             return
         keeps = any(isinstance(metric, Metric) for metric in self._learned)
-        kept = len(self.split) * self._supergraph.classes if keeps else 0
+        heads = 2 if any(subnetwork.is_cascade for subnetwork in subnetworks) else 1
+        keeps = keeps or (heads == 2 and self.settings.cascades.is_tuned)
+        kept = heads * len(self.split) * self._supergraph.classes if keeps else 0
         plans = divide(
             self._supergraph,
             subnetworks,
@@ -213,7 +260,7 @@ class Evaluator:
                     for subnetwork, measured in self._runner(
                         plan, rivals, lambda: progress.advance(task)
                     ):
-                        found[subnetwork.genotype] = measured
+                        found[subnetwork.heads] = measured
                         self._learn(subnetwork, measured)
                 finally:  # also on Ctrl-C: what is finished is kept
                     self._record(found)
@@ -221,6 +268,9 @@ class Evaluator:
 
     def _learn(self, subnetwork: Subnetwork, measured: Measured) -> None:
         """Keep what is known of a subnetwork now, and let others race against it."""
+        if subnetwork.is_cascade:
+            self._curves[subnetwork.heads] = measured
+            measured = measured.at(subnetwork.threshold)
         costs = self.costs(subnetwork)
         figures = {**{metric.name: math.nan for metric in self.metrics}, **costs}
         figures.update(measured.figures)
@@ -240,40 +290,58 @@ class Evaluator:
         if self._race is not None:  # rivals that other workers found
             found.update(self._result_cache.new())
         for genotype, record in found.items():
-            known = {
-                name: record.figures[recorded]
-                for name, recorded in names.items()
-                if recorded in record.figures
-            }
-            if genotype not in self._known and len(known) == len(names):
-                outcomes = {
-                    name: record.outcomes[recorded]
-                    for name, recorded in names.items()
-                    if recorded in record.outcomes
-                }
-                measured = Measured(known, outcomes, len(self.split), failed=record.failed)
+            measured = self._recalled(record, names)
+            if genotype in self._known or measured is None:
+                continue
+            if genotype.first is None:
                 self._learn(Subnetwork.of(self._supergraph, genotype), measured)
+            else:
+                self._curves[genotype] = measured
+
+    def _recalled(self, record: CachedResult, names: Mapping[str, str | None]) -> Measured | None:
+        """What a record says by our metrics; None where it does not say all.
+
+        Args:
+            record: By the metrics' recorded names.
+            names: The recorded names by the metrics' own.
+        """
+        images, curve = len(self.split), record.curve
+        if curve is not None:
+            first, both = _renamed(curve.first, names), _renamed(curve.both, names)
+            if len(first) < len(names):
+                return None
+            return Measured({}, {}, images, curve=Curve(curve.ranks, first, both))
+        figures = _renamed(record.figures, names)
+        if len(figures) < len(names):
+            return None
+        return Measured(figures, _renamed(record.outcomes, names), images, failed=record.failed)
 
     def _record(self, found: Mapping[Genotype, Measured]) -> None:
         """Write down full evaluations, by the metrics that others know too."""
         if self._result_cache is None:
             return
-        names = {metric.name: cached_name(metric) for metric in self._learned}
-        result_cache: dict[Genotype, CachedResult] = {}
+        names = {
+            recorded: metric.name
+            for metric in self._learned
+            if (recorded := cached_name(metric)) is not None
+        }
+        results: dict[Genotype, CachedResult] = {}
         for genotype, measured in found.items():
             if measured.stopped:
                 continue  # what is known of it depends on whom it raced against
-            named = {name: recorded for name, recorded in names.items() if recorded is not None}
-            result_cache[genotype] = CachedResult(
-                {recorded: measured.figures[name] for name, recorded in named.items()},
-                {
-                    recorded: measured.outcomes[name]
-                    for name, recorded in named.items()
-                    if name in measured.outcomes
-                },
+            curve = measured.curve
+            if curve is not None:
+                if not cacheable(curve):
+                    continue
+                first, both = _renamed(curve.first, names), _renamed(curve.both, names)
+                curve = Curve(curve.ranks, first, both)
+            results[genotype] = CachedResult(
+                _renamed(measured.figures, names),
+                _renamed(measured.outcomes, names),
                 measured.failed,
+                curve,
             )
-        self._result_cache.keep(result_cache)
+        self._result_cache.keep(results)
 
     def _rival(self, subnetwork: Subnetwork) -> Rival | None:
         if self._race is None:
@@ -291,3 +359,21 @@ class Evaluator:
         if any(cost.direction == "maximize" for cost in self._costs):
             raise ConfigError("A race takes costs that are to be small. Leave `racing` out.")
         return Race(racing, learned[0], len(self.split), batch_size)
+
+
+def _first(subnetwork: Subnetwork) -> int:
+    """The number of the head that a cascade asks first."""
+    assert subnetwork.genotype.first is not None, subnetwork
+    return SIDES.index(subnetwork.genotype.first)
+
+
+def _renamed(values: Mapping[str, _V], names: Mapping[str, str | None]) -> dict[str, _V]:
+    """The values of other names, by ours, where there are any.
+
+    Args:
+        values: By their names.
+        names: Those names by ours.
+    """
+    return {
+        own: values[other] for own, other in names.items() if other is not None and other in values
+    }

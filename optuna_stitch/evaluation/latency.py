@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,17 +35,39 @@ class Latencies:
         batch_size: Images at once.
         threads: Number of threads.
         milliseconds: By name of the operation.
+        single: The same for one image; None where that is the batch, or it was not measured.
     """
 
     batch_size: int
     threads: int
     milliseconds: dict[str, float]
+    single: dict[str, float] | None = None
 
     def __call__(self, subnetwork: Subnetwork) -> float:
-        """Milliseconds for one batch, the sum over all that the output needs."""
-        operations = subnetwork.supergraph.operations
-        steps = subnetwork.resolved.steps
-        return sum(self.milliseconds[operations[place].name] for place, _ in steps)
+        """Milliseconds for one batch, the sum over all that the output needs.
+
+        Of a cascade, the mean over batches: images that go on are a smaller batch, whose time lies
+        on the line through that of one image and that of a whole batch.
+        """
+        if not subnetwork.is_cascade:
+            return self.worst(subnetwork)
+        first = self.worst(subnetwork.first)
+        rest = self.worst(subnetwork) - first
+        count = (subnetwork.threshold or 0.0) * self.batch_size
+        if self.single is None or count >= self.batch_size:
+            return first + count / self.batch_size * rest
+        alone = _total(self.single, subnetwork) - _total(self.single, subnetwork.first)
+        if count < 1:
+            return first + count * alone
+        return first + alone + (count - 1) / (self.batch_size - 1) * (rest - alone)
+
+    def worst(self, subnetwork: Subnetwork) -> float:
+        """Milliseconds for a batch of images that all go on.
+
+        Args:
+            subnetwork: Whose latency.
+        """
+        return _total(self.milliseconds, subnetwork)
 
     def save(self, path: Path) -> None:
         """Write the times down, so that every worker of a study counts with the same.
@@ -93,6 +115,22 @@ def measure_latency(
         show_progress_bar: Whether to show a progress bar.
     """
     settings = settings or LatencySettings()
+    used, milliseconds = _time(supergraph, settings, rounds, show_progress_bar)
+    single = None
+    if settings.batch_size > 1:
+        alone = settings.model_copy(update={"batch_size": 1})
+        _, single = _time(supergraph, alone, rounds, show_progress_bar)
+    return Latencies(settings.batch_size, used, milliseconds, single)
+
+
+def _total(milliseconds: Mapping[str, float], subnetwork: Subnetwork) -> float:
+    return sum(milliseconds[operation.name] for operation in subnetwork.operations)
+
+
+def _time(
+    supergraph: Supergraph, settings: LatencySettings, rounds: int, show_progress_bar: bool
+) -> tuple[int, dict[str, float]]:
+    """The number of threads, and milliseconds of every operation."""
     operations = supergraph.operations
     read = {place for operation in operations for place in operation.inputs}
     program = Program(
@@ -111,22 +149,34 @@ def measure_latency(
                 taken.setdefault(program.operations[step].name, []).append(1e3 * (now - before))
                 before = time.perf_counter()
     median = {name: statistics.median(times) for name, times in taken.items()}
-    return Latencies(settings.batch_size, used, median)
+    return used, median
 
 
 def latency_ms(subnetwork: Subnetwork) -> float:
-    """Milliseconds of a subnetwork by the supernetwork's latencies.
+    """Milliseconds of a subnetwork by the supernetwork's latencies; of a cascade, on average.
 
     Where `use_latencies` gave it none, operations are timed at the first call, for one image.
 
     Args:
         subnetwork: Whose latency.
     """
-    supergraph = subnetwork.supergraph
+    return _latencies_of(subnetwork.supergraph)(subnetwork)
+
+
+def worst_latency_ms(subnetwork: Subnetwork) -> float:
+    """The same for images that all go on.
+
+    Args:
+        subnetwork: Whose latency.
+    """
+    return _latencies_of(subnetwork.supergraph).worst(subnetwork)
+
+
+def _latencies_of(supergraph: Supergraph) -> Latencies:
     latencies = _measured.get(supergraph)
     if latencies is None:
         latencies = _measured[supergraph] = measure_latency(supergraph)
-    return latencies(subnetwork)
+    return latencies
 
 
 def use_latencies(supergraph: Supergraph, latencies: Latencies) -> None:

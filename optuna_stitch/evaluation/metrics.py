@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from optuna_stitch.evaluation.latency import latency_ms
+from optuna_stitch.evaluation.latency import latency_ms, worst_latency_ms
 from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.utils.errors import ConfigError
@@ -329,6 +329,15 @@ METRICS: dict[str, AnyMetric] = {
             ),
         ),
         Cost(
+            "worst_macs",
+            lambda subnetwork: subnetwork.worst_macs,
+            unit=_millions(
+                "multiply-accumulates at worst",
+                "M MACs at worst",
+                "multiply-accumulates of the dearest image (millions)",
+            ),
+        ),
+        Cost(
             "parameters",
             lambda subnetwork: subnetwork.parameters,
             unit=_millions("parameters", "M parameters", "parameters (millions)"),
@@ -344,6 +353,11 @@ METRICS: dict[str, AnyMetric] = {
             unit=_millions("bytes of activations", "MB", "activations per image (MB)"),
         ),
         Cost("latency_ms", latency_ms, unit=Unit("milliseconds", "ms", axis="latency (ms)")),
+        Cost(
+            "worst_latency_ms",
+            worst_latency_ms,
+            unit=Unit("milliseconds at worst", "ms at worst", axis="latency at worst (ms)"),
+        ),
     )
 }
 

@@ -18,7 +18,9 @@ import sqlalchemy as sa
 import torch
 from torch import Tensor
 
-from optuna_stitch.evaluation.settings import Kernels
+from optuna_stitch.evaluation.accumulator import Hits, MixableResult, Scores
+from optuna_stitch.evaluation.cascades import Curve
+from optuna_stitch.evaluation.settings import CascadeSettings, Kernels
 from optuna_stitch.stitching.genotype import OUTPUTS, Genotype
 from optuna_stitch.storage.rdb import open_engine
 from optuna_stitch.storage.retry import RETRY_TIMEOUT, retry
@@ -52,11 +54,14 @@ class CachedResult:
         figures: By the metrics' recorded names.
         outcomes: Right or wrong by image, ``(N,)`` bool, in the split's order; by metric.
         failed: The operation that made the first value that is no number, or nothing.
+        curve: Of a cascade, what every threshold gives, by the metrics' recorded names; figures
+            and outcomes are empty then.
     """
 
     figures: dict[str, float]
     outcomes: dict[str, Tensor]
     failed: str = ""
+    curve: Curve | None = None
 
 
 class ResultCache:
@@ -67,6 +72,7 @@ class ResultCache:
         supernetwork: `Supernetwork.content_hash`.
         split: `Split.fingerprint`.
         kernels: How figures are computed.
+        cascades: How cascades decide and answer.
         retry_timeout: Seconds for which a database that cannot be reached is tried again.
 
     Raises:
@@ -80,10 +86,12 @@ class ResultCache:
         split: str,
         kernels: Kernels,
         *,
+        cascades: CascadeSettings | None = None,
         retry_timeout: float = RETRY_TIMEOUT,
     ) -> None:
         self._retry_timeout = retry_timeout
         self._scope = {"supernetwork": supernetwork, "split": split, "kernels": kernels}
+        self._cascades = (cascades or CascadeSettings()).model_dump_json()
         self._seen = 0
         try:
             self._engine = open_engine(database) if isinstance(database, str) else database
@@ -116,7 +124,7 @@ class ResultCache:
         return found
 
     def new(self) -> list[tuple[Genotype, CachedResult]]:
-        """All records that any process wrote since this was last asked.
+        """All records that any process wrote since this was last asked, but those of cascades.
 
         Raises:
             StudyError: If the database fails.
@@ -130,7 +138,8 @@ class ResultCache:
 
         rows = self._retry(read)
         self._seen = rows[-1].number if rows else self._seen
-        return [(_genotype(row.genotype), _read(row)) for row in rows]
+        found = [(_genotype(row.genotype), _read(row)) for row in rows]
+        return [(genotype, result) for genotype, result in found if genotype.first is None]
 
     def keep(self, results: Mapping[Genotype, CachedResult]) -> None:
         """Write records; figures that a subnetwork has already stay beside the new ones.
@@ -169,6 +178,7 @@ class ResultCache:
                 {**known.figures, **record.figures},
                 {**known.outcomes, **record.outcomes},
                 record.failed,
+                _joined(known.curve, record.curve),
             )
         row = self._row(genotype, record)
         try:
@@ -183,19 +193,33 @@ class ResultCache:
             self._merge(genotype, record)
 
     def _row(self, genotype: Genotype, record: CachedResult) -> dict[str, object]:
-        lengths = {name: len(outcomes) for name, outcomes in record.outcomes.items()}
-        packed = [np.packbits(outcomes.numpy()).tobytes() for outcomes in record.outcomes.values()]
+        held: dict[str, object] = {
+            "figures": record.figures,
+            "outcomes": {name: len(right) for name, right in record.outcomes.items()},
+        }
+        packed = [_packed(right) for right in record.outcomes.values()]
+        if record.curve is not None:
+            values = {"": record.curve.ranks} | {
+                f"{head} {name}": _values(said)
+                for head, results in (("first", record.curve.first), ("both", record.curve.both))
+                for name, said in results.items()
+            }
+            held["curve"] = {
+                name: [len(value), value.dtype == torch.bool] for name, value in values.items()
+            }
+            packed += [_packed(value) for value in values.values()]
         return {
             **self._scope,
             "key": self._key(genotype),
             "genotype": _text(genotype),
-            "figures": json.dumps({"figures": record.figures, "outcomes": lengths}),
+            "figures": json.dumps(held),
             "outcomes": b"".join(packed),
             "failed": record.failed,
         }
 
     def _key(self, genotype: Genotype) -> str:
-        text = json.dumps([*self._scope.values(), _text(genotype)])
+        cascades = [] if genotype.first is None else [self._cascades]
+        text = json.dumps([*self._scope.values(), _text(genotype), *cascades])
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def _exists(self) -> bool:
@@ -210,8 +234,10 @@ def _text(genotype: Genotype) -> str:
 
 
 def _genotype(text: str) -> Genotype:
-    output, *on = text.split()
-    return Genotype(OUTPUTS[OUTPUTS.index(output)], frozenset(map(int, on)))
+    words = text.split()
+    on = [int(word) for word in words if word.isdecimal()]
+    output = " ".join(word for word in words if not word.isdecimal())
+    return Genotype(OUTPUTS[OUTPUTS.index(output)], frozenset(on))
 
 
 def _read(row: sa.Row) -> CachedResult:  # type: ignore[type-arg]
@@ -219,10 +245,58 @@ def _read(row: sa.Row) -> CachedResult:  # type: ignore[type-arg]
     outcomes: dict[str, Tensor] = {}
     start = 0
     for name, count in held["outcomes"].items():
-        packed = np.frombuffer(row.outcomes, np.uint8, (count + 7) // 8, start)
-        outcomes[name] = torch.from_numpy(np.unpackbits(packed, count=count).astype(bool))
-        start += len(packed)
-    return CachedResult(held["figures"], outcomes, row.failed)
+        outcomes[name], start = _unpacked(row.outcomes, start, count, is_bool=True)
+    if "curve" not in held:
+        return CachedResult(held["figures"], outcomes, row.failed)
+    ranks = torch.empty(0)
+    heads: dict[str, dict[str, MixableResult]] = {"first": {}, "both": {}}
+    for name, (count, is_bool) in held["curve"].items():
+        value, start = _unpacked(row.outcomes, start, count, is_bool=is_bool)
+        head, _, metric = name.partition(" ")
+        if head:
+            heads[head][metric] = Hits(value) if is_bool else Scores(value)
+        else:
+            ranks = value
+    return CachedResult(held["figures"], outcomes, row.failed, Curve(ranks, **heads))
+
+
+def _values(said: MixableResult) -> Tensor:
+    """What is written of every image; see `cacheable`."""
+    assert isinstance(said, Hits | Scores), type(said)
+    return said.right if isinstance(said, Hits) else said.values
+
+
+def cacheable(curve: Curve) -> bool:
+    """Whether a curve is small enough to be remembered: a number per image and metric.
+
+    Args:
+        curve: Of a cascade.
+    """
+    return all(isinstance(said, Hits | Scores) for said in curve.first.values())
+
+
+def _joined(known: Curve | None, new: Curve | None) -> Curve | None:
+    """What is known of a cascade by some metrics, and by others."""
+    if known is None or new is None:
+        return new or known
+    return Curve(new.ranks, {**known.first, **new.first}, {**known.both, **new.both})
+
+
+def _packed(value: Tensor) -> bytes:
+    """Bits of booleans, 64 bits of numbers."""
+    if value.dtype == torch.bool:
+        return np.packbits(value.numpy()).tobytes()
+    return value.double().numpy().tobytes()
+
+
+def _unpacked(held: bytes, start: int, count: int, *, is_bool: bool) -> tuple[Tensor, int]:
+    """What `_packed` made, and where it ends."""
+    if is_bool:
+        packed = np.frombuffer(held, np.uint8, (count + 7) // 8, start)
+        bits = np.unpackbits(packed, count=count).astype(bool)
+        return torch.from_numpy(bits), start + packed.nbytes
+    numbers = np.frombuffer(held, np.float64, count, start)
+    return torch.from_numpy(numbers.copy()), start + numbers.nbytes
 
 
 def _unusable(error: Exception) -> StudyError:

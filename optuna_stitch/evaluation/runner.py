@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from optuna_stitch.data.splits import Batch, Split
-from optuna_stitch.evaluation.accumulator import Accumulator, Hits, Labels
+from optuna_stitch.evaluation.accumulator import Accumulator, Hits, Labels, PerImageResult
 from optuna_stitch.evaluation.activation_cache import ActivationCache
+from optuna_stitch.evaluation.cascades import CascadeAccumulator, Curve
 from optuna_stitch.evaluation.engine import KEPT, Engine, Plan, no_collection
 from optuna_stitch.evaluation.metrics import VOID, LearnedMetric
 from optuna_stitch.evaluation.racing import Race, Rival
+from optuna_stitch.evaluation.settings import CascadeSettings
+from optuna_stitch.stitching.genotype import SIDES
 from optuna_stitch.stitching.program import shared_program
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supergraph import Supergraph
@@ -31,6 +34,7 @@ class Measured:
         images: How many images it saw.
         stopped: Whether it lost a race.
         failed: The operation that made its first value that is no finite number, or nothing.
+        curve: Of a cascade, what every threshold gives; figures and outcomes are empty then.
     """
 
     figures: dict[str, float]
@@ -38,6 +42,18 @@ class Measured:
     images: int
     stopped: bool = False
     failed: str = ""
+    curve: Curve | None = None
+
+    def at(self, threshold: float | None) -> Measured:
+        """The same of a cascade with a threshold.
+
+        Args:
+            threshold: None for what is no cascade.
+        """
+        if self.curve is None or threshold is None:
+            return self
+        results = self.curve.results(threshold)
+        return replace(self, figures=figures_of(results), outcomes=outcomes_of(results))
 
 
 class Runner:
@@ -48,6 +64,7 @@ class Runner:
         split: The images.
         metrics: What is wanted.
         race: If given, subnetworks that cannot join its front are stopped early.
+        cascades: How cascades decide and answer.
     """
 
     def __init__(
@@ -56,11 +73,13 @@ class Runner:
         split: Split,
         metrics: Sequence[LearnedMetric],
         race: Race | None = None,
+        cascades: CascadeSettings | None = None,
     ) -> None:
         self._engine = engine
         self._split = split
         self._metrics = metrics
         self._race = race
+        self._cascades = cascades or CascadeSettings()
         self._order: Sequence[int] = race.order if race else range(len(split))
         self._labels = Labels(metrics, engine.supergraph, self.answers)
         supergraph = engine.supergraph
@@ -91,8 +110,7 @@ class Runner:
         with no_collection():
             reuse = self.activation_cache.reuse(program)
         self._engine.prepare(program, reuse)
-        classes = self._engine.supergraph.classes
-        running = {place: Accumulator(self._metrics, classes) for place in range(len(subnetworks))}
+        running = dict(enumerate(map(self._accumulator, subnetworks)))
         seen = number = 0
         for block in self._race.parts() if self._race else [self._order]:
             for batch in self._batches(block):
@@ -106,7 +124,10 @@ class Runner:
                 for accumulator, logits in zip(
                     running.values(), answers[: len(running)], strict=True
                 ):
-                    accumulator.update(logits, labels)
+                    if isinstance(accumulator, CascadeAccumulator):
+                        accumulator.update(logits, labels, batch.targets)
+                    else:
+                        accumulator.update(logits, labels)
                 failed = [place for place in running if not running[place].finite]
                 for place in failed:
                     node = self._engine.first_bad(program, batch.images, given, ends[place])
@@ -118,10 +139,12 @@ class Runner:
                     program.outputs = [*[ends[place] for place in running], *reuse.steps]
                 advance()
             if self._race and seen < len(self._split):
-                for place in list(running):
+                for place, accumulator in list(running.items()):
                     rival = rivals[place]
-                    outcomes = _raced(running[place], self._race.metric)
-                    if rival is not None and self._race.lost(outcomes, rival):
+                    if rival is None or isinstance(accumulator, CascadeAccumulator):
+                        continue
+                    outcomes = _raced(accumulator, self._race.metric)
+                    if self._race.lost(outcomes, rival):
                         figures = {self._race.metric: self._race.estimate(outcomes, rival)}
                         yield subnetworks[place], Measured(figures, {}, seen, stopped=True)
                         del running[place]
@@ -155,19 +178,46 @@ class Runner:
             check_labels(batch.targets, supergraph, self._split)
             yield batch
 
-    def _whole(self, accumulator: Accumulator) -> Measured:
+    def _accumulator(self, subnetwork: Subnetwork) -> Accumulator | CascadeAccumulator:
+        classes, first = self._engine.supergraph.classes, subnetwork.genotype.first
+        if first is None:
+            return Accumulator(self._metrics, classes)
+        return CascadeAccumulator(self._metrics, classes, SIDES.index(first), self._cascades)
+
+    def _whole(self, accumulator: Accumulator | CascadeAccumulator) -> Measured:
+        # back from the race's order
+        back = torch.tensor(self._race.order).argsort() if self._race else None
+        if isinstance(accumulator, CascadeAccumulator):
+            curve = accumulator.curve()
+            curve = curve if back is None else curve.take(back)
+            return Measured({}, {}, len(self._split), curve=curve)
         results = accumulator.results()
-        outcomes = {name: said.right for name, said in results.items() if isinstance(said, Hits)}
-        if self._race:  # back from the race's order
-            for name, right in outcomes.items():
-                outcomes[name] = torch.empty_like(right)
-                outcomes[name][self._race.order] = right
-        figures = {name: said.figure for name, said in results.items()}
-        return Measured(figures, outcomes, len(self._split))
+        outcomes = outcomes_of(results)
+        if back is not None:
+            outcomes = {name: right[back] for name, right in outcomes.items()}
+        return Measured(figures_of(results), outcomes, len(self._split))
 
     def _failed(self, images: int, node: str) -> Measured:
         figures = {metric.name: float("nan") for metric in self._metrics}
         return Measured(figures, {}, images, failed=node)
+
+
+def figures_of(results: Mapping[str, PerImageResult]) -> dict[str, float]:
+    """Figures over all images, by metric.
+
+    Args:
+        results: What images say, by metric.
+    """
+    return {name: said.figure for name, said in results.items()}
+
+
+def outcomes_of(results: Mapping[str, PerImageResult]) -> dict[str, Tensor]:
+    """Right or wrong by image, of the metrics that say so.
+
+    Args:
+        results: What images say, by metric.
+    """
+    return {name: said.right for name, said in results.items() if isinstance(said, Hits)}
 
 
 def _raced(accumulator: Accumulator, metric: str) -> Tensor:

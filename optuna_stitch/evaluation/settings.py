@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 from pydantic import Field
 
+from optuna_stitch.stitching.settings import Confidence
 from optuna_stitch.utils.settings import Settings
 
 Kernels = Literal["plain", "fast", "bfloat16"]
@@ -32,6 +33,35 @@ class Racing(Settings):
     seed: int = 0
 
 
+Answer = Literal["mean", "tuned"]
+
+
+class CascadeSettings(Settings):
+    """How cascades decide, and what they answer where both heads were asked.
+
+    Args:
+        confidence: How sure a first answer is: by its largest class ``probability``, by the
+            ``margin`` to the second largest, by ``entropy``, or ``calibrated``: by a logistic
+            regression on all three, tuned on the images that the search sees.
+        answer: Both heads' class probabilities in the ``mean``, or with weights and temperatures
+            ``tuned`` on the same images.
+
+    Example:
+        >>> from optuna_stitch.evaluation.settings import CascadeSettings
+        >>> st.Evaluator(supernetwork, data.val, cascades=CascadeSettings(confidence="entropy"))
+        ... # doctest: +ELLIPSIS
+        <optuna_stitch.evaluation.evaluator.Evaluator object at ...>
+    """
+
+    confidence: Confidence = "margin"
+    answer: Answer = "mean"
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether labels are needed."""
+        return self.confidence == "calibrated" or self.answer == "tuned"
+
+
 class EvaluationSettings(Settings):
     """How an `Evaluator` computes.
 
@@ -43,6 +73,8 @@ class EvaluationSettings(Settings):
             the other.
         racing: If given, subnetworks that cannot join the front of those judged so far are
             stopped early. It takes one metric that says right or wrong of every image, and costs.
+            Cascades always see all images.
+        cascades: How cascades decide and answer.
 
     Example:
         >>> st.Evaluator(supernetwork, data.val, kernels="plain").settings.memory
@@ -53,6 +85,7 @@ class EvaluationSettings(Settings):
     kernels: Kernels = "fast"
     memory: float = Field(4.0, gt=0)
     racing: Racing | None = None
+    cascades: CascadeSettings = CascadeSettings()
 
 
 class LatencySettings(Settings):

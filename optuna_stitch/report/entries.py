@@ -64,7 +64,10 @@ class Entry:
         values: The objectives on the validation split, by name, where it is a trial.
         recipe: How it answers, where its name does not say.
         on_front: Whether no other entry is at least as good in every objective on the test split
-            and better in one.
+            and better in one; costs of cascades are averages over the test images.
+        on_fixed_front: Whether no other entry is, of those that cost the same for every image.
+        worst: What the dearest image costs, of the costs that differ between images.
+        share: Of a cascade, the share of test images that go on.
         comparisons: With baselines; empty for the baselines themselves.
         result: What every image says of its quality.
         guesses: The class of every test image, ``(N,)``, where it labels images.
@@ -81,6 +84,9 @@ class Entry:
     values: dict[str, float] = field(default_factory=dict)
     recipe: str = ""
     on_front: bool = False
+    on_fixed_front: bool = False
+    worst: dict[str, float] = field(default_factory=dict)
+    share: float | None = None
     comparisons: list[PairedComparison] = field(default_factory=list)
     result: PairedResult | None = field(default=None, repr=False)
     guesses: Tensor | None = field(default=None, repr=False)
@@ -94,6 +100,11 @@ class Entry:
     def interval(self) -> Interval:
         """The quality's 95% interval."""
         return self.intervals[self.metric]
+
+    @property
+    def is_cascade(self) -> bool:
+        """Whether some images cost more than others."""
+        return self.share is not None
 
     @property
     def stitches(self) -> list[str]:

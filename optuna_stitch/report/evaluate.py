@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import moocore
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 from optuna_stitch.data.splits import Split
 from optuna_stitch.evaluation.accumulator import Accumulator, Confusions, Hits, Labels
 from optuna_stitch.evaluation.evaluator import Evaluator
-from optuna_stitch.evaluation.latency import measure_alike
+from optuna_stitch.evaluation.latency import measure_alike, worst_latency_ms
 from optuna_stitch.evaluation.metrics import (
     AnyMetric,
     Cost,
@@ -45,8 +45,12 @@ from optuna_stitch.utils.text import number_text
 # Networks that run as one plan.
 _TOGETHER = 16
 
-# Costs that are paid for the images that ask for them; others for all that is kept ready.
-_PER_IMAGE = ("macs", "latency_ms")
+# Costs that are paid for the images that ask for them, and what an image costs that goes on;
+# others are paid for all that is kept ready.
+_PER_IMAGE: dict[str, Callable[[Subnetwork], float]] = {
+    "macs": lambda subnetwork: subnetwork.worst_macs,
+    "latency_ms": worst_latency_ms,
+}
 
 _KINDS: dict[Output, str] = {"a": "parent", "b": "parent", "ensemble": "ensemble"}
 
@@ -109,8 +113,17 @@ def evaluate_front(
         min(SIDES, key=lambda side: parents[side].macs),
         batch_size=batch_size,
     )
+    # by the same kernels as on the test split
+    tuner = Evaluator(
+        supernetwork,
+        objective.evaluator.split,
+        (),
+        batch_size=batch_size,
+        kernels="plain",
+        cascades=objective.evaluator.settings.cascades,
+    )
     subnetworks = [supernetwork.subnetwork(genotype) for genotype in baselines()]
-    subnetworks += [subnetwork for subnetwork in chosen if subnetwork.on]
+    subnetworks += tuner.tune_exits([subnetwork for subnetwork in chosen if subnetwork.on])
     entries = evaluator.evaluate(subnetworks, combinations)
     for entry in entries:
         trial = chosen.get(entry.subnetwork) if entry.subnetwork else None
@@ -173,6 +186,8 @@ class FrontEvaluator:
         self._split = split
         self._learned: list[LearnedMetric] = [m for m in metrics if not isinstance(m, Cost)]
         self._costs = [metric for metric in metrics if isinstance(metric, Cost)]
+        costs = {metric.name for metric in self._costs}
+        self._worst = {name: worst for name, worst in _PER_IMAGE.items() if name in costs}
         self._batch_size = batch_size
         self._show_progress_bar = show_progress_bar
         self._evaluator = Evaluator(
@@ -197,12 +212,19 @@ class FrontEvaluator:
             DataError: If a parent's answers are no finite numbers.
         """
         accumulators = [self._accumulator() for _ in subnetworks]
+        went_on: list[list[Tensor]] = [[] for _ in subnetworks]
         combined = [self._accumulator() for _ in combinations]
         asked: list[list[Tensor]] = [[] for _ in combinations]
         for start in range(0, len(subnetworks), _TOGETHER):
             part = slice(start, start + _TOGETHER)
             for labels, answers in self._batches(subnetworks[part]):
-                for accumulator, logits in zip(accumulators[part], answers, strict=True):
+                for subnetwork, accumulator, unsure, logits in zip(
+                    subnetworks[part], accumulators[part], went_on[part], answers, strict=True
+                ):
+                    if subnetwork.is_cascade:
+                        assert subnetwork.exit is not None, subnetwork
+                        unsure.append(subnetwork.exit.asks_second(logits))
+                        logits = subnetwork.exit.answer(logits)
                     accumulator.update(logits, labels)
                 if start == 0 and combinations:  # of the parents, which come first
                     a, b = answers[:2]
@@ -210,8 +232,10 @@ class FrontEvaluator:
                         combined[place].update(combination.answer(a, b), labels)
                         asked[place].append(combination.asks_second(a, b))
         found = [
-            self._subnetwork_entry(subnetwork, accumulator)
-            for subnetwork, accumulator in zip(subnetworks, accumulators, strict=True)
+            self._subnetwork_entry(subnetwork, accumulator, unsure)
+            for subnetwork, accumulator, unsure in zip(
+                subnetworks, accumulators, went_on, strict=True
+            )
         ]
         made = [
             self._combination_entry(combination, accumulator, torch.cat(asks))
@@ -271,18 +295,40 @@ class FrontEvaluator:
             yield self._labels.batch(targets, positions), answers
             start += len(targets)
 
-    def _subnetwork_entry(self, subnetwork: Subnetwork, accumulator: Accumulator) -> Entry | None:
-        name, kind = BASELINES[subnetwork.output], _KINDS[subnetwork.output]
-        if subnetwork.on:
-            name, kind = "", STITCHED
+    def _subnetwork_entry(
+        self, subnetwork: Subnetwork, accumulator: Accumulator, went_on: Sequence[Tensor]
+    ) -> Entry | None:
+        name, kind = "", STITCHED
+        if not subnetwork.on:
+            name, kind = BASELINES[subnetwork.output], _KINDS[subnetwork.output]
         if not accumulator.finite:
             said = f"answers that are no finite numbers on the {self._split.name} split"
             if not subnetwork.on:
-                raise DataError(f"{BASELINES[subnetwork.output].capitalize()} gives {said}.")
+                raise DataError(f"{name.capitalize()} gives {said}.")
             macs = number_text(subnetwork.macs / 1e6, 3)
             console.print(f"A network of {macs} M MACs is left out: {said}.")
             return None
-        return self._entry(name, kind, accumulator, subnetwork)
+        entry = self._entry(name, kind, accumulator, subnetwork)
+        if went_on:
+            self._average(entry, self._costs_of(subnetwork.first), torch.cat(list(went_on)))
+        return entry
+
+    def _average(self, entry: Entry, first: Mapping[str, float], asked: Tensor) -> None:
+        """Let costs that are paid per image be averages over the test images.
+
+        Args:
+            entry: With what an image costs that goes on, or with its average over other images.
+            first: What an image costs that does not.
+            asked: Which images go on, ``(N,)`` bool.
+        """
+        share = entry.share = float(asked.double().mean())
+        bounds = wilson_interval(int(asked.sum()), len(asked))
+        for name in _PER_IMAGE:
+            if name in entry.worst:
+                more = entry.worst[name] - first[name]
+                entry.test[name] = first[name] + share * more
+                low, high = (first[name] + bound * more for bound in bounds)
+                entry.intervals[name] = (low, high)
 
     def _combination_entry(
         self, combination: Combination, accumulator: Accumulator, asked: Tensor
@@ -294,16 +340,8 @@ class FrontEvaluator:
         entry = self._entry(combination.name, combination.kind, accumulator, both)
         entry.subnetwork, entry.recipe = None, combination.recipe
         if combination.kind == "cascade":
-            costs = self._costs_of(both)
-            alone = self._costs_of(min(parents, key=lambda parent: parent.macs))
-            share = float(asked.double().mean())
-            bounds = wilson_interval(int(asked.sum()), len(asked))
-            for name in _PER_IMAGE:
-                if name in costs:
-                    more = costs[name] - alone[name]
-                    entry.test[name] = alone[name] + share * more
-                    low, high = (alone[name] + bound * more for bound in bounds)
-                    entry.intervals[name] = (low, high)
+            first = min(parents, key=lambda parent: parent.macs)
+            self._average(entry, self._costs_of(first), asked)
         return entry
 
     def _entry(
@@ -322,6 +360,7 @@ class FrontEvaluator:
             subnetwork=subnetwork,
             guesses=accumulator.guesses,
             result=quality,
+            worst={name: worst(subnetwork) for name, worst in self._worst.items()},
         )
         for figure, result in results.items():
             interval = interval_of(result)
@@ -367,19 +406,27 @@ def _p_value(entry: Entry, rival: Entry) -> float:
 
 
 def mark_front(entries: Sequence[Entry], metrics: Sequence[AnyMetric]) -> None:
-    """Mark the entries that no other dominates, on the test split.
+    """Mark the entries that no other dominates, on the test split, and those at fixed cost.
 
     Args:
         entries: At least one.
         metrics: The objectives.
     """
-    best = moocore.is_nondominated(
+    for entry, on_front in zip(entries, _nondominated(entries, metrics), strict=True):
+        entry.on_front = on_front
+    # where nothing can be skipped, cascades are no alternative
+    fixed = [entry for entry in entries if not entry.is_cascade]
+    for entry, on_front in zip(fixed, _nondominated(fixed, metrics), strict=True):
+        entry.on_fixed_front = on_front
+
+
+def _nondominated(entries: Sequence[Entry], metrics: Sequence[AnyMetric]) -> list[bool]:
+    found: list[bool] = moocore.is_nondominated(
         np.array([[entry.test[metric.name] for metric in metrics] for entry in entries]),
         maximise=[metric.direction == "maximize" for metric in metrics],
         keep_weakly=True,
-    )
-    for entry, on_front in zip(entries, best.tolist(), strict=True):
-        entry.on_front = on_front
+    ).tolist()
+    return found
 
 
 def _distinct(others: Sequence[Parent]) -> list[str]:

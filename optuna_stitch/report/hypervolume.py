@@ -76,8 +76,9 @@ def read_outcomes(study: optuna.Study) -> Outcomes:
         values = signs * np.asarray(trial.values)
         if not np.isfinite(values).all():
             continue
-        if not any(state == "on" for state in trial.params.values()) and OUTPUT in trial.params:
-            baselines.setdefault(BASELINES[trial.params[OUTPUT]], values)
+        output = trial.params.get(OUTPUT)
+        if output in BASELINES and "on" not in trial.params.values():
+            baselines.setdefault(BASELINES[output], values)
         if _violation(trial) <= 0:
             row[:] = values
     if not np.isfinite(losses).any():

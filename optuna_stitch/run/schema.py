@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from optuna_stitch.evaluation.settings import EvaluationSettings, LatencySettings
 from optuna_stitch.models.recipe import Recipe
+from optuna_stitch.stitching.genotype import OUTPUTS, Output
 from optuna_stitch.stitching.settings import FitSettings, PointKind, Tuning
 from optuna_stitch.utils.files import PROGRAM
 
@@ -151,6 +152,7 @@ class StudyConfig(_Section):
     objectives: list[str] = Field(["accuracy", "macs"], min_length=1)
     constraints: dict[str, float] = {}
     space: Literal["flat", "reachable"] = "flat"
+    outputs: list[Output] = Field(list(OUTPUTS), min_length=1)
     sampler: SamplerConfig = SamplerConfig()
     trials: int = Field(300, gt=0)
     batch: int = Field(10, gt=0)

@@ -15,7 +15,7 @@ from optuna_stitch.run.schema import StudyConfig, StudyFile
 from optuna_stitch.search.objective import Objective
 from optuna_stitch.search.samplers.by_name import make_sampler
 from optuna_stitch.search.steering import SteeredSampler
-from optuna_stitch.stitching.genotype import OUTPUT, SIDES, Genotype
+from optuna_stitch.stitching.genotype import OUTPUT, SIDES, THRESHOLD, Genotype
 from optuna_stitch.stitching.supernetwork import Supernetwork
 from optuna_stitch.utils.progress import console
 
@@ -49,6 +49,7 @@ def make_objective(
         split,
         study.objectives,
         space=study.space,
+        outputs=study.outputs,
         constraints=study.constraints,
         settings=study_file.evaluation,
         result_cache=result_cache,
@@ -100,7 +101,7 @@ def known_genotypes(front: Sequence[FrozenTrial], supernetwork: Supernetwork) ->
         front: Best trials of the other study.
         supernetwork: The supernetwork.
     """
-    names = {switch.name for switch in supernetwork.switches} | {OUTPUT}
+    names = {switch.name for switch in supernetwork.switches} | {OUTPUT, THRESHOLD}
     found: dict[Genotype, None] = {}
     for trial in front:
         known = {name: value for name, value in trial.params.items() if name in names}

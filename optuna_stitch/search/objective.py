@@ -16,8 +16,8 @@ from optuna_stitch.evaluation.evaluator import Evaluator
 from optuna_stitch.evaluation.latency import Latencies
 from optuna_stitch.evaluation.metrics import AnyMetric, Cost, resolve_metrics
 from optuna_stitch.evaluation.settings import EvaluationSettings, LatencySettings
-from optuna_stitch.search.space import Space, join_population, suggest
-from optuna_stitch.stitching.genotype import Genotype
+from optuna_stitch.search.space import Space, join_population, study_outputs, suggest
+from optuna_stitch.stitching.genotype import OUTPUTS, Genotype, Output
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supernetwork import Supernetwork
 from optuna_stitch.utils.errors import ConfigError
@@ -66,6 +66,22 @@ def resolve_constraints(bounds: Mapping[str, float]) -> tuple[Constraint, ...]:
     return tuple(found)
 
 
+def check_outputs(outputs: Sequence[str]) -> tuple[Output, ...]:
+    """Look up what networks may answer with.
+
+    Args:
+        outputs: Their names.
+
+    Raises:
+        ConfigError: If one is unknown, or there is none.
+    """
+    wrong = [output for output in outputs if output not in OUTPUTS]
+    if wrong or not outputs:
+        said = f"{wrong[0]!r} is none" if wrong else "none is named"
+        raise ConfigError(f"Networks may answer with {', '.join(OUTPUTS)}; {said} of these.")
+    return tuple(output for output in OUTPUTS if output in outputs)
+
+
 # Trials' attributes: after how many images a race stopped, and what failed.
 STOPPED_AFTER = "stopped_after"
 
@@ -80,6 +96,8 @@ class Objective:
         split: Images to judge them on: the validation split.
         metrics: One objective each; names of known metrics, or metrics of your own.
         space: What trials are asked: ``flat``, every switch; ``reachable``, those that matter.
+        outputs: What networks may answer with; `STATIC_OUTPUTS` leaves cascades out. Trials of
+            a study that has others already are asked for those.
         constraints: Bounds by name, ``max_`` or ``min_`` and a metric: ``{"max_macs": 1e9}``.
             A network with stitches whose cost alone is out of bounds is not run on images; its
             trial is pruned.
@@ -109,6 +127,7 @@ class Objective:
         metrics: Sequence[str | AnyMetric] = ("accuracy", "macs"),
         *,
         space: Space = "flat",
+        outputs: Sequence[Output] = OUTPUTS,
         constraints: Mapping[str, float] | None = None,
         settings: EvaluationSettings | None = None,
         result_cache: str | sqlalchemy.Engine | None = None,
@@ -117,6 +136,8 @@ class Objective:
     ) -> None:
         self.supernetwork = supernetwork
         self.space = space
+        self.outputs = check_outputs(outputs)
+        self._outputs_of: dict[str, Sequence[Output]] = {}
         self.metrics = resolve_metrics(metrics)
         self.constraints = resolve_constraints(constraints or {})
         self.directions = [metric.direction for metric in self.metrics]
@@ -145,7 +166,8 @@ class Objective:
         Raises:
             optuna.TrialPruned: If the subnetwork's cost alone breaks a constraint.
         """
-        subnetwork = suggest(trial, self.supernetwork, self.space)
+        own = self.outputs_for(trial.study) if isinstance(trial, optuna.Trial) else self.outputs
+        subnetwork = suggest(trial, self.supernetwork, self.space, own)
         if isinstance(trial, optuna.Trial):
             join_population(trial)
             self.mark_cost(trial, subnetwork)
@@ -155,6 +177,16 @@ class Objective:
             raise optuna.TrialPruned
         values = self.values(evaluation)
         return values if len(values) > 1 else values[0]
+
+    def outputs_for(self, study: optuna.Study) -> Sequence[Output]:
+        """What trials of a study may answer with: what its earlier ones could, else `outputs`.
+
+        Args:
+            study: The study.
+        """
+        if study.study_name not in self._outputs_of:
+            self._outputs_of[study.study_name] = study_outputs(study) or self.outputs
+        return self._outputs_of[study.study_name]
 
     def evaluate(self, subnetworks: Sequence[Subnetwork]) -> list[Evaluation]:
         """Judge several subnetworks together.

@@ -7,12 +7,26 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+)
 from optuna.trial import TrialState
 
 from optuna_stitch.evaluation.stitch_quality import StitchQuality
 from optuna_stitch.search.steering import unwrapped
-from optuna_stitch.stitching.genotype import OUTPUT, OUTPUTS, STATES, Genotype, Output
+from optuna_stitch.stitching.genotype import (
+    FIRST,
+    OUTPUT,
+    OUTPUTS,
+    SIDES,
+    STATES,
+    STATIC_OUTPUTS,
+    THRESHOLD,
+    Genotype,
+    Output,
+)
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supernetwork import Supernetwork
 
@@ -21,32 +35,74 @@ Space = Literal["flat", "reachable"]
 # shared by all switches, so that storages need not copy and convert one for each
 STATE_CHOICES = CategoricalDistribution(STATES)
 
-OUTPUT_CHOICES = CategoricalDistribution(OUTPUTS)
+_STEP = 0.05
+
+# A cascade that lets no image go on is its first head, one that lets all go on is the ensemble.
+THRESHOLDS = FloatDistribution(_STEP, 1 - _STEP, step=_STEP)
+
+# Where a search starts from: the share of images that go on in its first cascades.
+_FIRST_THRESHOLD = 0.25
 
 
-def distributions(supernetwork: Supernetwork) -> dict[str, BaseDistribution]:
-    """Every switch as a parameter, by name: ``off`` or ``on``, and the output's choices.
+def distributions(
+    supernetwork: Supernetwork, outputs: Sequence[Output] = OUTPUTS
+) -> dict[str, BaseDistribution]:
+    """Every switch as a parameter, by name: ``off`` or ``on``, the output, and the threshold.
 
     Args:
         supernetwork: Whose switches.
+        outputs: What networks may answer with; without cascades there is no threshold.
     """
-    space: dict[str, BaseDistribution] = {
-        switch.name: STATE_CHOICES for switch in supernetwork.switches
-    }
-    space[OUTPUT] = OUTPUT_CHOICES
-    return space
+    names = [switch.name for switch in supernetwork.switches]
+    asked = [*names, OUTPUT, THRESHOLD] if has_cascades(outputs) else [*names, OUTPUT]
+    return {name: _distribution(name, outputs) for name in asked}
+
+
+def _distribution(name: str, outputs: Sequence[Output]) -> BaseDistribution:
+    if name == OUTPUT:
+        return CategoricalDistribution(outputs)
+    return THRESHOLDS if name == THRESHOLD else STATE_CHOICES
+
+
+def has_cascades(outputs: Sequence[Output]) -> bool:
+    """Whether some outputs are cascades.
+
+    Args:
+        outputs: What networks may answer with.
+    """
+    return any(output in FIRST for output in outputs)
+
+
+def study_outputs(study: optuna.Study) -> tuple[Output, ...] | None:
+    """What a study's trials may answer with; None where it has no trial that was asked.
+
+    A parameter's choices cannot change within a study: one from before there were cascades goes
+    on without them.
+
+    Args:
+        study: The study.
+    """
+    for trial in study.get_trials(deepcopy=False):
+        found = trial.distributions.get(OUTPUT)
+        if isinstance(found, CategoricalDistribution):
+            return cast("tuple[Output, ...]", found.choices)
+    return None
 
 
 def suggest(
-    trial: optuna.trial.BaseTrial, supernetwork: Supernetwork, space: Space = "flat"
+    trial: optuna.trial.BaseTrial,
+    supernetwork: Supernetwork,
+    space: Space = "flat",
+    outputs: Sequence[Output] = OUTPUTS,
 ) -> Subnetwork:
     """Ask a trial for its switches.
 
     Args:
         trial: Any trial.
         supernetwork: Whose switches.
-        space: ``flat`` asks for every switch; ``reachable`` walks back from the output, and asks
-            only for those that matter.
+        space: ``flat`` asks for every parameter; ``reachable`` walks back from the output, and
+            asks only for those that matter.
+        outputs: What networks may answer with.
 
     Returns:
         The subnetwork that they make.
@@ -56,23 +112,35 @@ def suggest(
             switch.name: trial.suggest_categorical(switch.name, STATES)
             for switch in supernetwork.switches
         }
-        params[OUTPUT] = trial.suggest_categorical(OUTPUT, OUTPUTS)
-        return supernetwork.subnetwork(params)
-    output = cast(Output, trial.suggest_categorical(OUTPUT, OUTPUTS))
+        params[OUTPUT] = trial.suggest_categorical(OUTPUT, outputs)
+        threshold = _suggest_threshold(trial) if has_cascades(outputs) else None
+        return supernetwork.subnetwork({**params, THRESHOLD: threshold})
+    output = cast(Output, trial.suggest_categorical(OUTPUT, outputs))
 
     def asks(index: int) -> bool:
         return trial.suggest_categorical(supernetwork.switches[index].name, STATES) == "on"
 
-    return supernetwork.subnetwork(Genotype(output, supernetwork.supergraph.reach(output, asks)))
+    on = supernetwork.supergraph.reach(output, asks)
+    threshold = _suggest_threshold(trial) if output in FIRST else None
+    return supernetwork.subnetwork(Genotype(output, on, threshold))
+
+
+def _suggest_threshold(trial: optuna.trial.BaseTrial) -> float:
+    return trial.suggest_float(THRESHOLD, THRESHOLDS.low, THRESHOLDS.high, step=_STEP)
 
 
 def baselines() -> list[Genotype]:
     """Parent a, parent b and their plain ensemble."""
-    return [Genotype(output) for output in OUTPUTS]
+    return [Genotype(output) for output in STATIC_OUTPUTS]
 
 
 def sparse_genotypes(
-    supernetwork: Supernetwork, count: int, *, probability: float, seed: int = 0
+    supernetwork: Supernetwork,
+    count: int,
+    *,
+    probability: float,
+    outputs: Sequence[Output] = OUTPUTS,
+    seed: int = 0,
 ) -> list[Genotype]:
     """Random genotypes with few switches on, no two of them the same subnetwork.
 
@@ -83,19 +151,50 @@ def sparse_genotypes(
         supernetwork: Whose switches.
         count: How many; fewer are returned where the space has no more.
         probability: Probability of each switch to be on.
+        outputs: What networks may answer with.
         seed: Of the draws.
     """
     rng = np.random.default_rng(seed)
-    found: dict[Genotype, None] = dict.fromkeys(baselines())
+    known = baselines()
+    found: dict[Genotype, None] = dict.fromkeys(known)
     wanted = count + len(found)
+    steps = round((THRESHOLDS.high - THRESHOLDS.low) / _STEP)
     for _ in range(100 * count):  # draws that repeat a subnetwork are thrown away
         if len(found) >= wanted:
             break
         drawn = np.flatnonzero(rng.random(len(supernetwork.switches)) < probability)
-        output = OUTPUTS[rng.integers(len(OUTPUTS))]
-        genotype = Genotype(output, frozenset(drawn.tolist()))
+        output = outputs[int(rng.integers(len(outputs)))]
+        threshold = None
+        if output in FIRST:
+            threshold = THRESHOLDS.low + int(rng.integers(steps + 1)) * _STEP
+        genotype = Genotype(output, frozenset(drawn.tolist()), threshold)
         found[supernetwork.subnetwork(genotype).genotype] = None
-    return list(found)[len(OUTPUTS) :]
+    return list(found)[len(known) :]
+
+
+def continuing_genotypes(
+    supernetwork: Supernetwork, switches: Sequence[int], outputs: Sequence[Output] = OUTPUTS
+) -> list[Genotype]:
+    """Networks in which one parent's rest goes on from the other one's features.
+
+    For each stitch the stitched ensemble, and the cascade that asks the cheaper head first.
+
+    Args:
+        supernetwork: Whose switches.
+        switches: Indices of the stitches.
+        outputs: What networks may answer with.
+    """
+    found: list[Genotype] = []
+    for index in switches:
+        on = frozenset([index])
+        costs = {side: supernetwork.subnetwork(Genotype(side, on)).macs for side in SIDES}
+        cheaper = min(costs, key=lambda side: costs[side])
+        found += [
+            Genotype(output, on, _FIRST_THRESHOLD if output in FIRST else None)
+            for output in outputs
+            if output == "ensemble" or FIRST.get(output) == cheaper
+        ]
+    return found
 
 
 def enqueue_starts(
@@ -107,22 +206,26 @@ def enqueue_starts(
     stitch_qualities: Sequence[StitchQuality] = (),
     genotypes: Sequence[Genotype] = (),
     space: Space = "flat",
+    outputs: Sequence[Output] = OUTPUTS,
     seed: int = 0,
 ) -> None:
     """Enqueue a study's first trials.
 
-    They are both parents, their ensemble, genotypes that are given, the single-stitch networks
-    that are best by the report of the fit, and then sparse random ones. Whatever sampler the study
+    They are both parents, their ensemble and plain cascades, genotypes that are given, for every
+    stitch of the report of the fit the stitched ensemble and the cascade, the single-stitch
+    networks that are best by that report, and then sparse random ones. Whatever sampler the study
     has, it starts from these.
 
     Args:
         study: A study over this supernetwork's switches.
         supernetwork: Whose switches.
-        population: How many trials in all; half of them may be single-stitch networks.
+        population: How many trials in all, where those above random ones are fewer; half as many
+            may be single-stitch networks.
         probability: Probability of each switch to be on in the random ones.
         stitch_qualities: What `measure_stitches` returned.
         genotypes: What is worth a try, such as the front of another study.
         space: What trials of the study are asked.
+        outputs: What networks may answer with.
         seed: Of the random ones.
     """
     number = {switch.name: index for index, switch in enumerate(supernetwork.switches)}
@@ -130,15 +233,19 @@ def enqueue_starts(
         stitch_quality for stitch_quality in stitch_qualities if stitch_quality.switch in number
     ]
     known.sort(key=lambda stitch_quality: -stitch_quality.quality)
-    best = [
+    plain = [Genotype(o, threshold=_FIRST_THRESHOLD) for o in outputs if o in FIRST]
+    singles = [
         Genotype(stitch_quality.into, frozenset([number[stitch_quality.switch]]))
         for stitch_quality in known[: population // 2]
     ]
-    starts = dict.fromkeys([*baselines(), *genotypes, *best])
-    random = sparse_genotypes(supernetwork, population, probability=probability, seed=seed)
+    continuing = continuing_genotypes(supernetwork, [number[q.switch] for q in known], outputs)
+    starts = dict.fromkeys([*baselines(), *plain, *genotypes, *continuing, *singles])
+    population = max(population, len(starts))
+    random = sparse_genotypes(
+        supernetwork, population, probability=probability, outputs=outputs, seed=seed
+    )
     starts.update(dict.fromkeys(random))
-    population = max(population, len(OUTPUTS) + len(genotypes))
-    enqueue(study, supernetwork, list(starts)[:population], space)
+    enqueue(study, supernetwork, list(starts)[:population], space, outputs)
 
 
 def enqueue(
@@ -146,6 +253,7 @@ def enqueue(
     supernetwork: Supernetwork,
     genotypes: Sequence[Genotype],
     space: Space = "flat",
+    outputs: Sequence[Output] = OUTPUTS,
 ) -> None:
     """Enqueue genotypes that no trial of a study has, each in one piece.
 
@@ -154,8 +262,9 @@ def enqueue(
         supernetwork: Whose switches.
         genotypes: What to try next.
         space: What trials of the study are asked.
+        outputs: What networks may answer with.
     """
-    names = {switch.name for switch in supernetwork.switches} | {OUTPUT}
+    names = {switch.name for switch in supernetwork.switches} | {OUTPUT, THRESHOLD}
     taken: set[Genotype] = set()
     for trial in study.get_trials(deepcopy=False):
         params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
@@ -164,24 +273,35 @@ def enqueue(
     for genotype in genotypes:
         subnetwork = supernetwork.subnetwork(genotype)
         if subnetwork.genotype not in taken:
-            enqueue_params(study, asked(supernetwork, genotype, space))
+            taken.add(subnetwork.genotype)
+            enqueue_params(study, asked(supernetwork, genotype, space, outputs), outputs)
 
 
-def asked(supernetwork: Supernetwork, genotype: Genotype, space: Space) -> dict[str, Any]:
+def asked(
+    supernetwork: Supernetwork,
+    genotype: Genotype,
+    space: Space,
+    outputs: Sequence[Output] = OUTPUTS,
+) -> dict[str, Any]:
     """The parameters of which a trial of a genotype is asked.
 
     Args:
         supernetwork: Whose switches.
         genotype: The genotype.
         space: What trials of the study are asked.
+        outputs: What networks may answer with.
     """
-    trial = optuna.trial.FixedTrial(genotype.params(supernetwork.switches))
-    suggest(trial, supernetwork, space)
+    params = {THRESHOLD: _FIRST_THRESHOLD} | genotype.params(supernetwork.switches)
+    trial = optuna.trial.FixedTrial(params)
+    suggest(trial, supernetwork, space, outputs)
     return trial.params
 
 
 def enqueue_params(
-    study: optuna.Study, params: Mapping[str, Any], user_attrs: dict[str, Any] | None = None
+    study: optuna.Study,
+    params: Mapping[str, Any],
+    outputs: Sequence[Output] = OUTPUTS,
+    user_attrs: dict[str, Any] | None = None,
 ) -> None:
     """Enqueue one trial with all its parameters.
 
@@ -190,16 +310,14 @@ def enqueue_params(
     Args:
         study: Where to.
         params: Of the trial, all of them.
+        outputs: What networks may answer with.
         user_attrs: Of the trial.
     """
-    choices: dict[str, BaseDistribution] = {
-        name: OUTPUT_CHOICES if name == OUTPUT else STATE_CHOICES for name in params
-    }
     study.add_trial(
         optuna.trial.create_trial(
             state=TrialState.WAITING,
             params=dict(params),
-            distributions=choices,
+            distributions={name: _distribution(name, outputs) for name in params},
             user_attrs=user_attrs,
         )
     )

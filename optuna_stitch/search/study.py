@@ -99,6 +99,7 @@ def create_study(
                     stitch_qualities=stitch_qualities,
                     genotypes=genotypes,
                     space=objective.space,
+                    outputs=objective.outputs,
                     seed=seed,
                 )
                 if prepare is not None:

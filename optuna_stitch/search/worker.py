@@ -131,7 +131,7 @@ class _Search:
         abandoned = self.worker.abandoned(others)
         for trial in abandoned:
             if _fail(self.study, trial.number):
-                _retry(self.study, trial)
+                self._retry(trial)
         return len(others) - len(abandoned)
 
     def _work(self, count: int) -> None:
@@ -156,7 +156,8 @@ class _Search:
     def _ask(self, count: int, trials: list[optuna.Trial]) -> list[Subnetwork]:
         """Ask for trials, which `trials` then holds, and write each in one piece."""
         supernetwork, flat = self.objective.supernetwork, self.objective.space == "flat"
-        space: dict[str, BaseDistribution] = distributions(supernetwork) if flat else {}
+        outputs = self.objective.outputs_for(self.study)
+        space: dict[str, BaseDistribution] = distributions(supernetwork, outputs) if flat else {}
         storage = buffered_storage(self.study)
         subnetworks: list[Subnetwork] = []
         for _ in range(count):
@@ -166,7 +167,7 @@ class _Search:
             if flat:
                 subnetwork = supernetwork.subnetwork(trial.params)
             else:
-                subnetwork = suggest(trial, supernetwork, self.objective.space)
+                subnetwork = suggest(trial, supernetwork, self.objective.space, outputs)
             join_population(trial)
             self.objective.mark_cost(trial, subnetwork)
             subnetworks.append(subnetwork)
@@ -204,7 +205,17 @@ class _Search:
                 continue
             self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
             frozen = trial.storage.get_trial(trial._trial_id)
-            _retry(self.study, frozen)
+            self._retry(frozen)
+
+    def _retry(self, trial: FrozenTrial) -> None:
+        """Enqueue what a trial asked once more."""
+        retries = trial.user_attrs.get(RETRIES, 0) + 1
+        # a trial that was enqueued keeps what it was enqueued with, also before it has asked
+        params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        if not params or retries > _MOST_RETRIES:
+            return
+        attributes = {RETRY_OF: trial.number, RETRIES: retries}
+        enqueue_params(self.study, params, self.objective.outputs_for(self.study), attributes)
 
 
 def _counts(trial: FrozenTrial) -> bool:
@@ -219,13 +230,3 @@ def _fail(study: optuna.Study, number: int) -> bool:
     except (ValueError, UpdateFinishedTrialError):  # another worker was faster
         return False
     return True
-
-
-def _retry(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Enqueue what a trial asked once more."""
-    retries = trial.user_attrs.get(RETRIES, 0) + 1
-    # a trial that was enqueued keeps what it was enqueued with, also before it has asked
-    params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-    if not params or retries > _MOST_RETRIES:
-        return
-    enqueue_params(study, params, {RETRY_OF: trial.number, RETRIES: retries})

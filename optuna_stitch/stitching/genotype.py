@@ -11,11 +11,19 @@ from optuna_stitch.utils.errors import StudyError
 Side = Literal["a", "b"]
 SIDES: tuple[Side, Side] = ("a", "b")
 
-Output = Literal["a", "b", "ensemble"]
+Output = Literal["a", "b", "ensemble", "a then both", "b then both"]
 
 OUTPUT = "output"
 
 OUTPUTS: tuple[Output, ...] = get_args(Output)
+
+# What studies could choose from before there were cascades.
+STATIC_OUTPUTS: tuple[Output, ...] = ("a", "b", "ensemble")
+
+# The head that a cascade asks first; all other outputs compute the same for every image.
+FIRST: dict[Output, Side] = {"a then both": "a", "b then both": "b"}
+
+THRESHOLD = "threshold"
 
 STATES = ("off", "on")
 
@@ -44,6 +52,9 @@ class Genotype:
     Args:
         output: What the subnetwork returns.
         on: Indices of the switches that are on.
+        threshold: Of a cascade, how sure its first answer must be, from 0 to 1. It is a rank: the
+            share of the images that the search sees whose first answer is less sure, so that a
+            threshold of 0.3 lets 30% of them go on. None for other outputs.
 
     Example:
         >>> from optuna_stitch.stitching.genotype import Genotype
@@ -54,30 +65,40 @@ class Genotype:
 
     output: Output
     on: frozenset[int] = frozenset()
+    threshold: float | None = None
 
-    def params(self, switches: Sequence[Switch]) -> dict[str, str]:
-        """The same as Optuna's parameters: a choice by name, the output's last.
+    @property
+    def first(self) -> Side | None:
+        """The head that a cascade asks first; None where every image is computed alike."""
+        return FIRST.get(self.output)
+
+    def params(self, switches: Sequence[Switch]) -> dict[str, Any]:
+        """The same as Optuna's parameters: a choice by name, then the output and the threshold.
 
         Args:
             switches: The supernetwork's.
         """
         values = {switch.name: STATES[index in self.on] for index, switch in enumerate(switches)}
-        return {**values, OUTPUT: self.output}
+        threshold = {} if self.threshold is None else {THRESHOLD: self.threshold}
+        return {**values, OUTPUT: self.output, **threshold}
 
     @staticmethod
     def of(params: Mapping[str, Any], switches: Sequence[Switch]) -> Genotype:
         """The genotype that Optuna's parameters stand for; switches not named are off.
 
         Args:
-            params: Values by name.
+            params: Values by name. The threshold is read for cascades only.
             switches: The supernetwork's.
 
         Raises:
-            StudyError: If a parameter is no switch, or its value no choice of it.
+            StudyError: If a parameter is no switch, its value no choice of it, or a cascade's
+                threshold is missing or outside of 0 and 1.
         """
         index_of = {switch.name: index for index, switch in enumerate(switches)}
         on: set[int] = set()
         for name, value in params.items():
+            if name == THRESHOLD:
+                continue
             allowed = OUTPUTS if name == OUTPUT else STATES
             if name != OUTPUT and name not in index_of:
                 raise StudyError(
@@ -89,7 +110,23 @@ class Genotype:
                 on.add(index_of[name])
         if OUTPUT not in params:
             raise StudyError(f"The parameters lack {OUTPUT!r}: one of {OUTPUTS}.")
-        return Genotype(params[OUTPUT], frozenset(on))
+        output: Output = params[OUTPUT]
+        threshold = _threshold(output, params.get(THRESHOLD)) if output in FIRST else None
+        return Genotype(output, frozenset(on), threshold)
+
+
+def _threshold(output: Output, value: Any) -> float:
+    if value is None:
+        raise StudyError(
+            f"The output {output!r} needs a {THRESHOLD!r}: the share of images that go on, from 0 "
+            "to 1."
+        )
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise StudyError(
+            f"The {THRESHOLD!r} of {output!r} is {value!r}; it is the share of images that go on, "
+            "from 0 to 1."
+        )
+    return round(float(value), 6)  # steps of a twentieth are no round numbers in binary
 
 
 def single_stitch_genotypes(switches: Sequence[Switch]) -> list[Genotype]:

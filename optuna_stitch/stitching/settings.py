@@ -10,6 +10,9 @@ from optuna_stitch.utils.settings import Settings
 
 PointKind = Literal["auto", "all", "dominators", "blocks"]
 
+# How it is measured how sure a cascade's first answer is; see `stitching/cascade.py`.
+Confidence = Literal["probability", "margin", "entropy", "calibrated"]
+
 
 class FitSettings(Settings):
     """How stitches are fitted in closed form.

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
+from optuna_stitch.stitching.cascade import Exit
 from optuna_stitch.stitching.genotype import SIDES, Genotype, Output
-from optuna_stitch.stitching.program import Program, Resolved, program_of
+from optuna_stitch.stitching.program import Operation, Program, Resolved, Step, program_of
 from optuna_stitch.stitching.supergraph import Supergraph
+from optuna_stitch.utils.errors import StudyError
 
 
 @dataclass(frozen=True)
@@ -24,10 +26,15 @@ class Subnetwork:
     output make equal subnetworks. It is a network of the supernetwork as it was when this was
     made; after `Supernetwork.fit`, make it anew.
 
+    A **cascade** has two stages: what its first head needs, and what its second head needs
+    besides. `macs` is the average over images, `worst_macs` what an unsure image costs.
+
     Args:
         supergraph: The supernetwork's computation.
         genotype: In canonical form: every switch is off that cannot reach the output.
-        resolved: What the genotype computes.
+        resolved: What the genotype computes; of a cascade, both heads.
+        exit: Of a cascade, when its first answer is enough, as `Evaluator.tune_exits` finds it;
+            without it a cascade has costs, and no answers.
 
     Example:
         >>> subnetwork = supernetwork.subnetwork({"output": "a"})
@@ -40,6 +47,7 @@ class Subnetwork:
     supergraph: Supergraph = field(repr=False)
     genotype: Genotype
     resolved: Resolved = field(repr=False, compare=False)
+    exit: Exit | None = field(default=None, compare=False)
 
     @staticmethod
     def of(supergraph: Supergraph, genotype: Genotype) -> Subnetwork:
@@ -47,15 +55,57 @@ class Subnetwork:
 
         Args:
             supergraph: The supernetwork's computation.
-            genotype: In any form.
+            genotype: In any form. A cascade that lets no image go on is its first head.
         """
-        resolved = supergraph.resolve(genotype)
-        return Subnetwork(supergraph, Genotype(genotype.output, resolved.used), resolved)
+        if genotype.first is not None and not genotype.threshold:
+            if genotype.threshold is None:
+                raise StudyError(f"The cascade {genotype.output!r} needs a threshold.")
+            genotype = Genotype(genotype.first, genotype.on)
+        resolved = supergraph.resolve(Genotype(genotype.output, genotype.on))
+        canonical = Genotype(genotype.output, resolved.used, genotype.threshold)
+        return Subnetwork(supergraph, canonical, resolved)
 
     @property
     def output(self) -> Output:
-        """Who answers: parent ``a``, parent ``b`` or their ``ensemble``."""
+        """Who answers: ``a``, ``b``, their ``ensemble``, or one and, where it is unsure, both."""
         return self.genotype.output
+
+    @property
+    def is_cascade(self) -> bool:
+        """Whether some images cost more than others."""
+        return self.genotype.first is not None
+
+    @property
+    def heads(self) -> Genotype:
+        """What its answers depend on; of a cascade, which answers by itself, all but threshold."""
+        return replace(self.genotype, threshold=None)
+
+    @property
+    def threshold(self) -> float | None:
+        """Of a cascade, the share of images that go on, as the search sees them."""
+        return self.genotype.threshold
+
+    @cached_property
+    def first(self) -> Subnetwork:
+        """What answers every image: a cascade's first head; other subnetworks themselves."""
+        side = self.genotype.first
+        return self if side is None else Subnetwork.of(self.supergraph, Genotype(side, self.on))
+
+    def with_threshold(self, threshold: float) -> Subnetwork:
+        """The same cascade with another threshold; without an exit.
+
+        Args:
+            threshold: From 0 to 1.
+        """
+        return Subnetwork.of(self.supergraph, replace(self.genotype, threshold=threshold))
+
+    def with_exit(self, found: Exit) -> Subnetwork:
+        """The same cascade with an exit, so that it has answers.
+
+        Args:
+            found: When its first answer is enough.
+        """
+        return replace(self, exit=found)
 
     @property
     def on(self) -> frozenset[int]:
@@ -68,15 +118,39 @@ class Subnetwork:
         return [self.supergraph.switches[index].name for index in sorted(self.on)]
 
     @property
-    def params(self) -> dict[str, str]:
-        """The same as Optuna's parameters: every switch by name, and the output."""
+    def params(self) -> dict[str, Any]:
+        """The same as Optuna's parameters: every switch by name, the output, the threshold."""
         return self.genotype.params(self.supergraph.switches)
 
     @cached_property
     def macs(self) -> int:
-        """Multiply-accumulates per image, counted over what the output needs."""
-        operations = self.supergraph.operations
-        return sum(operations[place].macs for place, _ in self.resolved.steps)
+        """Multiply-accumulates per image, counted over what the output needs.
+
+        Of a cascade, the average over the images that its threshold is a share of.
+        """
+        return round(self.average(self.first.worst_macs, self.worst_macs))
+
+    @cached_property
+    def worst_macs(self) -> int:
+        """Multiply-accumulates of the image that costs most."""
+        return sum(operation.macs for operation in self.operations)
+
+    @property
+    def operations(self) -> list[Operation]:
+        """What is computed where all images go on, in order."""
+        return [self.supergraph.operations[place] for place, _ in self.resolved.steps]
+
+    def average(self, first: float, worst: float, share: float | None = None) -> float:
+        """What images cost on average, where unsure ones cost more.
+
+        Args:
+            first: What a sure image costs.
+            worst: What an unsure one costs.
+            share: Of the images that go on; if None, the threshold.
+        """
+        if not self.is_cascade:
+            return worst
+        return first + (self.threshold or 0.0 if share is None else share) * (worst - first)
 
     @cached_property
     def parameters(self) -> int:
@@ -107,19 +181,67 @@ class Subnetwork:
             A module with only what the output needs, which shares its weights with the
             supernetwork. It takes one tensor of images per view that it needs (one, where both
             parents see images alike) and returns logits ``(N, classes)``, or
-            ``(N, classes, H, W)``.
+            ``(N, classes, H, W)``. That of a cascade is a `CascadeModule`.
+
+        Raises:
+            StudyError: If it is a cascade without an exit.
         """
         program = self.program()
         with torch.no_grad():
             self.supergraph.recalibrate(program)
         statistics = {program.places[step]: own for step, own in program.statistics.items()}
+        if not self.is_cascade:
+            return self._assembled(statistics, self.resolved.steps, {}, [self.resolved.output])
+        if self.exit is None:
+            raise StudyError(
+                "This cascade has no exit yet: `Evaluator.tune_exits` on validation images finds "
+                "when its first answer is enough."
+            )
+        stages = self.stages
+        handed = {place: f"feature_{number}" for number, place in enumerate(stages.handed)}
+        return CascadeModule(
+            self._assembled(statistics, stages.first, {}, [stages.heads[0], *stages.handed]),
+            self._assembled(statistics, stages.rest, handed, [stages.heads[1]]),
+            self.exit,
+        )
+
+    @cached_property
+    def stages(self) -> Stages:
+        """What a cascade computes for every image, and what for unsure ones only."""
+        supergraph, side = self.supergraph, self.genotype.first
+        assert side is not None, "only cascades have stages"
+        heads = supergraph.head(side), supergraph.head("b" if side == "a" else "a")
+        first = self.first.resolved.steps
+        known = {place for place, _ in first} & supergraph.by_image
+        needed, rest = {heads[1]}, []
+        for step in reversed(self.resolved.steps):
+            if step[0] in needed - known:
+                rest.append(step)
+                needed.update(step[1])
+        return Stages(heads, first, rest[::-1], sorted(needed & known))
+
+    def _assembled(
+        self,
+        statistics: Mapping[int, tuple[Tensor, Tensor]],
+        steps: Sequence[Step],
+        given: Mapping[int, str],
+        outputs: Sequence[int],
+    ) -> fx.GraphModule:
+        """Operations as a module.
+
+        Args:
+            statistics: Of BatchNorms that have others than in their parent, by place.
+            steps: What is computed, in order.
+            given: What are inputs beside images, by place: their names.
+            outputs: What is returned; one value where there is one.
+        """
         recalibrated = nn.ModuleDict()
         parts: dict[str, nn.Module] = {s: self.supergraph.graphs[s].module for s in SIDES}
         parts |= {"stitches": self.supergraph.stitches, "recalibrated": recalibrated}
         root = nn.ModuleDict(parts)
         graph = fx.Graph()
-        made: dict[int, fx.Node] = {}
-        for place, inputs in self.resolved.steps:
+        made = {place: graph.placeholder(name) for place, name in given.items()}
+        for place, inputs in steps:
             operation = self.supergraph.operations[place]
             values = [made[read] for read in inputs]
             if operation.owner == "input":
@@ -136,7 +258,8 @@ class Subnetwork:
                 made[place] = graph.call_function(operation.run, tuple(values))
             else:
                 made[place] = _copy(graph, operation.node, operation.owner, values)
-        graph.output(made[self.resolved.output])
+        values = [made[output] for output in outputs]
+        graph.output(values[0] if len(values) == 1 else tuple(values))
         return fx.GraphModule(root, graph, class_name="Subnetwork").eval()
 
     def draw(self, *, title: str | None = None) -> Any:
@@ -177,6 +300,62 @@ class Subnetwork:
             weights = self.supergraph.operations[place].weights
             used.update((id(weight), weight) for weight in weights)
         return used.values()
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The two stages of a cascade.
+
+    Args:
+        heads: The operations of the first and of the second answer.
+        first: What every image needs, in order.
+        rest: What unsure images need besides. Where the first stage's values are no rows by
+            image, such as constants and sizes, they are computed again.
+        handed: The operations of the first stage whose values the rest reads, images among them;
+            of these the rows of unsure images are handed over.
+    """
+
+    heads: tuple[int, int]
+    first: Sequence[Step]
+    rest: Sequence[Step]
+    handed: Sequence[int]
+
+
+class CascadeModule(nn.Module):
+    """A cascade as a module: the images that its first head is unsure of go on together.
+
+    Args:
+        first: Takes images, returns the first head's logits, and what is handed over.
+        rest: Takes the rows of what is handed over, returns the second head's logits.
+        exit: When the first answer is enough.
+
+    Attributes:
+        went_on: How many images of the last batch went on.
+    """
+
+    def __init__(self, first: nn.Module, rest: nn.Module, exit: Exit) -> None:
+        super().__init__()
+        self.first = first
+        self.rest = rest
+        self.exit = exit
+        self.went_on = 0
+
+    def forward(self, *images: Tensor) -> Tensor:
+        """Logits ``(N, classes, ...)``.
+
+        Args:
+            *images: One tensor ``(N, C, H, W)`` per view.
+        """
+        logits: Tensor
+        logits, *handed = self.first(*images)
+        unsure = self.exit.goes_on(logits).nonzero()[:, 0]
+        self.went_on = len(unsure)
+        if not self.went_on:
+            return logits
+        heads = (logits[unsure], self.rest(*[value[unsure] for value in handed]))
+        answers = logits.clone()
+        answers[unsure] = self.exit.mean(*(heads if self.exit.first == 0 else heads[::-1]))
+        return answers
 
 
 def _copy(graph: fx.Graph, node: fx.Node, side: str, values: list[fx.Node]) -> fx.Node:

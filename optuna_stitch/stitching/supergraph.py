@@ -91,17 +91,15 @@ class Supergraph:
         outputs: dict[Output, int] = {
             side: place_of[f"{side}.{graphs[side].output.name}"] for side in SIDES
         }
+        heads = (outputs["a"], outputs["b"])
+        elements = self.operations[heads[0]].elements
         outputs["ensemble"] = len(self.operations)
         self.operations.append(
-            Operation(
-                "ensemble",
-                mean_of_probabilities,
-                (outputs["a"], outputs["b"]),
-                0,
-                self.operations[outputs["a"]].elements,
-                "ensemble",
-            )
+            Operation("ensemble", mean_of_probabilities, heads, 0, elements, "ensemble")
         )
+        # both answers of a cascade; `Exit` says which of them counts for which image
+        outputs["a then both"] = outputs["b then both"] = len(self.operations)
+        self.operations.append(Operation("heads", both_heads, heads, 0, 2 * elements, "heads"))
         self._outputs = outputs
         # one after the other asks for a subnetwork's costs and for its program
         self.resolve = lru_cache(_RESOLVED)(self._resolve)
@@ -162,6 +160,36 @@ class Supergraph:
             console.print(f"Channels stay first in memory: {first_line(error)}")
             return torch.contiguous_format
         return torch.channels_last
+
+    def head(self, side: Side) -> int:
+        """The operation of a parent's own answer.
+
+        Args:
+            side: Which parent.
+        """
+        return self._outputs[side]
+
+    @cached_property
+    def by_image(self) -> Set[int]:
+        """The operations whose values have a row per image.
+
+        Others are constants, sizes, and values with images along another dimension. A batch of
+        another size than the traced one tells: a dimension may be as long as that by chance.
+        """
+        count = TRACED_BATCH - 1
+        images = [torch.zeros(count, *view.input_size) for view in self.views]
+        program = self.parents_program()
+        found = {p for p, operation in enumerate(self.operations) if operation.owner == "stitch"}
+        with torch.no_grad():
+            for step, value in program.values(images):
+                if not isinstance(value, Tensor) or value.shape[:1] != (count,):
+                    continue
+                operation = program.operations[step]
+                graph = self.graphs["a" if operation.owner == "a" else "b"]
+                shape = graph.costs[operation.node.name].shape if operation.node else None
+                if shape is None or shape[0] == TRACED_BATCH:
+                    found.add(program.places[step])
+        return found
 
     def _resolve(self, genotype: Genotype) -> Resolved:
         """Walk back from a genotype's output to all that it needs."""
@@ -302,6 +330,19 @@ def mean_of_probabilities(a: Tensor, b: Tensor) -> Tensor:
         ``log((softmax(a) + softmax(b)) / 2)``, whose softmax is that mean.
     """
     return torch.logaddexp(F.log_softmax(a, dim=1), F.log_softmax(b, dim=1)) - math.log(2)
+
+
+def both_heads(a: Tensor, b: Tensor) -> Tensor:
+    """Both answers of a cascade as one value.
+
+    Args:
+        a: Logits ``(N, classes, ...)``.
+        b: Logits of the same shape.
+
+    Returns:
+        ``(N, 2, classes, ...)``.
+    """
+    return torch.stack((a, b), dim=1)
 
 
 class _Builder:

@@ -155,8 +155,9 @@ class Supernetwork:
         """The network that a trial's parameters stand for.
 
         Args:
-            params: ``off`` or ``on`` by the switch's name, and ``a``, ``b`` or ``ensemble`` for
-                ``output``; switches that are not named are off. Or a genotype.
+            params: ``off`` or ``on`` by the switch's name; for ``output`` ``a``, ``b``,
+                ``ensemble``, ``a then both`` or ``b then both``; for these two a ``threshold``
+                from 0 to 1, see `Genotype`. Switches that are not named are off. Or a genotype.
 
         Raises:
             StudyError: If a parameter is no switch of this supernetwork, or has no such value.

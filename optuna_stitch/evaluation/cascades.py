@@ -1,0 +1,260 @@
+"""Judge cascades: one evaluation of both heads tells what every threshold gives.
+
+What is tuned with labels, the weights of the answer of both and the calibrated confidence, is
+judged by cross-fitting: each half of the images with what was tuned on the other half. A threshold
+needs no labels: it is a rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from torch import Tensor
+from torch.nn import functional as F
+
+from optuna_stitch.evaluation.accumulator import (
+    Accumulator,
+    MixableResult,
+    PerImageResult,
+    Streamed,
+    mixed,
+)
+from optuna_stitch.evaluation.engine import is_finite
+from optuna_stitch.evaluation.metrics import LearnedMetric
+from optuna_stitch.evaluation.settings import CascadeSettings
+from optuna_stitch.stitching.cascade import Exit, confidences
+from optuna_stitch.utils.errors import ConfigError
+
+# Of the log-odds' slopes, against chance in few images.
+_RIDGE = 1e-2
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What images say of a cascade, for every threshold.
+
+    Args:
+        ranks: The share of images whose first answer is less sure, by image, ``(N,)``.
+        first: What the first answers say, by metric.
+        both: What the answers of both heads say.
+    """
+
+    ranks: Tensor
+    first: Mapping[str, MixableResult]
+    both: Mapping[str, MixableResult]
+
+    def results(self, threshold: float) -> dict[str, MixableResult]:
+        """What images say of the cascade with a threshold, by metric.
+
+        Args:
+            threshold: The share of images that go on.
+        """
+        on = self.goes_on(threshold)
+        return {name: mixed(self.both[name], first, on) for name, first in self.first.items()}
+
+    def goes_on(self, threshold: float) -> Tensor:
+        """Which images both heads answer, ``(N,)`` bool.
+
+        Args:
+            threshold: As for `results`.
+        """
+        return self.ranks < threshold
+
+    def take(self, order: Tensor) -> Curve:
+        """The same with images in another order.
+
+        Args:
+            order: Positions of images here, ``(N,)``.
+        """
+        return Curve(
+            self.ranks[order],
+            {name: said.take(order) for name, said in self.first.items()},
+            {name: said.take(order) for name, said in self.both.items()},
+        )
+
+
+class CascadeAccumulator:
+    """Accumulates what images say of both heads of a cascade.
+
+    Args:
+        metrics: What is wanted of it.
+        classes: Number of classes.
+        first: The number of the head that is asked first, 0 or 1.
+        settings: How its confidence and its answer are made.
+
+    Attributes:
+        finite: As for `Accumulator`.
+    """
+
+    def __init__(
+        self, metrics: Sequence[LearnedMetric], classes: int, first: int, settings: CascadeSettings
+    ) -> None:
+        self.finite = True
+        self._first = first
+        self._settings = settings
+        self._accumulators = [Accumulator(metrics, classes, per_image=True) for _ in range(2)]
+        self._sure: list[Tensor] = []
+        self._kept: list[tuple[Tensor, Tensor, Mapping[str, Tensor]]] = []
+
+    def update(self, heads: Tensor, labels: Mapping[str, Tensor], targets: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            heads: What both heads answer, ``(N, 2, classes, ...)``.
+            labels: By metric, as for `Accumulator.update`.
+            targets: The split's own labels.
+        """
+        self.finite = self.finite and is_finite(heads)
+        if not self.finite:
+            return
+        heads = heads.float()
+        if self._settings.is_tuned and heads.dim() == 3:
+            self._kept.append((heads, targets, labels))
+            return
+        plain = untuned_exit(self._first, self._settings)
+        first = heads[:, self._first]
+        self._sure.append(plain.sure(first))
+        self._add(first, plain.mean(heads[:, 0], heads[:, 1]), labels)
+
+    def curve(self) -> Curve:
+        """What all images so far say."""
+        ranks = self._cross_fitted() if self._kept else _ranks(torch.cat(self._sure))
+        first, both = (_mixable(accumulator.results()) for accumulator in self._accumulators)
+        return Curve(ranks, first, both)
+
+    def _cross_fitted(self) -> Tensor:
+        """Judge each half of the images with what the other half tuned; returns the ranks."""
+        heads = torch.cat([some for some, _, _ in self._kept])
+        targets = torch.cat([some for _, some, _ in self._kept])
+        labels = {
+            name: torch.cat([some[name] for _, _, some in self._kept]) for name in self._kept[0][2]
+        }
+        first, both = heads[:, self._first], torch.empty_like(heads[:, 0])
+        ranks = torch.empty(len(heads), dtype=torch.float64)
+        halves = [torch.arange(start, len(heads), 2) for start in range(2)]
+        for half, other in zip(halves, reversed(halves), strict=True):
+            found = tune_exit(heads[other], targets[other], self._first, self._settings)
+            both[half] = found.mean(heads[half, 0], heads[half, 1])
+            ranks[half] = _ranks(found.sure(first[half]))
+        self._add(first, both, labels)
+        self._kept = []
+        return ranks
+
+    def _add(self, first: Tensor, both: Tensor, labels: Mapping[str, Tensor]) -> None:
+        for accumulator, logits in zip(self._accumulators, (first, both), strict=True):
+            accumulator.update(logits, labels)
+
+
+def untuned_exit(first: int, settings: CascadeSettings) -> Exit:
+    """An exit of which nothing is tuned with labels, without a threshold.
+
+    Args:
+        first: The number of the head that is asked first.
+        settings: How its confidence is made; of a calibrated one, the largest probability.
+    """
+    measure = settings.confidence if settings.confidence != "calibrated" else "probability"
+    return Exit(first, measure, 1.0, 1.0)
+
+
+def tune_exit(heads: Tensor, targets: Tensor, first: int, settings: CascadeSettings) -> Exit:
+    """Tune what of a cascade needs labels; `with_share` finds its threshold.
+
+    Args:
+        heads: Answers of both heads, ``(N, 2, classes)`` or ``(N, 2, classes, H, W)``.
+        targets: Labels, ``(N,)``.
+        first: The number of the head that is asked first.
+        settings: How confidence and answer are made; where pixels are labelled nothing is tuned.
+    """
+    found = untuned_exit(first, settings)
+    if heads.dim() == 3:
+        if settings.answer == "tuned":
+            found = _tuned_answer(found, heads, targets)
+        if settings.confidence == "calibrated":
+            found = _calibrated(found, heads[:, first], targets)
+    return found
+
+
+def with_share(found: Exit, logits: Tensor, share: float) -> Exit:
+    """The same exit with the threshold that lets a share of some images go on.
+
+    Args:
+        found: The exit.
+        logits: What its first head answers on these images, ``(N, classes, ...)``.
+        share: Of the images.
+    """
+    sure = found.sure(logits).sort().values
+    count = round(share * len(sure))
+    threshold = float(sure[count]) if count < len(sure) else float(sure[-1]) + 1e-6
+    return replace(found, threshold=threshold, share=share)
+
+
+def _tuned_answer(found: Exit, heads: Tensor, targets: Tensor) -> Exit:
+    """Weights and temperatures of least cross-entropy of the answer of both.
+
+    They are logarithms in the search, and begin at the plain mean.
+    """
+    a, b = heads.double().unbind(dim=1)
+
+    def loss(values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        x = torch.tensor(values, dtype=torch.float64, requires_grad=True)
+        parts = torch.logaddexp(
+            F.log_softmax(a * x[0].exp(), dim=1) + F.logsigmoid(x[2]),
+            F.log_softmax(b * x[1].exp(), dim=1) + F.logsigmoid(-x[2]),
+        )
+        value = F.nll_loss(parts, targets) + _RIDGE * x.square().sum()
+        (slope,) = torch.autograd.grad(value, x)
+        return float(value.detach()), slope.numpy()
+
+    with torch.enable_grad():
+        best = minimize(loss, np.zeros(3), jac=True, method="L-BFGS-B").x
+    return replace(
+        found,
+        weight=float(1 / (1 + np.exp(-best[2]))),
+        temperatures=(float(np.exp(-best[0])), float(np.exp(-best[1]))),
+    )
+
+
+def _calibrated(found: Exit, logits: Tensor, targets: Tensor) -> Exit:
+    """The log-odds that the first answer is right, by logistic regression on all measures."""
+    measured = confidences(logits / found.temperatures[found.first])
+    features = torch.stack([torch.ones(len(logits), dtype=torch.float64), *measured.values()], 1)
+    right = (logits.argmax(dim=1) == targets).double()
+
+    def loss(values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        x = torch.tensor(values, dtype=torch.float64, requires_grad=True)
+        value = F.binary_cross_entropy_with_logits(features @ x, right)
+        value = value + _RIDGE * x[1:].square().mean()
+        (slope,) = torch.autograd.grad(value, x)
+        return float(value.detach()), slope.numpy()
+
+    with torch.enable_grad():
+        best = minimize(loss, np.zeros(features.shape[1]), jac=True, method="L-BFGS-B").x
+    return replace(
+        found, confidence="calibrated", coefficients=tuple(float(value) for value in best)
+    )
+
+
+def _mixable(results: Mapping[str, PerImageResult]) -> dict[str, MixableResult]:
+    found: dict[str, MixableResult] = {}
+    for name, said in results.items():
+        if isinstance(said, Streamed):
+            raise ConfigError(
+                f"The metric {name!r} does not say what single images say, so that no cascade can "
+                "be judged by it: give it `of_confusions`, or leave cascades out with "
+                "`outputs=STATIC_OUTPUTS`."
+            )
+        found[name] = said
+    return found
+
+
+def _ranks(sure: Tensor) -> Tensor:
+    """The share of images that are less sure, by image."""
+    order = sure.argsort(stable=True)
+    ranks = torch.empty(len(sure), dtype=torch.float64)
+    ranks[order] = torch.arange(len(sure), dtype=torch.float64) / len(sure)
+    return ranks
