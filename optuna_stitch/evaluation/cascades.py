@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
+from scipy.special import expit
 from torch import Tensor
-from torch.nn import functional as F
 
 from optuna_stitch.evaluation.accumulator import (
     Accumulator,
@@ -30,8 +30,8 @@ from optuna_stitch.evaluation.settings import CascadeSettings
 from optuna_stitch.stitching.cascade import Exit, confidences
 from optuna_stitch.utils.errors import ConfigError
 
-# Of the log-odds' slopes, against chance in few images.
-_RIDGE = 1e-2
+# Against chance in few images.
+_RIDGE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,9 @@ class CascadeAccumulator:
         self.finite = True
         self._first = first
         self._settings = settings
-        self._accumulators = [Accumulator(metrics, classes, per_image=True) for _ in range(2)]
+        self._metrics = metrics
+        self._classes = classes
+        self._start()
         self._sure: list[Tensor] = []
         self._kept: list[tuple[Tensor, Tensor, Mapping[str, Tensor]]] = []
 
@@ -141,9 +143,14 @@ class CascadeAccumulator:
             found = tune_exit(heads[other], targets[other], self._first, self._settings)
             both[half] = found.mean(heads[half, 0], heads[half, 1])
             ranks[half] = _ranks(found.sure(first[half]))
+        self._start()
         self._add(first, both, labels)
-        self._kept = []
         return ranks
+
+    def _start(self) -> None:
+        self._accumulators = [
+            Accumulator(self._metrics, self._classes, per_image=True) for _ in range(2)
+        ]
 
     def _add(self, first: Tensor, both: Tensor, labels: Mapping[str, Tensor]) -> None:
         for accumulator, logits in zip(self._accumulators, (first, both), strict=True):
@@ -196,44 +203,50 @@ def with_share(found: Exit, logits: Tensor, share: float) -> Exit:
 def _tuned_answer(found: Exit, heads: Tensor, targets: Tensor) -> Exit:
     """Weights and temperatures of least cross-entropy of the answer of both.
 
-    They are logarithms in the search, and begin at the plain mean.
+    Of temperatures and of the weight's odds the logarithms are sought, from the plain mean on.
     """
-    a, b = heads.double().unbind(dim=1)
+    scores, labels = heads.double().numpy(), targets.numpy()[:, None]
+    # a class's score changes nothing but by its distance to the largest one
+    scores = scores - scores.max(axis=2, keepdims=True)
+    right = [np.take_along_axis(scores[:, head], labels, axis=1)[:, 0] for head in range(2)]
 
-    def loss(values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        x = torch.tensor(values, dtype=torch.float64, requires_grad=True)
-        parts = torch.logaddexp(
-            F.log_softmax(a * x[0].exp(), dim=1) + F.logsigmoid(x[2]),
-            F.log_softmax(b * x[1].exp(), dim=1) + F.logsigmoid(-x[2]),
-        )
-        value = F.nll_loss(parts, targets) + _RIDGE * x.square().sum()
-        (slope,) = torch.autograd.grad(value, x)
-        return float(value.detach()), slope.numpy()
+    def loss(x: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        sharpness, weight = np.exp(x[:2]), expit(x[2])
+        parts, slopes = [], []
+        for head, share in enumerate((weight, 1 - weight)):
+            powers = np.exp(sharpness[head] * scores[:, head])
+            total = powers.sum(axis=1)
+            expected = (powers * scores[:, head]).sum(axis=1) / total
+            parts.append(np.log(share) + sharpness[head] * right[head] - np.log(total))
+            slopes.append(sharpness[head] * (right[head] - expected))
+        whole = np.logaddexp(*parts)
+        of_a = np.exp(parts[0] - whole)
+        gradient = [of_a * slopes[0], (1 - of_a) * slopes[1], of_a - weight]
+        value = _RIDGE * float(x @ x) - float(whole.mean())
+        return value, 2 * _RIDGE * x - np.array([slope.mean() for slope in gradient])
 
-    with torch.enable_grad():
-        best = minimize(loss, np.zeros(3), jac=True, method="L-BFGS-B").x
+    best = minimize(loss, np.zeros(3), jac=True, method="L-BFGS-B", options={"maxiter": 50}).x
+    sharpness = np.exp(best[:2])
     return replace(
         found,
-        weight=float(1 / (1 + np.exp(-best[2]))),
-        temperatures=(float(np.exp(-best[0])), float(np.exp(-best[1]))),
+        weight=float(expit(best[2])),
+        temperatures=(float(1 / sharpness[0]), float(1 / sharpness[1])),
     )
 
 
 def _calibrated(found: Exit, logits: Tensor, targets: Tensor) -> Exit:
     """The log-odds that the first answer is right, by logistic regression on all measures."""
     measured = confidences(logits / found.temperatures[found.first])
-    features = torch.stack([torch.ones(len(logits), dtype=torch.float64), *measured.values()], 1)
-    right = (logits.argmax(dim=1) == targets).double()
+    features = torch.stack([torch.ones_like(measured["margin"]), *measured.values()], 1).numpy()
+    right = (logits.argmax(dim=1) == targets).double().numpy()
 
-    def loss(values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        x = torch.tensor(values, dtype=torch.float64, requires_grad=True)
-        value = F.binary_cross_entropy_with_logits(features @ x, right)
-        value = value + _RIDGE * x[1:].square().mean()
-        (slope,) = torch.autograd.grad(value, x)
-        return float(value.detach()), slope.numpy()
+    def loss(x: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        odds = features @ x
+        value = np.logaddexp(0, odds) - right * odds
+        slope = features.T @ (expit(odds) - right) / len(right)
+        return float(value.mean()) + _RIDGE * float(x @ x), slope + 2 * _RIDGE * x
 
-    with torch.enable_grad():
-        best = minimize(loss, np.zeros(features.shape[1]), jac=True, method="L-BFGS-B").x
+    best = minimize(loss, np.zeros(features.shape[1]), jac=True, method="L-BFGS-B").x
     return replace(
         found, confidence="calibrated", coefficients=tuple(float(value) for value in best)
     )

@@ -26,7 +26,7 @@ from optuna_stitch.evaluation.metrics import (
 )
 from optuna_stitch.evaluation.racing import Race, Rival
 from optuna_stitch.evaluation.result_cache import CachedResult, ResultCache, cacheable
-from optuna_stitch.evaluation.runner import Measured, Runner
+from optuna_stitch.evaluation.runner import Measured, Rivals, Runner
 from optuna_stitch.evaluation.settings import EvaluationSettings, LatencySettings, Racing
 from optuna_stitch.stitching.genotype import SIDES, Genotype
 from optuna_stitch.stitching.subnetwork import Subnetwork
@@ -35,6 +35,9 @@ from optuna_stitch.utils.errors import ConfigError, StudyError
 from optuna_stitch.utils.progress import progress_bar
 
 _V = TypeVar("_V")
+
+# A cascade has lost a race where it has with its own threshold and with these.
+_RACED = (0.1, 0.25, 0.5, 0.75)
 
 # More images at once do not run faster, and their values leave a processor's cache.
 _BATCH = 50
@@ -142,11 +145,11 @@ class Evaluator:
                     "before the stitches were fitted; make both anew."
                 )
         distinct = {subnetwork.genotype: subnetwork for subnetwork in subnetworks}
-        # one of those that differ in their threshold only stands for all of them
-        new = {s.heads: s for s in self._unknown(distinct)}
-        self._recall(list(new))
-        self._measure(self._unknown({s.genotype: s for s in new.values()}), show_progress_bar)
-        self._unknown(distinct)
+        self._recall(list({subnetwork.heads for subnetwork in self._unknown(distinct)}))
+        # one of those that differ in their threshold only stands for all of them; of one that
+        # lost a race, what others would give is not known
+        while new := {subnetwork.heads: subnetwork for subnetwork in self._unknown(distinct)}:
+            self._measure(list(new.values()), show_progress_bar)
         return [self._known[subnetwork.genotype] for subnetwork in subnetworks]
 
     def _unknown(self, distinct: Mapping[Genotype, Subnetwork]) -> list[Subnetwork]:
@@ -183,6 +186,15 @@ class Evaluator:
                 subnetwork = subnetwork.with_exit(with_share(tuned[heads], first, threshold))
             found.append(subnetwork)
         return found
+
+    def knows_curve(self, subnetwork: Subnetwork) -> bool:
+        """Whether it is a cascade of which other thresholds can be judged without images.
+
+        Args:
+            subnetwork: Any.
+        """
+        measured = self._curves.get(subnetwork.heads)
+        return measured is not None and measured.curve is not None
 
     @property
     def batch_size(self) -> int:
@@ -254,7 +266,7 @@ class Evaluator:
                 f"Evaluate {len(subnetworks)} networks", total=batches * len(plans), note=""
             )
             for number, plan in enumerate(plans):
-                rivals = [self._rival(subnetwork) for subnetwork in plan.subnetworks]
+                rivals = [self._rivals(subnetwork) for subnetwork in plan.subnetworks]
                 found: dict[Genotype, Measured] = {}
                 try:
                     for subnetwork, measured in self._runner(
@@ -268,7 +280,7 @@ class Evaluator:
 
     def _learn(self, subnetwork: Subnetwork, measured: Measured) -> None:
         """Keep what is known of a subnetwork now, and let others race against it."""
-        if subnetwork.is_cascade:
+        if subnetwork.is_cascade and not measured.stopped:
             self._curves[subnetwork.heads] = measured
             measured = measured.at(subnetwork.threshold)
         costs = self.costs(subnetwork)
@@ -343,10 +355,20 @@ class Evaluator:
             )
         self._result_cache.keep(results)
 
-    def _rival(self, subnetwork: Subnetwork) -> Rival | None:
+    def _rivals(self, subnetwork: Subnetwork) -> Rivals:
+        """Whom a subnetwork has to beat; nobody where it may win with some threshold."""
         if self._race is None:
-            return None
-        return self._race.rival(tuple(self.costs(subnetwork).values()))
+            return {}
+        own = subnetwork.threshold
+        thresholds = [None] if own is None else dict.fromkeys([own, *_RACED])
+        found: dict[float | None, Rival] = {}
+        for threshold in thresholds:
+            one = subnetwork if threshold == own else subnetwork.with_threshold(threshold or 0.0)
+            rival = self._race.rival(tuple(self.costs(one).values()))
+            if rival is None:
+                return {}
+            found[threshold] = rival
+        return found
 
     def _start(self, racing: Racing, batch_size: int) -> Race:
         learned = [metric.name for metric in self._learned]

@@ -22,6 +22,8 @@ from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supergraph import Supergraph
 from optuna_stitch.utils.errors import ConfigError, DataError
 
+Rivals = Mapping[float | None, Rival]
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -91,14 +93,15 @@ class Runner:
     def __call__(
         self,
         plan: Plan,
-        rivals: Sequence[Rival | None],
+        rivals: Sequence[Rivals],
         advance: Callable[[], None],
     ) -> Iterator[tuple[Subnetwork, Measured]]:
         """Run one plan.
 
         Args:
             plan: The subnetworks.
-            rivals: Whom each has to beat, in a race.
+            rivals: Whom each has to beat, in a race: none, or one for each threshold with which
+                a cascade may win, its own first; static networks have the threshold None.
             advance: Called after every batch.
 
         Yields:
@@ -140,12 +143,9 @@ class Runner:
                 advance()
             if self._race and seen < len(self._split):
                 for place, accumulator in list(running.items()):
-                    rival = rivals[place]
-                    if rival is None or isinstance(accumulator, CascadeAccumulator):
-                        continue
-                    outcomes = _raced(accumulator, self._race.metric)
-                    if self._race.lost(outcomes, rival):
-                        figures = {self._race.metric: self._race.estimate(outcomes, rival)}
+                    figure = self._lost(self._race, accumulator, rivals[place])
+                    if figure is not None:
+                        figures = {self._race.metric: figure}
                         yield subnetworks[place], Measured(figures, {}, seen, stopped=True)
                         del running[place]
                 if not running:
@@ -184,6 +184,35 @@ class Runner:
             return Accumulator(self._metrics, classes)
         return CascadeAccumulator(self._metrics, classes, SIDES.index(first), self._cascades)
 
+    def _lost(
+        self, race: Race, accumulator: Accumulator | CascadeAccumulator, rivals: Rivals
+    ) -> float | None:
+        """The estimate of a subnetwork that has lost; None of one that has not.
+
+        A cascade has lost where it has with every threshold.
+        """
+        if not rivals:
+            return None
+        curve = accumulator.curve() if isinstance(accumulator, CascadeAccumulator) else None
+        estimates: list[float] = []
+        for threshold, rival in rivals.items():
+            if isinstance(accumulator, Accumulator):
+                results: Mapping[str, PerImageResult] = accumulator.results()
+            else:
+                assert curve is not None
+                assert threshold is not None
+                results = curve.results(threshold)
+            said = results[race.metric]
+            if not isinstance(said, Hits):
+                raise ConfigError(
+                    f"The metric {race.metric!r} does not say right or wrong of every image, so "
+                    "that it cannot be raced. Leave `racing` out."
+                )
+            if not race.lost(said.right, rival):
+                return None
+            estimates.append(race.estimate(said.right, rival))
+        return estimates[0]
+
     def _whole(self, accumulator: Accumulator | CascadeAccumulator) -> Measured:
         # back from the race's order
         back = torch.tensor(self._race.order).argsort() if self._race else None
@@ -218,16 +247,6 @@ def outcomes_of(results: Mapping[str, PerImageResult]) -> dict[str, Tensor]:
         results: What images say, by metric.
     """
     return {name: said.right for name, said in results.items() if isinstance(said, Hits)}
-
-
-def _raced(accumulator: Accumulator, metric: str) -> Tensor:
-    outcomes = accumulator.by_image(metric)
-    if outcomes.dtype != torch.bool:
-        raise ConfigError(
-            f"The metric {metric!r} does not say right or wrong of every image, so that it "
-            "cannot be raced. Leave `racing` out."
-        )
-    return outcomes
 
 
 def check_labels(targets: Tensor, supergraph: Supergraph, split: Split) -> None:

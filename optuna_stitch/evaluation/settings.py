@@ -54,7 +54,7 @@ class CascadeSettings(Settings):
     """
 
     confidence: Confidence = "margin"
-    answer: Answer = "mean"
+    answer: Answer = "tuned"
 
     @property
     def is_tuned(self) -> bool:
@@ -73,7 +73,6 @@ class EvaluationSettings(Settings):
             the other.
         racing: If given, subnetworks that cannot join the front of those judged so far are
             stopped early. It takes one metric that says right or wrong of every image, and costs.
-            Cascades always see all images.
         cascades: How cascades decide and answer.
 
     Example:

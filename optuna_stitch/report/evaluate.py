@@ -24,7 +24,7 @@ from optuna_stitch.evaluation.metrics import (
     resolve_metrics,
 )
 from optuna_stitch.models.parent import Parent
-from optuna_stitch.report.baselines import Combination, tune_combinations
+from optuna_stitch.report.baselines import Duo, tune_cascades, tune_duo
 from optuna_stitch.report.entries import BASELINES, STITCHED, Entry, PairedComparison
 from optuna_stitch.report.front import Front
 from optuna_stitch.report.significance import (
@@ -35,12 +35,12 @@ from optuna_stitch.report.significance import (
 )
 from optuna_stitch.search.objective import Objective
 from optuna_stitch.search.space import baselines
-from optuna_stitch.stitching.genotype import SIDES, Genotype, Output, Side
+from optuna_stitch.stitching.genotype import SIDES, Genotype, Output
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supernetwork import Supernetwork
 from optuna_stitch.utils.errors import DataError, StudyError
 from optuna_stitch.utils.progress import console, track
-from optuna_stitch.utils.text import number_text
+from optuna_stitch.utils.text import number_text, percent_text
 
 # Networks that run as one plan.
 _TOGETHER = 16
@@ -104,27 +104,23 @@ def evaluate_front(
         supernetwork, split, metrics, batch_size=batch_size, show_progress_bar=show_progress_bar
     )
 
-    parents: dict[Side, Subnetwork] = {
-        side: supernetwork.subnetwork(Genotype(side)) for side in SIDES
-    }
-    combinations = tune_combinations(
-        supernetwork,
-        objective.evaluator.split,
-        min(SIDES, key=lambda side: parents[side].macs),
-        batch_size=batch_size,
-    )
+    validation, cascades = objective.evaluator.split, objective.evaluator.settings.cascades
+    subnetworks = [
+        *(supernetwork.subnetwork(genotype) for genotype in baselines()),
+        *tune_cascades(supernetwork, validation, cascades, batch_size=batch_size),
+        *chosen,
+    ]
     # by the same kernels as on the test split
     tuner = Evaluator(
         supernetwork,
-        objective.evaluator.split,
+        validation,
         (),
         batch_size=batch_size,
         kernels="plain",
-        cascades=objective.evaluator.settings.cascades,
+        cascades=cascades,
     )
-    subnetworks = [supernetwork.subnetwork(genotype) for genotype in baselines()]
-    subnetworks += tuner.tune_exits([subnetwork for subnetwork in chosen if subnetwork.on])
-    entries = evaluator.evaluate(subnetworks, combinations)
+    duo = tune_duo(supernetwork, validation, batch_size=batch_size)
+    entries = evaluator.evaluate(tuner.tune_exits(list(dict.fromkeys(subnetworks))), duo)
     for entry in entries:
         trial = chosen.get(entry.subnetwork) if entry.subnetwork else None
         if trial is not None:
@@ -186,6 +182,8 @@ class FrontEvaluator:
         self._split = split
         self._learned: list[LearnedMetric] = [m for m in metrics if not isinstance(m, Cost)]
         self._costs = [metric for metric in metrics if isinstance(metric, Cost)]
+        graphs = supernetwork.graphs
+        self._cheaper = min(SIDES, key=lambda side: graphs[side].macs)
         costs = {metric.name for metric in self._costs}
         self._worst = {name: worst for name, worst in _PER_IMAGE.items() if name in costs}
         self._batch_size = batch_size
@@ -195,26 +193,23 @@ class FrontEvaluator:
         )
         self._labels = Labels(self._learned, supernetwork.supergraph, self._evaluator.answers)
 
-    def evaluate(
-        self, subnetworks: Sequence[Subnetwork], combinations: Sequence[Combination] = ()
-    ) -> list[Entry]:
+    def evaluate(self, subnetworks: Sequence[Subnetwork], duo: Duo | None = None) -> list[Entry]:
         """Entries of networks.
 
         Args:
-            subnetworks: Where there are combinations, parent a and parent b first.
-            combinations: Answers made of these two's.
+            subnetworks: Where there is a duo, parent a and parent b first. Cascades have exits.
+            duo: An answer made of these two's.
 
         Returns:
-            Parents and ensemble, combinations, stitched networks; stitched networks whose answers
-            are no finite numbers are left out.
+            Parents and ensemble, duo, plain cascades, stitched networks; stitched networks whose
+            answers are no finite numbers are left out.
 
         Raises:
             DataError: If a parent's answers are no finite numbers.
         """
         accumulators = [self._accumulator() for _ in subnetworks]
         went_on: list[list[Tensor]] = [[] for _ in subnetworks]
-        combined = [self._accumulator() for _ in combinations]
-        asked: list[list[Tensor]] = [[] for _ in combinations]
+        weighted = self._accumulator()
         for start in range(0, len(subnetworks), _TOGETHER):
             part = slice(start, start + _TOGETHER)
             for labels, answers in self._batches(subnetworks[part]):
@@ -226,24 +221,24 @@ class FrontEvaluator:
                         unsure.append(subnetwork.exit.asks_second(logits))
                         logits = subnetwork.exit.answer(logits)
                     accumulator.update(logits, labels)
-                if start == 0 and combinations:  # of the parents, which come first
-                    a, b = answers[:2]
-                    for place, combination in enumerate(combinations):
-                        combined[place].update(combination.answer(a, b), labels)
-                        asked[place].append(combination.asks_second(a, b))
+                if start == 0 and duo is not None:  # of the parents, which come first
+                    weighted.update(duo.answer(*answers[:2]), labels)
         found = [
             self._subnetwork_entry(subnetwork, accumulator, unsure)
             for subnetwork, accumulator, unsure in zip(
                 subnetworks, accumulators, went_on, strict=True
             )
         ]
-        made = [
-            self._combination_entry(combination, accumulator, torch.cat(asks))
-            for combination, accumulator, asks in zip(combinations, combined, asked, strict=True)
-        ]
+        made = [self._duo_entry(duo, weighted)] if duo is not None else []
         finite = [entry for entry in found if entry is not None]
-        stitched = [entry for entry in finite if entry.kind == STITCHED]
-        return [*(entry for entry in finite if entry.kind != STITCHED), *made, *stitched]
+        first = [entry for entry in finite if entry.kind not in ("cascade", STITCHED)]
+        cascades = [entry for entry in finite if entry.kind == "cascade"]
+        return [
+            *first,
+            *made,
+            *sorted(cascades, key=lambda entry: entry.test["macs"]),
+            *(entry for entry in finite if entry.kind == STITCHED),
+        ]
 
     def evaluate_other(self, parent: Parent, name: str) -> Entry:
         """The entry of a network that has nothing to do with the study.
@@ -298,8 +293,13 @@ class FrontEvaluator:
     def _subnetwork_entry(
         self, subnetwork: Subnetwork, accumulator: Accumulator, went_on: Sequence[Tensor]
     ) -> Entry | None:
-        name, kind = "", STITCHED
-        if not subnetwork.on:
+        if subnetwork.on:
+            name, kind = "", STITCHED
+        elif subnetwork.threshold is not None:
+            name, kind = f"cascade {percent_text(subnetwork.threshold, 0)}", "cascade"
+            if subnetwork.genotype.first != self._cheaper:
+                name += f" from {subnetwork.genotype.first}"
+        else:
             name, kind = BASELINES[subnetwork.output], _KINDS[subnetwork.output]
         if not accumulator.finite:
             said = f"answers that are no finite numbers on the {self._split.name} split"
@@ -310,6 +310,8 @@ class FrontEvaluator:
             return None
         entry = self._entry(name, kind, accumulator, subnetwork)
         if went_on:
+            assert subnetwork.exit is not None
+            entry.recipe = subnetwork.exit.recipe
             self._average(entry, self._costs_of(subnetwork.first), torch.cat(list(went_on)))
         return entry
 
@@ -317,7 +319,7 @@ class FrontEvaluator:
         """Let costs that are paid per image be averages over the test images.
 
         Args:
-            entry: With what an image costs that goes on, or with its average over other images.
+            entry: With averages over the validation images.
             first: What an image costs that does not.
             asked: Which images go on, ``(N,)`` bool.
         """
@@ -330,18 +332,10 @@ class FrontEvaluator:
                 low, high = (first[name] + bound * more for bound in bounds)
                 entry.intervals[name] = (low, high)
 
-    def _combination_entry(
-        self, combination: Combination, accumulator: Accumulator, asked: Tensor
-    ) -> Entry:
-        """Costs that are paid per image are averaged over them; both networks are kept ready."""
-        both, *parents = (
-            self._supernetwork.subnetwork(Genotype(output)) for output in ("ensemble", *SIDES)
-        )
-        entry = self._entry(combination.name, combination.kind, accumulator, both)
-        entry.subnetwork, entry.recipe = None, combination.recipe
-        if combination.kind == "cascade":
-            first = min(parents, key=lambda parent: parent.macs)
-            self._average(entry, self._costs_of(first), asked)
+    def _duo_entry(self, duo: Duo, accumulator: Accumulator) -> Entry:
+        both = self._supernetwork.subnetwork(Genotype("ensemble"))
+        entry = self._entry("duo", "duo", accumulator, both)
+        entry.subnetwork, entry.recipe = None, duo.recipe
         return entry
 
     def _entry(
@@ -470,7 +464,7 @@ def _chosen(
         chosen = {
             subnetwork: trial
             for subnetwork, trial in first.items()
-            if not subnetwork.on or trial.number in best
+            if trial.number in best or subnetwork.genotype in baselines()
         }
     return dict(sorted(chosen.items(), key=lambda item: item[0].macs))
 

@@ -16,7 +16,13 @@ from optuna_stitch.evaluation.evaluator import Evaluator
 from optuna_stitch.evaluation.latency import Latencies
 from optuna_stitch.evaluation.metrics import AnyMetric, Cost, resolve_metrics
 from optuna_stitch.evaluation.settings import EvaluationSettings, LatencySettings
-from optuna_stitch.search.space import Space, join_population, study_outputs, suggest
+from optuna_stitch.search.space import (
+    Space,
+    join_population,
+    study_outputs,
+    suggest,
+    threshold_values,
+)
 from optuna_stitch.stitching.genotype import OUTPUTS, Genotype, Output
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supernetwork import Supernetwork
@@ -82,8 +88,11 @@ def check_outputs(outputs: Sequence[str]) -> tuple[Output, ...]:
     return tuple(output for output in OUTPUTS if output in outputs)
 
 
-# Trials' attributes: after how many images a race stopped, and what failed.
+# Trials' attributes: after how many images a race stopped, on how many figures rest where
+# trials are raced, and what failed.
 STOPPED_AFTER = "stopped_after"
+
+IMAGES = "images"
 
 FAILED_AT = "failed_at"
 
@@ -256,6 +265,8 @@ class Objective:
             return
         if evaluation.stopped:
             trial.set_user_attr(STOPPED_AFTER, evaluation.images)
+        if self.evaluator.settings.racing is not None:
+            trial.set_user_attr(IMAGES, evaluation.images)
         if not isinstance(trial, optuna.Trial) or evaluation.ruled_out:
             return
         learned = [c for c in self.constraints if c not in self._on_cost]
@@ -263,6 +274,28 @@ class Objective:
             _set_constraints(trial, self._violations(evaluation.figures, learned), whole=False)
             every = self._violations(evaluation.figures, self.constraints)
             _set_old_constraints(trial, every)
+
+    def thresholds(self, subnetwork: Subnetwork) -> list[tuple[Subnetwork, Evaluation]]:
+        """What other thresholds of a cascade give that was judged: this needs no images.
+
+        Args:
+            subnetwork: A subnetwork that was judged.
+
+        Returns:
+            The cascade with every threshold that trials may have and that is within the
+            constraints; nothing of subnetworks that are no cascades, failed or lost a race.
+        """
+        if not self.evaluator.knows_curve(subnetwork):
+            return []
+        cascades = [subnetwork.with_threshold(threshold) for threshold in threshold_values()]
+        judged = zip(cascades, self.evaluate(cascades), strict=True)
+        return [
+            (cascade, evaluation)
+            for cascade, evaluation in judged
+            if not evaluation.failed
+            and max(self._violations(evaluation.figures, self.constraints).values(), default=0)
+            <= 0
+        ]
 
     @property
     def _on_cost(self) -> list[Constraint]:

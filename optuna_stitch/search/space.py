@@ -44,6 +44,12 @@ THRESHOLDS = FloatDistribution(_STEP, 1 - _STEP, step=_STEP)
 _FIRST_THRESHOLD = 0.25
 
 
+def threshold_values() -> list[float]:
+    """The thresholds that trials may have, ascending."""
+    count = round((THRESHOLDS.high - THRESHOLDS.low) / _STEP) + 1
+    return [THRESHOLDS.low + number * _STEP for number in range(count)]
+
+
 def distributions(
     supernetwork: Supernetwork, outputs: Sequence[Output] = OUTPUTS
 ) -> dict[str, BaseDistribution]:
@@ -158,15 +164,14 @@ def sparse_genotypes(
     known = baselines()
     found: dict[Genotype, None] = dict.fromkeys(known)
     wanted = count + len(found)
-    steps = round((THRESHOLDS.high - THRESHOLDS.low) / _STEP)
+    thresholds = threshold_values()
     for _ in range(100 * count):  # draws that repeat a subnetwork are thrown away
         if len(found) >= wanted:
             break
         drawn = np.flatnonzero(rng.random(len(supernetwork.switches)) < probability)
         output = outputs[int(rng.integers(len(outputs)))]
-        threshold = None
-        if output in FIRST:
-            threshold = THRESHOLDS.low + int(rng.integers(steps + 1)) * _STEP
+        drawn_threshold = thresholds[int(rng.integers(len(thresholds)))]
+        threshold = drawn_threshold if output in FIRST else None
         genotype = Genotype(output, frozenset(drawn.tolist()), threshold)
         found[supernetwork.subnetwork(genotype).genotype] = None
     return list(found)[len(known) :]

@@ -6,6 +6,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import moocore
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
@@ -14,7 +16,13 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna_stitch.evaluation.accumulator import Evaluation
 from optuna_stitch.search.heartbeat import WORKER, Heartbeat
 from optuna_stitch.search.objective import FAILED_AT, Objective
-from optuna_stitch.search.space import distributions, enqueue_params, join_population, suggest
+from optuna_stitch.search.space import (
+    asked,
+    distributions,
+    enqueue_params,
+    join_population,
+    suggest,
+)
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.storage.buffered import buffered_storage
 from optuna_stitch.storage.retry import is_storage_error, is_transient, reason
@@ -28,6 +36,10 @@ _FRUITLESS = 10
 _MOST_RETRIES = 3
 
 RETRY_OF, RETRIES = "retry_of", "retries"
+
+# One trial of so many may be another threshold of a cascade that was judged already, if that adds
+# this share to the front's hypervolume.
+_FOLLOWED, _WORTH = 3, 1e-4
 
 # Seconds between two looks at trials that other workers have still to finish.
 _PAUSE = 0.5
@@ -150,8 +162,49 @@ class _Search:
             if not is_transient(error):
                 self._give_back(open_trials)
             raise
+        self._enqueue_thresholds(subnetworks, most=max(1, count // _FOLLOWED))
         self.finished += told
         self.fruitless = 0 if told else self.fruitless + 1
+
+    def _enqueue_thresholds(self, subnetworks: Sequence[Subnetwork], most: int) -> None:
+        """Enqueue other thresholds of cascades just judged that would join the front.
+
+        Those that add most to its hypervolume come first. They cost a trial, and no image.
+
+        Args:
+            subnetworks: What was judged.
+            most: How many at most.
+        """
+        known = [
+            (cascade, self.objective.values(evaluation))
+            for subnetwork in {s.heads: s for s in subnetworks}.values()
+            for cascade, evaluation in self.objective.thresholds(subnetwork)
+        ]
+        front = [tuple(trial.values) for trial in self.study.best_trials] if known else []
+        if not front:
+            return
+        signs = np.array([1 if d == "minimize" else -1 for d in self.objective.directions])
+        losses = signs * np.array([values for _, values in known])
+        held = signs * np.array(front)
+        scale = np.ptp(held, axis=0)
+        reference = held.max(axis=0) + np.where(scale > 0, scale, 1) / 10
+        outputs = self.objective.outputs_for(self.study)
+        for _ in range(most):
+            before = moocore.hypervolume(held, ref=reference)
+            gains = [
+                moocore.hypervolume(np.vstack([held, loss]), ref=reference) for loss in losses
+            ]
+            best = int(np.argmax(gains))
+            if gains[best] <= before * (1 + _WORTH):
+                return
+            held = np.vstack([held, losses[best]])
+            params = asked(
+                self.objective.supernetwork,
+                known[best][0].genotype,
+                self.objective.space,
+                outputs,
+            )
+            enqueue_params(self.study, params, outputs)
 
     def _ask(self, count: int, trials: list[optuna.Trial]) -> list[Subnetwork]:
         """Ask for trials, which `trials` then holds, and write each in one piece."""

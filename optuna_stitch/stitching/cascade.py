@@ -72,6 +72,21 @@ class Exit:
     temperatures: tuple[float, float] = (1.0, 1.0)
     coefficients: tuple[float, ...] = ()
 
+    @property
+    def recipe(self) -> str:
+        """How it answers, for people."""
+        ours, other = ("a", "b") if self.first == 0 else ("b", "a")
+        measure = {
+            "probability": "largest class probability",
+            "margin": "margin between the two largest class probabilities",
+            "entropy": "certainty by entropy",
+            "calibrated": "calibrated certainty",
+        }[self.confidence]
+        return (
+            f"{ours} where its {measure} is {self.threshold:.3f} or more, else the mean of "
+            f"{ours}'s and {other}'s class probabilities"
+        )
+
     def sure(self, logits: Tensor) -> Tensor:
         """How sure first answers are, ``(N,)``.
 
