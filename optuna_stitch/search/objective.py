@@ -288,14 +288,16 @@ class Objective:
         if not self.evaluator.knows_curve(subnetwork):
             return []
         cascades = [subnetwork.with_threshold(threshold) for threshold in threshold_values()]
-        judged = zip(cascades, self.evaluate(cascades), strict=True)
+        judged = zip(cascades, self.evaluator.evaluate(cascades), strict=True)
         return [
             (cascade, evaluation)
             for cascade, evaluation in judged
-            if not evaluation.failed
-            and max(self._violations(evaluation.figures, self.constraints).values(), default=0)
-            <= 0
+            if not evaluation.failed and self._is_feasible(evaluation)
         ]
+
+    def _is_feasible(self, evaluation: Evaluation) -> bool:
+        violations = self._violations(evaluation.figures, self.constraints)
+        return all(violation <= 0 for violation in violations.values())
 
     @property
     def _on_cost(self) -> list[Constraint]:

@@ -162,9 +162,9 @@ class _Search:
             if not is_transient(error):
                 self._give_back(open_trials)
             raise
-        self._enqueue_thresholds(subnetworks, most=max(1, count // _FOLLOWED))
         self.finished += told
         self.fruitless = 0 if told else self.fruitless + 1
+        self._enqueue_thresholds(subnetworks, most=max(1, count // _FOLLOWED))
 
     def _enqueue_thresholds(self, subnetworks: Sequence[Subnetwork], most: int) -> None:
         """Enqueue other thresholds of cascades just judged that would join the front.

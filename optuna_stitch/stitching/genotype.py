@@ -126,7 +126,7 @@ def _threshold(output: Output, value: Any) -> float:
             f"The {THRESHOLD!r} of {output!r} is {value!r}; it is the share of images that go on, "
             "from 0 to 1."
         )
-    return round(float(value), 6)  # steps of a twentieth are no round numbers in binary
+    return float(value)
 
 
 def single_stitch_genotypes(switches: Sequence[Switch]) -> list[Genotype]:

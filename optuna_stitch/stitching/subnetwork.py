@@ -62,7 +62,9 @@ class Subnetwork:
                 raise StudyError(f"The cascade {genotype.output!r} needs a threshold.")
             genotype = Genotype(genotype.first, genotype.on)
         resolved = supergraph.resolve(Genotype(genotype.output, genotype.on))
-        canonical = Genotype(genotype.output, resolved.used, genotype.threshold)
+        # steps of a twentieth are no round numbers in binary
+        threshold = None if genotype.threshold is None else round(genotype.threshold, 6)
+        canonical = Genotype(genotype.output, resolved.used, threshold)
         return Subnetwork(supergraph, canonical, resolved)
 
     @property

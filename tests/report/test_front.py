@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import optuna_stitch as st
 from optuna_stitch.data.splits import Split
 from optuna_stitch.evaluation.metrics import Unit
-from optuna_stitch.report.baselines import Cascade, Duo, tune_combinations
+from optuna_stitch.report.baselines import tune_duo
 from optuna_stitch.report.document import Pictures, write_report
 from optuna_stitch.report.entries import Entry, PairedComparison
 from optuna_stitch.report.front import Front
@@ -27,6 +27,7 @@ from optuna_stitch.report.plots import (
     write_switches,
 )
 from optuna_stitch.report.tables import front_table, rich_table, worth_showing
+from optuna_stitch.stitching.cascade import Exit
 from optuna_stitch.utils.errors import DataError, StudyError
 from tests.report.recompute import largest_difference
 
@@ -58,38 +59,46 @@ def test_baselines_are_tuned_on_validation_images(
 ) -> None:
     """The duo and the cascades again, from the parents' logits."""
     a, b = (_logits(supernetwork, side, shown) for side in ("a", "b"))
-    duo, *cascades = tune_combinations(supernetwork, data.val, "b")
-    assert [c.name for c in (duo, *cascades)] == [
-        entry.name for entry in front.baselines if entry.kind in ("duo", "cascade")
-    ]
+    duo = tune_duo(supernetwork, data.val)
     by_name = {entry.name: entry for entry in front.entries}
-    assert isinstance(duo, Duo)
     logits = duo.weights[0] * a + duo.weights[1] * b
     assert torch.equal(logits.argmax(1), by_name["duo"].guesses)
     assert by_name["duo"].test["macs"] == by_name["ensemble"].test["macs"]
-    cheap, both = by_name["parent b"].test["macs"], by_name["ensemble"].test["macs"]
+    both = by_name["ensemble"].test["macs"]
+    cascades = [entry for entry in front.baselines if entry.kind == "cascade"]
     assert cascades
-    for cascade in cascades:
-        assert isinstance(cascade, Cascade)
-        entry = by_name[cascade.name]
-        unsure = b.softmax(1).amax(1) < cascade.threshold
-        second = {"parent a": a, "the duo": logits}.get(cascade.then)
-        if second is None:
-            second = (a.softmax(1) + b.softmax(1)).log()
-        guesses = torch.where(unsure, second.argmax(1), b.argmax(1))
-        assert torch.equal(guesses, entry.guesses)
-        share = float(unsure.double().mean())
+    on_val = [_logits(supernetwork, side, data.val) for side in ("a", "b")]
+    for entry in cascades:
+        assert entry.subnetwork is not None
+        found, threshold = entry.subnetwork.exit, entry.subnetwork.threshold
+        assert found is not None
+
+        def unsure(heads: list[torch.Tensor], found: Exit = found) -> torch.Tensor:
+            two = (
+                (heads[found.first] / found.temperatures[found.first]).double().softmax(1).topk(2)
+            )
+            return two.values[:, 0] - two.values[:, 1] < found.threshold
+
+        # the threshold lets that share of the validation images go on
+        assert float(unsure(on_val).double().mean()) == pytest.approx(threshold, abs=0.01)
+        mean = found.weight * (a / found.temperatures[0]).softmax(1)
+        mean += (1 - found.weight) * (b / found.temperatures[1]).softmax(1)
+        first = (a, b)[found.first].argmax(1)
+        assert torch.equal(torch.where(unsure([a, b]), mean.argmax(1), first), entry.guesses)
+        share = float(unsure([a, b]).double().mean())
+        assert entry.share == share
+        cheap = by_name[("parent a", "parent b")[found.first]].test["macs"]
         assert entry.test["macs"] == pytest.approx(cheap + share * (both - cheap))
+        assert entry.worst["macs"] == both
         low, high = entry.intervals["macs"]
         assert low < entry.test["macs"] < high
-        assert f"{cascade.threshold:.3f}" in entry.recipe
+        assert f"{found.threshold:.3f}" in entry.recipe
 
 
 def test_the_duo_is_the_best_weighing_on_validation_images(
     supernetwork: st.Supernetwork, data: st.Data
 ) -> None:
-    duo = tune_combinations(supernetwork, data.val, "a")[0]
-    assert isinstance(duo, Duo)
+    duo = tune_duo(supernetwork, data.val)
     a, b = (_logits(supernetwork, side, data.val) for side in ("a", "b"))
 
     def loss(of_a: float, of_b: float) -> float:
@@ -152,7 +161,7 @@ def test_other_networks_and_other_objectives(
             assert low <= high, name
             if name in ("accuracy", "agreement", "cross_entropy"):
                 assert low <= entry.test[name] <= high, name
-        if entry.subnetwork is not None:
+        if entry.subnetwork is not None and not entry.is_cascade:
             figures = evaluator.evaluate([entry.subnetwork])[0].figures
             assert {name: entry.test[name] for name in figures} == pytest.approx(figures)
     logits = _logits(supernetwork, "a", shown)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import optuna
 import pytest
@@ -8,9 +9,14 @@ from optuna.trial import TrialState
 
 import optuna_stitch as st
 from optuna_stitch.evaluation.stitch_quality import measure_stitches
-from optuna_stitch.search.space import baselines, enqueue_starts, suggest
+from optuna_stitch.search.space import (
+    baselines,
+    enqueue_starts,
+    suggest,
+    threshold_values,
+)
 from optuna_stitch.search.worker import optimize
-from optuna_stitch.stitching.genotype import OUTPUT, Genotype
+from optuna_stitch.stitching.genotype import FIRST, OUTPUT, OUTPUTS, Genotype
 
 
 def _drawn(supernetwork: st.Supernetwork, count: int, largest: int) -> list[Genotype]:
@@ -18,8 +24,9 @@ def _drawn(supernetwork: st.Supernetwork, count: int, largest: int) -> list[Geno
     places = range(len(supernetwork.switches))
     return [
         Genotype(
-            rng.choice(("a", "b", "ensemble")),
+            output := rng.choice(OUTPUTS),
             frozenset(rng.sample(places, rng.randint(0, largest))),
+            rng.choice(threshold_values()) if output in FIRST else None,
         )
         for _ in range(count)
     ]
@@ -32,7 +39,7 @@ def test_both_spaces_give_the_same_canonical_genotypes(
     supernetwork: st.Supernetwork = request.getfixturevalue(pair)
     every = len(supernetwork.switches)
     for genotype in _drawn(supernetwork, 20, every):
-        params = genotype.params(supernetwork.switches)
+        params = {"threshold": 0.5, **genotype.params(supernetwork.switches)}
         flat = suggest(optuna.trial.FixedTrial(params), supernetwork)
         trial = optuna.trial.FixedTrial(params)
         reached = suggest(trial, supernetwork, "reachable")
@@ -40,7 +47,7 @@ def test_both_spaces_give_the_same_canonical_genotypes(
         asked = {supernetwork.switches[i].name for i in range(every)} & set(trial.distributions)
         for index, switch in enumerate(supernetwork.switches):
             if switch.name not in asked:  # it cannot be felt
-                flipped = Genotype(genotype.output, genotype.on ^ {index})
+                flipped = replace(genotype, on=genotype.on ^ {index})
                 assert supernetwork.subnetwork(flipped) == reached
 
 
@@ -103,10 +110,22 @@ def test_the_best_single_stitch_networks_are_among_the_first(
     enqueue_starts(study, supernetwork, population=12, stitch_qualities=stitch_qualities)
     waiting = study.get_trials(states=(TrialState.WAITING,))
     starts = [supernetwork.subnetwork(trial.params).genotype for trial in waiting]
-    assert len(set(starts)) == len(starts) == 12
+    assert len(set(starts)) == len(starts)
     assert starts[:3] == baselines()
-    best = sorted(stitch_qualities, key=lambda stitch_quality: -stitch_quality.quality)[:6]
+    # cascades of the whole parents, either first
+    assert [(g.output, g.on) for g in starts[3:5]] == [(output, frozenset()) for output in FIRST]
+    best = sorted(stitch_qualities, key=lambda stitch_quality: -stitch_quality.quality)
     index = {switch.name: i for i, switch in enumerate(supernetwork.switches)}
-    expected = [Genotype(c.into, frozenset([index[c.switch]])) for c in best]
-    assert starts[3:9] == expected
-    assert all(genotype.on for genotype in starts[9:])
+    # for every stitch the ensemble whose second head goes on from the first one's features, and
+    # the cascade, where these are not the same as one that came before
+    continuing = [supernetwork.subnetwork(g).genotype for g in starts[5 : -len(best[:6])]]
+    for quality in best:
+        for output in ("ensemble", "a then both"):
+            one = Genotype(output, frozenset([index[quality.switch]]), None)
+            if output in FIRST:
+                costs = {s: supernetwork.subnetwork(replace(one, output=s)).macs for s in "ab"}
+                cheaper = min(costs, key=costs.__getitem__)
+                one = replace(one, output=f"{cheaper} then both", threshold=0.25)
+            assert supernetwork.subnetwork(one).genotype in continuing
+    expected = [Genotype(c.into, frozenset([index[c.switch]])) for c in best[:6]]
+    assert starts[-6:] == expected

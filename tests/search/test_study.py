@@ -10,9 +10,15 @@ from optuna.trial import TrialState
 
 import optuna_stitch as st
 from optuna_stitch.search.samplers.by_name import make_sampler
-from optuna_stitch.search.space import baselines, distributions, enqueue_starts, sparse_genotypes
+from optuna_stitch.search.space import (
+    THRESHOLDS,
+    baselines,
+    distributions,
+    enqueue_starts,
+    sparse_genotypes,
+)
 from optuna_stitch.search.steering import SteeredSampler
-from optuna_stitch.stitching.genotype import Genotype
+from optuna_stitch.stitching.genotype import OUTPUTS, STATIC_OUTPUTS, Genotype
 from optuna_stitch.storage.open import open_storage, rdb_of
 from optuna_stitch.utils.errors import ConfigError, StudyError, StudyNotFoundError
 from tests.helpers.networks import networks
@@ -46,8 +52,12 @@ def _complete(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
 
 def test_the_space_is_every_switch_and_the_output(supernetwork: st.Supernetwork) -> None:
     space = distributions(supernetwork)
-    assert list(space) == [*(switch.name for switch in supernetwork.switches), "output"]
-    assert space["output"].choices == ("a", "b", "ensemble")  # type: ignore[attr-defined]
+    names = [switch.name for switch in supernetwork.switches]
+    assert list(space) == [*names, "output", "threshold"]
+    assert space["output"].choices == OUTPUTS  # type: ignore[attr-defined]
+    assert space["threshold"] == THRESHOLDS
+    # where no network is a cascade, there is no threshold
+    assert list(distributions(supernetwork, STATIC_OUTPUTS)) == [*names, "output"]
 
 
 def test_sparse_genotypes_are_sparse_distinct_and_repeatable(
