@@ -74,10 +74,9 @@ def test_baselines_are_tuned_on_validation_images(
         assert found is not None
 
         def unsure(heads: list[torch.Tensor], found: Exit = found) -> torch.Tensor:
-            two = (
-                (heads[found.first] / found.temperatures[found.first]).double().softmax(1).topk(2)
-            )
-            return two.values[:, 0] - two.values[:, 1] < found.threshold
+            logits = heads[found.first] / found.temperatures[found.first]
+            two = logits.double().softmax(1).topk(2).values
+            return two[:, 0] - two[:, 1] < found.threshold
 
         # the threshold lets that share of the validation images go on
         assert float(unsure(on_val).double().mean()) == pytest.approx(threshold, abs=0.01)

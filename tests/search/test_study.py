@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -350,3 +351,50 @@ def test_a_full_disk_ends_the_search_with_a_message(
     assert len(_complete(again)) >= 6
     st.optimize(again, objective, until=len(_complete(again)) + 2, batch=2)
     assert TrialState.RUNNING not in [trial.state for trial in again.trials]
+
+
+def test_a_study_from_before_cascades_goes_on_as_it_was(
+    supernetwork: st.Supernetwork, data: st.Data, tmp_path: Path
+) -> None:
+    """Its output has three choices, which Optuna does not let change."""
+    before = st.Objective(supernetwork, data.val.take(20), outputs=STATIC_OUTPUTS)
+    study = _open(before, _url(tmp_path))
+    st.optimize(study, before, n_trials=12)
+    assert not any("threshold" in trial.params for trial in study.trials)
+    objective = st.Objective(supernetwork, data.val.take(20))
+    again = _open(objective, _url(tmp_path))
+    st.optimize(again, objective, n_trials=8)
+    again.optimize(objective, n_trials=2)
+    finished = again.get_trials(states=(TrialState.COMPLETE,))
+    assert len(finished) == 22
+    for trial in finished:
+        assert trial.distributions["output"].choices == STATIC_OUTPUTS  # type: ignore[attr-defined]
+        assert "threshold" not in trial.params
+
+
+@pytest.mark.parametrize("outputs", [(), ("a", "c")])
+def test_unknown_outputs_are_named(
+    supernetwork: st.Supernetwork, data: st.Data, outputs: tuple[str, ...]
+) -> None:
+    with pytest.raises(ConfigError, match="may answer with a, b, ensemble, a then both"):
+        st.Objective(supernetwork, data.val, outputs=outputs)  # type: ignore[arg-type]
+
+
+def test_other_thresholds_of_a_cascade_are_tried(
+    supernetwork: st.Supernetwork, data: st.Data
+) -> None:
+    """Those that join the front are enqueued, whatever sampler the study has."""
+    objective = st.Objective(supernetwork, data.val.take(60))
+    study = st.create_study(objective, sampler=optuna.samplers.RandomSampler(seed=0), population=5)
+    st.optimize(study, objective, n_trials=5, batch=5)
+    waiting = study.get_trials(states=(TrialState.WAITING,))
+    asked = [supernetwork.subnetwork(trial.params) for trial in waiting]
+    known = [
+        objective.key(trial.params) for trial in study.get_trials(states=(TrialState.COMPLETE,))
+    ]
+    values = [trial.values for trial in study.best_trials]
+    for subnetwork in asked:
+        assert subnetwork.genotype not in known
+        assert subnetwork.heads in {replace(genotype, threshold=None) for genotype in known}
+        accuracy, macs = objective.values(objective.evaluate([subnetwork])[0])
+        assert not any(other[0] >= accuracy and other[1] <= macs for other in values)
