@@ -4,8 +4,8 @@
 
 Pairs are `cifar` and `cnn_vit`. For the cascade of the whole parents and for that of every stitch,
 the cheaper head first, weights and thresholds are tuned on 1,000 validation images, and 10 to 50%
-of the images go on. Accuracy is that of 4,000 test images, in points less that of the largest class
-probability with the plain mean. The last line is JSON: the same by pair, measure and answer.
+of the images go on. Accuracy is that of 4,000 test images, in points less that of the largest
+class probability with the plain mean. The last line is JSON: the same by pair, measure and answer.
 """
 
 from __future__ import annotations
