@@ -1,4 +1,4 @@
-"""Drawings of cascades: what every image needs, what unsure ones need, and where an answer leaves."""
+"""Drawings of cascades: what all images need, what unsure ones need, where an answer leaves."""
 
 from __future__ import annotations
 
