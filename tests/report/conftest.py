@@ -10,7 +10,6 @@ from optuna_stitch.data.splits import Split
 from optuna_stitch.stitching.genotype import Genotype, Output
 from tests.helpers.published import two_on_front
 
-
 # Networks by output, threshold and stitches: static ones, a stitched ensemble, and cascades.
 _TRIED: list[tuple[Output, float | None, list[str]]] = [
     ("a", None, []),
