@@ -555,8 +555,8 @@ def test_a_cascade_that_is_as_good_and_cheaper() -> None:
     cascade = _entry("trial 7", 0.951, 70.0, 0.3, 120.0, parent_a=(0.001, 0.9))
     assert _with_parents(cascade).headline.endswith(
         "On average, a stitched cascade (trial 7) needs 30% fewer multiply-accumulates than "
-        "parent a (at worst 20% fewer than both parents); its accuracy of 95.1% differs from that one's "
-        "95.0% by +0.1 points, which 500 test images cannot tell from chance (p = 0.9)."
+        "parent a (at worst 20% fewer than both parents); its accuracy of 95.1% differs from "
+        "that one's 95.0% by +0.1 points, which 500 test images cannot tell from chance (p = 0.9)."
     )
 
 
