@@ -97,8 +97,8 @@ def _how_to_read(front: Front) -> list[str]:
         "what is computed already; the answer is the mean of both.",
         "",
         f"{_capital(words)} is measured on {front.images} test images that neither the fit of the "
-        f"stitches nor the search has seen, with its 95% interval ({interval}). *fronts* says "
-        "where no other row is at least as good in every objective and better in one, on the test "
+        f"stitches nor the search has seen, with its 95% interval ({interval}). *front* means "
+        "that no other row is at least as good in every objective and better in one, on the test "
         "images; networks were chosen, and baselines tuned, by validation images. *on* counts the "
         f"stitches that are switched on and matter. *vs* columns are differences in {words}, in "
         "points, against each baseline, of the cascades against the most expensive one that costs "
@@ -108,7 +108,7 @@ def _how_to_read(front: Front) -> list[str]:
     ]
     if front.has_cascades:
         lines += [
-            "There are two fronts. At *fixed* cost every image costs the same, as in a fixed "
+            "There are two fronts, and some rows are on *both*. At *fixed* cost every image costs the same, as in a fixed "
             "graph or a batch on an accelerator, which cannot skip work: there cascades are no "
             "alternative. At *average* cost they are: a cascade's cost is the average over the "
             "test images, *worst* is what an image costs that goes on, and *go on* is the share "

@@ -32,7 +32,7 @@ _QUALITY = {"accuracy": "acc. %", "mean_iou": "mIoU %"}
 _CASCADE = "casc."
 
 # What does not fit a terminal of 80 columns.
-_LEFT_OUT = ("fronts", "go on", "parameters", "output", "on", "vs duo")
+_LEFT_OUT = ("front", "go on", "parameters", "output", "on", "vs duo")
 
 # What an image of a cascade costs that goes on, and the share of test images that does.
 _WORST, _GO_ON = "worst", "go on"
@@ -100,7 +100,7 @@ def columns(front: Entries) -> dict[str, bool]:
     """
     return {
         "network": False,
-        "fronts": False,
+        "front": False,
         _quality(front): True,
         "95% range": True,
         front.unit(front.cost).head: True,
@@ -124,7 +124,7 @@ def cells(entry: Entry, front: Entries) -> dict[str, str]:
     comparisons = {_short(some.baseline): some for some in entry.comparisons}
     return {
         "network": entry.name,
-        "fronts": entry.fronts,
+        "front": _front(entry, front),
         _quality(front): percent_text(entry.quality, sign=""),
         "95% range": percent_interval_text(entry.interval),
         cost.head: cost.text(entry.test[front.cost]),
@@ -175,6 +175,11 @@ def front_table(front: Entries) -> str:
 
 def _quality(front: Entries) -> str:
     return _QUALITY[front.metric]
+
+
+def _front(entry: Entry, front: Entries) -> str:
+    """Which front a row is on; where there are no cascades, there is only one."""
+    return entry.fronts if front.has_cascades else "yes" if entry.on_front else ""
 
 
 def _of_cascades(front: Entries) -> list[str]:

@@ -225,12 +225,13 @@ def test_tables_say_average_and_worst_cost_and_how_many_go_on(front: st.Front) -
     rows = [dict(zip(names, (cell.strip() for cell in line), strict=True)) for line in lines]
     assert {"cascade", "stitched"} <= {entry.kind for entry in front.entries if entry.is_cascade}
     for entry, row in zip(worth_showing(front), rows, strict=True):
-        assert row["fronts"] == entry.fronts
+        assert row["front"] == entry.fronts
         assert row["M MACs"] == f"{entry.test['macs'] / 1e6:.4g}"
         assert row["worst"] == (f"{entry.worst['macs'] / 1e6:.4g}" if entry.is_cascade else "")
         assert row["go on"] == ("" if entry.share is None else f"{100 * entry.share:.0f}")
     static = replace(front, entries=[entry for entry in front.entries if not entry.is_cascade])
     assert "worst" not in front_table(static).splitlines()[0]
+    assert "| parent b | yes |" in front_table(static)
 
 
 def test_the_terminal_has_room_for_the_table(front: st.Front) -> None:
@@ -306,7 +307,7 @@ def test_the_report(front: st.Front) -> None:
         commands=["true"],
         export="export {trial}",
     )
-    assert "There are two fronts." in report
+    assert "There are two fronts, " in report
     cascade = next(entry for entry in front.stitched_front if entry.is_cascade)
     assert cascade.share is not None
     assert f"at worst, {100 * cascade.share:.0f}% of the images go on: the head of b" in report
