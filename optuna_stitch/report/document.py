@@ -108,11 +108,11 @@ def _how_to_read(front: Front) -> list[str]:
     ]
     if front.has_cascades:
         lines += [
-            "There are two fronts, and some rows are on *both*. At *fixed* cost every image costs the same, as in a fixed "
-            "graph or a batch on an accelerator, which cannot skip work: there cascades are no "
-            "alternative. At *average* cost they are: a cascade's cost is the average over the "
-            "test images, *worst* is what an image costs that goes on, and *go on* is the share "
-            "of test images that does, in percent.",
+            "There are two fronts, and some rows are on *both*. At *fixed* cost every image costs "
+            "the same, as in a fixed graph or a batch on an accelerator, which cannot skip work: "
+            "there cascades are no alternative. At *average* cost they are: a cascade's cost is "
+            "the average over the test images, *worst* is what an image costs that goes on, and "
+            "*go on* is the share of test images that does, in percent.",
             "",
         ]
     hidden = len(front.entries) - len(worth_showing(front))
