@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 from optuna_stitch.diagram import svg
 from optuna_stitch.diagram.lanes import BETWEEN, DROP, Lane, Shown, anchor_of, lay_out
+from optuna_stitch.diagram.output import OUTPUTS, draw_output, footer
 from optuna_stitch.diagram.segments import Crossing, Segment, dissect, divide
 from optuna_stitch.models.graph import NetworkGraph
-from optuna_stitch.stitching.genotype import SIDES, Output, Side
+from optuna_stitch.stitching.genotype import SIDES, Side
 from optuna_stitch.stitching.matching import Match, candidates_of, select_points
 from optuna_stitch.stitching.settings import PointKind
 from optuna_stitch.stitching.subnetwork import Subnetwork
@@ -18,8 +19,6 @@ from optuna_stitch.utils.text import millions_text
 
 # In pixels.
 _MARGIN, _LINE = 20.0, 21.0
-
-_FOOTER = 56.0  # where the output stands
 
 _ARROW = 9.0
 
@@ -29,12 +28,6 @@ _CANDIDATES: dict[PointKind, str] = {
     "all": "points",
     "dominators": "dominators (points that everything flows through)",
     "blocks": "outputs of blocks",
-}
-
-_OUTPUTS: dict[Output, str] = {
-    "a": "output of a",
-    "b": "output of b",
-    "ensemble": "ensemble of a and b",
 }
 
 
@@ -78,6 +71,7 @@ def draw_pair(
             side=side,
             graph=graphs[side],
             segments=segments[side],
+            first=segments[side],
             shown=_shown_in_pair(graphs[side], segments[side], {level[n] for level in levels}),
             heights=heights[side],
             crossed=frozenset(),
@@ -115,6 +109,10 @@ def draw_subnetwork(subnetwork: Subnetwork, *, title: str | None = None) -> svg.
     the value that it reads, and ends below the value that it replaces. Faint lines across are the
     other stitches.
 
+    Of a cascade, what every image needs is drawn as of other subnetworks; what only unsure images
+    need besides is lighter and dashed. Below, the exit says which share of the images leaves with
+    the first answer, and, where it is known, how sure that answer must be.
+
     Args:
         subnetwork: The subnetwork.
         title: Above the drawing; the parents' names, if None.
@@ -124,6 +122,7 @@ def draw_subnetwork(subnetwork: Subnetwork, *, title: str | None = None) -> svg.
         >>> st.draw_subnetwork(subnetwork, title="ensemble").write(tmp_path / "ensemble.svg")
     """
     parts = dissect(subnetwork)
+    first = dissect(subnetwork.first) if subnetwork.is_cascade else parts
     graphs = subnetwork.supergraph.graphs
     levels = {(c.at["a"], c.at["b"]) for c in parts.crossings}
     crossed = {(c.at["a"], c.at["b"]) for c in parts.crossings if c.used}
@@ -135,7 +134,8 @@ def draw_subnetwork(subnetwork: Subnetwork, *, title: str | None = None) -> svg.
             side=side,
             graph=graphs[side],
             segments=parts.segments[side],
-            shown=_shown_in_subnetwork(parts.segments[side]),
+            first=first.segments[side],
+            shown=_shown_in_subnetwork(parts.segments[side], first.segments[side]),
             heights=heights[side],
             crossed={level[n] for level in crossed},
             pitch=pitch,
@@ -148,21 +148,24 @@ def draw_subnetwork(subnetwork: Subnetwork, *, title: str | None = None) -> svg.
     if title:
         header.text("note", names)
     header.text("figures", _figures(subnetwork))
-    header.budget(parts.macs, sum(graph.macs for graph in graphs.values()))
+    header.budget(parts.macs, first.macs, sum(graph.macs for graph in graphs.values()))
+    if subnetwork.is_cascade:
+        header.legend(*_stage_marks(subnetwork))
     note = f"bar: MACs since the row above, {macs_text(widest)} the widest; grey: not computed"
     header.text("note", note)
     headings = {side: (f"{side}: {graph.name}",) for side, graph in graphs.items()}
     told = f"{title}: {names}" if title else names
-    page = _Page(told, header, lanes, headings, footer=_FOOTER)
+    page = _Page(told, header, lanes, headings, footer=footer(subnetwork))
     idle = sorted(heights["a"][level[0] + 1] for level in levels - crossed)
     if idle:
         half = BETWEEN / 2
         svg.path(page.across, "idle", *[part for y in idle for part in ("M", -half, y, "H", half)])
-    for crossing in parts.crossings:
+    for crossing, at_first in zip(parts.crossings, first.crossings, strict=True):
         if crossing.used:
             source = lanes["b" if crossing.switch.into == "a" else "a"]
-            _draw_stitch(page.stitches, crossing, source)
-    _draw_output(page, subnetwork.output, lanes)
+            kind = "stitch" if at_first.used else "later stitch"
+            _draw_stitch(page.stitches, crossing, source, kind)
+    draw_output(page.output, subnetwork, lanes)
     return svg.Drawing(page.root)
 
 
@@ -216,8 +219,14 @@ class _Header:
             x += width + space
         self._add(whole)
 
-    def budget(self, macs: Mapping[str, int], parents: int) -> None:
-        """Add what is computed as shares of both parents and the stitches, and its legend."""
+    def budget(self, macs: Mapping[str, int], first: Mapping[str, int], parents: int) -> None:
+        """Add what is computed as shares of both parents and the stitches, and its legend.
+
+        Args:
+            macs: All that is computed, by owner.
+            first: What of it is computed for every image.
+            parents: What both parents compute.
+        """
         whole = parents + macs["stitch"]
         shares = {**macs, "unused": whole - sum(macs.values())}
         legend = {
@@ -228,9 +237,12 @@ class _Header:
         }
         x = -_BUDGET / 2
         for kind in legend:
-            width = _BUDGET * shares[kind] / max(whole, 1)
-            svg.bar(self.group, kind, (x, self.height - 4), width, 10)
-            x += width
+            at_first = first.get(kind, shares[kind])
+            for look, part in ((kind, at_first), (f"later {kind}", shares[kind] - at_first)):
+                width = _BUDGET * part / max(whole, 1)
+                if part or look == kind:
+                    svg.bar(self.group, look, (x, self.height - 4), width, 10)
+                x += width
         self._add(_BUDGET)
         marks = (_Mark(kind, f"{text} {macs_text(shares[kind])}") for kind, text in legend.items())
         self.legend(*marks)
@@ -293,18 +305,48 @@ def _shown_in_pair(
     return shown
 
 
-def _shown_in_subnetwork(segments: Sequence[Segment]) -> list[Shown]:
-    shown = [Shown(float(segments[0].entered), segments[0].entered)]
-    for segment in segments:
+def _shown_in_subnetwork(segments: Sequence[Segment], first: Sequence[Segment]) -> list[Shown]:
+    """How rows are shown.
+
+    Args:
+        segments: With all that is computed.
+        first: With what is computed for every image.
+    """
+    always, some = first[0].entered, segments[0].entered
+    shown = [Shown(float(always), some, later=float(some and not always))]
+    for segment, at_first in zip(segments, first, strict=True):
         note = f": {macs_text(segment.macs)} MACs"
         if 0 < segment.used < segment.macs:
             note += f", {macs_text(segment.used)} computed"
         elif not segment.used and not segment.computed:
             note += ", not computed"
-        share = segment.used / segment.macs if segment.macs else float(segment.computed)
+        if segment.used > at_first.used:
+            note += f", {macs_text(segment.used - at_first.used)} for unsure images only"
         note += ", replaced" if segment.replaced else ""
-        shown.append(Shown(share, segment.computed or segment.replaced, note))
+        share, whole = _share(at_first), _share(segment)
+        used = segment.computed or segment.replaced
+        shown.append(Shown(share, used, note, whole - share))
     return shown
+
+
+def _share(segment: Segment) -> float:
+    """How much of a segment is computed, from 0 to 1."""
+    return segment.used / segment.macs if segment.macs else float(segment.computed)
+
+
+def _stage_marks(subnetwork: Subnetwork) -> list[_Mark]:
+    """What solid and light marks mean in the drawing of a cascade."""
+    first = subnetwork.genotype.first
+    always = subnetwork.first.worst_macs
+    rest = subnetwork.worst_macs - always
+    return [
+        _Mark(f"path {first}", f"for every image {macs_text(always)}", line=True),
+        _Mark(
+            f"path later {'b' if first == 'a' else 'a'}",
+            f"for unsure images only {macs_text(rest)}",
+            line=True,
+        ),
+    ]
 
 
 def _sizes(graph: NetworkGraph) -> str:
@@ -314,9 +356,11 @@ def _sizes(graph: NetworkGraph) -> str:
 
 def _figures(subnetwork: Subnetwork) -> str:
     macs = f"{macs_text(subnetwork.macs)} MACs"
+    if subnetwork.is_cascade:
+        macs += f" on average, {macs_text(subnetwork.worst_macs)} at worst"
     parameters = f"{millions_text(subnetwork.parameters, 2)} parameters"
     stitches = f"{len(subnetwork.on)} of {len(subnetwork.supergraph.switches)} stitches"
-    return f"{macs}, {parameters}, {stitches}, {_OUTPUTS[subnetwork.output]}"
+    return f"{macs}, {parameters}, {stitches}, {OUTPUTS[subnetwork.output]}"
 
 
 def _draw_match(parent: ET.Element, pair: Match, y: float) -> None:
@@ -328,7 +372,7 @@ def _draw_match(parent: ET.Element, pair: Match, y: float) -> None:
     svg.tooltip(line, f"{a} -> {b}\n{b} -> {a}")
 
 
-def _draw_stitch(parent: ET.Element, crossing: Crossing, source: Lane) -> None:
+def _draw_stitch(parent: ET.Element, crossing: Crossing, source: Lane, kind: str) -> None:
     """Draw an arrow from the value that a stitch reads to below the one that it replaces."""
     direction, start = -source.direction, source.x
     tip = -start - 2 * direction
@@ -337,23 +381,9 @@ def _draw_stitch(parent: ET.Element, crossing: Crossing, source: Lane) -> None:
     to = y + DROP
     arrow = ET.SubElement(parent, "g", {"class": "crossing"})
     svg.tooltip(arrow, f"{crossing.switch.name}\n{macs_text(crossing.macs)} MACs")
-    svg.path(arrow, "stitch", "M", start, y, "C", 0.0, y, 0.0, to, neck, to)
+    svg.path(arrow, kind, "M", start, y, "C", 0.0, y, 0.0, to, neck, to)
     corners = [(tip, to), (neck, to - _ARROW / 2), (neck, to + _ARROW / 2)]
-    svg.polygon(arrow, "stitch", corners)
-    svg.dot(arrow, "stitch", (start, y))
+    svg.polygon(arrow, kind, corners)
+    svg.dot(arrow, kind, (start, y))
     label = (start + 12 * direction, y - 4)
     svg.text(arrow, "macs", label, macs_text(crossing.macs), anchor_of(direction))
-
-
-def _draw_output(page: _Page, output: Output, lanes: Mapping[Side, Lane]) -> None:
-    """Draw the output, and the lanes that lead to it."""
-    text = _OUTPUTS[output]
-    half, y, turn = svg.text_width(text) / 2 + 10, 36.0, 10.0
-    for side, lane in lanes.items():
-        if output in (side, "ensemble"):
-            way = ("M", lane.x, 0.0, "V", y - turn, "Q", lane.x, y, lane.x - lane.direction * turn)
-            svg.path(page.output, f"path {side}", *way, y, "H", lane.direction * half)
-    place = {"x": -half, "y": y - 13, "width": 2 * half, "height": 26, "rx": 13}
-    box = {"class": f"answer {output}", **{k: svg.number(v) for k, v in place.items()}}
-    ET.SubElement(page.output, "rect", box)
-    svg.text(page.output, "figures", (0, y + 4), text, "middle")

@@ -40,11 +40,13 @@ class Shown(NamedTuple):
         share: How much of its bar is coloured, from 0 to 1.
         used: Whether its label is as dark as other text.
         note: What its tooltip says after name and layout.
+        later: How much of its bar is coloured lightly after that: what unsure images need.
     """
 
     share: float
     used: bool
     note: str = ""
+    later: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class Lane:
         side: Which parent.
         graph: The parent.
         segments: What is between its rows, with what is computed of it.
+        first: The same with what is computed for every image, where that is less.
         shown: How its rows are shown: the images, then the end of every segment.
         heights: Where its rows are, in pixels.
         crossed: The segments that a stitch which is used reads from, or enters below.
@@ -101,6 +104,7 @@ class Lane:
     side: Side
     graph: NetworkGraph
     segments: Sequence[Segment]
+    first: Sequence[Segment]
     shown: Sequence[Shown]
     heights: Sequence[float]
     crossed: AbstractSet[int]
@@ -171,19 +175,20 @@ class Lane:
 
     def _draw_spine(self, parent: ET.Element) -> None:
         """Colour it where a value flows, cut it where a stitch puts another in its place."""
-        used: list[tuple[float, float]] = []
-        unused: list[tuple[float, float]] = []
+        kinds = {"": "spine", "later": f"path later {self.side}", "first": f"path {self.side}"}
+        pieces: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
         y = self.heights[0]
-        for index, (segment, end) in enumerate(zip(self.segments, self.heights[1:], strict=True)):
-            (used if segment.entered else unused).append((y, end))
+        for index, (segment, first) in enumerate(zip(self.segments, self.first, strict=True)):
+            end = self.heights[index + 1]
+            pieces[_when(segment.entered, first.entered)].append((y, end))
             y = end
             if index in self.crossed:
                 y += DROP
                 if segment.left or not segment.replaced:
-                    (used if segment.left else unused).append((end, y))
-        for kind, pieces in (("spine", unused), (f"path {self.side}", used)):
+                    pieces[_when(segment.left, first.left)].append((end, y))
+        for when, kind in kinds.items():
             way: list[str | float] = []
-            for begin, end in pieces:
+            for begin, end in pieces[when]:
                 if way and way[-1] == begin:
                     way[-1] = end
                 else:
@@ -193,12 +198,14 @@ class Lane:
 
     def _draw_bar(self, parent: ET.Element, row: Row) -> None:
         """Draw a bar, of which a share is coloured."""
-        share, end = row.shown.share, self._end_of(row)
+        share, later, end = row.shown.share, row.shown.later, self._end_of(row)
         thickness = min(self.pitch - 1.5, _THICKEST_BAR)
         bar = ET.SubElement(parent, "g")
         svg.tooltip(bar, f"{row.name}, {row.detail}{row.shown.note}")
-        if share < 1:
+        if share + later < 1:
             svg.bar(bar, "unused", (0, row.y), end, thickness)
+        if later > 0:
+            svg.bar(bar, f"later {self.side}", (end * share, row.y), end * later, thickness)
         if share > 0:
             svg.bar(bar, self.side, (0, row.y), end * share, thickness)
 
@@ -225,6 +232,11 @@ class Lane:
             for place, (part, content) in enumerate(parts[:: self.direction]):
                 shift = {"dx": svg.number(2 * svg.LABEL_CHARACTER)} if place else {}
                 ET.SubElement(label, "tspan", {"class": part, **shift}).text = content
+
+
+def _when(computed: bool, at_first: bool) -> str:
+    """When something is computed: ``first``, ``later`` (for unsure images only), or never."""
+    return "first" if computed and at_first else "later" if computed else ""
 
 
 def anchor_of(direction: int) -> str:

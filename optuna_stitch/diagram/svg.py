@@ -45,6 +45,10 @@ _SHAPES = f"""
 & .idle {{ stroke-width: 1; stroke-opacity: 0.7; }}
 & .leader {{ stroke-width: 0.6; stroke-dasharray: 1 3; }}
 & .answer {{ stroke-width: 2; }}
+& path.later, & line.later {{ stroke-dasharray: 6 4; stroke-opacity: 0.6; }}
+& .crossing path.later {{ stroke-opacity: 0.7; }}
+& .bar.later, & .dot.later {{ fill-opacity: 0.4; }}
+& .answer.later {{ stroke-dasharray: 6 4; }}
 """
 
 

@@ -24,6 +24,7 @@ from optuna_dashboard.artifact import get_artifact_path
 from optuna_stitch.diagram.drawing import draw_subnetwork
 from optuna_stitch.report.entries import STITCHED, Entry
 from optuna_stitch.report.front import Front
+from optuna_stitch.report.wording import answer_text
 from optuna_stitch.search.study import name_metrics
 from optuna_stitch.utils.errors import ArtifactError, first_line
 from optuna_stitch.utils.files import content_key
@@ -31,6 +32,7 @@ from optuna_stitch.utils.text import (
     escape_markdown,
     markdown_table,
     p_value_text,
+    percent_text,
     points_text,
 )
 
@@ -39,6 +41,12 @@ if TYPE_CHECKING:
 
 # Stitches that a note names; the drawing has them all.
 _STITCHES = 8
+
+# Of costs, where some networks are cascades.
+_TWO_FRONTS = (
+    ", either at average cost, which counts that cascades cost less for some images, or, without "
+    "cascades, at fixed cost"
+)
 
 # The smallest p-value that a note states as a number.
 _LEAST = 1e-4
@@ -81,10 +89,10 @@ def publish(
 ) -> list[str]:
     """Write notes, plots and drawings into a study, in place of those written before.
 
-    The study gets a note and plots; every stitched network on the front gets a note, its drawing
-    and its figures as a table. Trials that were on the front before lose theirs. What people write
+    The study gets a note and plots; every stitched network on a front gets a note, its drawing
+    and its figures as a table. Trials that were on a front before lose theirs. What people write
     stays: a note that is not ours, or that was edited since, is left as it is, and so are the
-    files of its trial if that is no longer on the front. A note that is emptied is ours again.
+    files of its trial if that is on no front any more. A note that is emptied is ours again.
 
     Samplers that read a study's attributes at every trial read all of this too.
 
@@ -94,7 +102,7 @@ def publish(
         store: Where files are put; `serve_dashboard` needs the same.
         figures: Plots by their id, of letters, digits, ``-``, ``_`` and ``.``, by which they are
             sorted. Their templates, sizes and digits beyond the fifth are left out.
-        summary: What was found, in one sentence.
+        summary: What was found, in a sentence or two.
         command: The shell command that exports a trial, with ``{trial}`` for its number.
 
     Returns:
@@ -112,7 +120,7 @@ def publish(
         left.append("study")
     files = TrialFiles(study, store)
     shown = set()
-    for entry in front.stitched_front:
+    for entry in front.stitched_fronts:
         if entry.trial is None or entry.subnetwork is None:
             continue
         trial = FinishedTrial.numbered(study, entry.trial)
@@ -134,33 +142,40 @@ def publish(
 
 
 def study_note(front: Front, summary: str, link: Callable[[int], str]) -> str:
-    """What was found, a table of the front and the baselines, and how to read it.
+    """What was found, a table of the fronts and the baselines, and how to read it.
 
     Args:
         front: What was found.
-        summary: In one sentence.
+        summary: In a sentence or two.
         link: The address of a trial's page, by its number.
     """
     figures = list(dict.fromkeys([front.metric, *front.objectives, front.cost]))
     rows = []
     for entry in front.entries:
-        if entry.on_front or entry.kind != STITCHED:
+        if entry.on_a_front or entry.kind != STITCHED:
             name = escape_markdown(entry.name)
             # an arrow beside the name: on dark pages the dashboard's links are hard to read
             arrow = f" [↗]({link(entry.trial)})" if entry.trial is not None else ""
             cells = [_with_interval(front, entry, figure) for figure in figures]
-            rows.append([(f"**{name}**" if entry.on_front else name) + arrow, *cells])
+            cells += [entry.fronts, _worst(front, entry)] if front.has_cascades else []
+            rows.append([(f"**{name}**" if entry.on_a_front else name) + arrow, *cells])
     head = [f"{front.images:,} test images", *(front.unit(figure).head for figure in figures)]
     parts = [
         # short, since the dashboard has a button beside the first line
         "**What was found**",
         escape_markdown(summary),
-        markdown_table(head, rows, align="lr", wide=True),
+        markdown_table(
+            [*head, "front at cost", "at worst"] if front.has_cascades else head,
+            rows,
+            align="lr",
+            wide=True,
+        ),
         "Bold: on the front, where no other network here is at least as good in every objective "
-        "and better in one. In brackets: 95% intervals. The test images were seen neither by the "
+        f"and better in one{_TWO_FRONTS if front.has_cascades else ''}. In brackets: 95% "
+        "intervals. The test images were seen neither by the "
         "fit of the stitches nor by the search; the values of trials, in the dashboard's own "
         "plots, are from the validation images.",
-        "An arrow opens the trial. Stitched networks on the front have a note there: paired "
+        "An arrow opens the trial. Stitched networks on a front have a note there: paired "
         "comparisons with the baselines, the command that exports the network, and a drawing.",
     ]
     return "\n\n".join(parts)
@@ -178,12 +193,16 @@ def trial_note(entry: Entry, front: Front, *, drawing: str, command: str) -> str
     named = [f"`{name}`" for name in entry.stitches[:_STITCHES]]
     if len(entry.stitches) > _STITCHES:
         named.append(f"and {len(entry.stitches) - _STITCHES} more, see below")
-    output = entry.subnetwork.output if entry.subnetwork else ""
+    answer = answer_text(entry.subnetwork) if entry.subnetwork else ""
     figures = []
     for name, value in {**entry.test, "parameters": float(entry.parameters)}.items():
         unit = front.unit(name)
         validation = unit.text(entry.values[name]) if name in entry.values else ""
-        figures.append([unit.head, unit.text(value), _interval(front, entry, name), validation])
+        averaged = entry.is_cascade and name in entry.worst
+        head = f"{unit.head}, on average" if averaged else unit.head
+        figures.append([head, unit.text(value), _interval(front, entry, name), validation])
+        if averaged:
+            figures.append([f"{unit.head}, at worst", unit.text(entry.worst[name]), "", ""])
     comparisons = [
         [
             escape_markdown(comparison.baseline),
@@ -196,7 +215,8 @@ def trial_note(entry: Entry, front: Front, *, drawing: str, command: str) -> str
     heads = [f"{front.images:,} test images", "", "95% interval", "validation"]
     against = [f"{front.unit(front.metric).words} against", "points", "p"]
     parts = [
-        f"**On the front, with output {output}**",
+        f"**{_on_fronts(entry, front)}**",
+        f"{answer[:1].upper()}{answer[1:]}{_goes_on(entry)}.",
         f"Stitches that are on: {', '.join(named)}.",
         markdown_table(heads, figures, align="lr", wide=True),
         "Paired comparisons on the same images, corrected for all of the report; ★ differences "
@@ -206,6 +226,29 @@ def trial_note(entry: Entry, front: Front, *, drawing: str, command: str) -> str
         f"![What {escape_markdown(entry.name)} computes of both parents]({drawing})",
     ]
     return "\n\n".join(parts)
+
+
+def _on_fronts(entry: Entry, front: Front) -> str:
+    if not front.has_cascades:
+        return "On the front"
+    named = {"both": "both fronts", "average": "the front at average cost"}
+    return f"On {named.get(entry.fronts, 'the front at fixed cost')}"
+
+
+def _goes_on(entry: Entry) -> str:
+    """What share of images goes on, of a cascade."""
+    if entry.share is None or entry.subnetwork is None:
+        return ""
+    return (
+        f": {percent_text(entry.share)} of the test images (the threshold lets "
+        f"{percent_text(entry.subnetwork.threshold or 0.0, 0)} of the validation images go on)"
+    )
+
+
+def _worst(front: Front, entry: Entry) -> str:
+    """What an image costs that goes on; empty where all images cost the same."""
+    worst = entry.worst.get(front.cost) if entry.is_cascade else None
+    return "" if worst is None else front.unit(front.cost).text(worst)
 
 
 def _interval(front: Front, entry: Entry, name: str) -> str:
@@ -368,6 +411,9 @@ def _csv(entry: Entry) -> str:
     for name, value in entry.test.items():
         rows.append((f"test_{name}", value, *entry.intervals.get(name, ("", ""))))
     rows += [(f"val_{name}", value, "", "") for name, value in entry.values.items()]
+    if entry.share is not None:
+        rows += [(f"worst_{name}", value, "", "") for name, value in entry.worst.items()]
+        rows.append(("share", entry.share, "", ""))
     if "parameters" not in entry.test:
         rows.append(("parameters", entry.parameters, "", ""))
     text = io.StringIO()

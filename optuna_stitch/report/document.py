@@ -1,4 +1,4 @@
-"""Write the report: what was found, in one sentence, one plot and one table, and its origin."""
+"""Write the report: what was found, in a sentence or two, one plot, one table, and its origin."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from optuna_stitch.report.entries import Entry
 from optuna_stitch.report.front import Front
 from optuna_stitch.report.plots import HISTORY_TITLE, SWITCHES_TITLE, gained_by
 from optuna_stitch.report.tables import WORTH_SHOWING, front_table, worth_showing
+from optuna_stitch.report.wording import answer_text, cost_text
 from optuna_stitch.utils.text import markdown_table, percent_interval_text, percent_text
 
 # How intervals are made and differences tested.
@@ -91,7 +92,9 @@ def _how_to_read(front: Front) -> list[str]:
         "asks the cheaper one first and, for the share of validation images that its name says, "
         "goes on to the other. A *stitched* network begins in one parent and crosses into the "
         "other, once or more, by small linear layers (stitches); nothing of the parents was "
-        "trained again.",
+        "trained again. Where its output is *then both*, it is a stitched cascade: one head "
+        "answers, and images of which it is unsure go on to the other head, whose rest runs on "
+        "what is computed already; the answer is the mean of both.",
         "",
         f"{_capital(words)} is measured on {front.images} test images that neither the fit of the "
         f"stitches nor the search has seen, with its 95% interval ({interval}). *front* means "
@@ -103,6 +106,15 @@ def _how_to_read(front: Front) -> list[str]:
         "Holm for all comparisons of this report) tells from chance at the 5% level.",
         "",
     ]
+    if front.has_cascades:
+        lines += [
+            "There are two fronts, and some rows are on *both*. At *fixed* cost every image costs "
+            "the same, as in a fixed graph or a batch on an accelerator, which cannot skip work: "
+            "there cascades are no alternative. At *average* cost they are: a cascade's cost is "
+            "the average over the test images, *worst* is what an image costs that goes on, and "
+            "*go on* is the share of test images that does, in percent.",
+            "",
+        ]
     hidden = len(front.entries) - len(worth_showing(front))
     if hidden:
         lines += [
@@ -118,7 +130,7 @@ def _networks(front: Front, pictures: Pictures, export: str) -> list[str]:
     drawn = [entry for entry in front.stitched if entry.trial in pictures.networks]
     if not drawn:
         return []
-    lines = ["## The stitched networks of the front", ""]
+    lines = [f"## The stitched networks of the {_fronts(front)}", ""]
     for entry in drawn:
         assert entry.trial is not None
         listed = ", ".join(f"`{name}`" for name in entry.stitches)
@@ -126,7 +138,7 @@ def _networks(front: Front, pictures: Pictures, export: str) -> list[str]:
             f"### {_capital(entry.name)}",
             "",
             f"{_capital(front.unit(front.metric).words)} {_with_interval(entry)} at "
-            f"{front.unit(front.cost)(entry.test[front.cost])}. Stitches on: {listed}.",
+            f"{cost_text(entry, front)}{_answer(entry)}. Stitches on: {listed}.",
             "",
             f"![{entry.name}: its path through both parents]({pictures.networks[entry.trial]})",
             "",
@@ -171,6 +183,14 @@ def _alternatives(front: Front) -> list[str]:
     if not rows:
         return []
     return ["## How the baselines answer", "", markdown_table(["", ""], rows), ""]
+
+
+def _fronts(front: Front) -> str:
+    return "fronts" if front.has_cascades else "front"
+
+
+def _answer(entry: Entry) -> str:
+    return f": {answer_text(entry.subnetwork)}" if entry.subnetwork else ""
 
 
 def _with_interval(entry: Entry) -> str:

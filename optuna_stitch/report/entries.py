@@ -107,6 +107,18 @@ class Entry:
         return self.share is not None
 
     @property
+    def on_a_front(self) -> bool:
+        """Whether it is on the front at average cost, or on the one at fixed cost."""
+        return self.on_front or self.on_fixed_front
+
+    @property
+    def fronts(self) -> str:
+        """Which fronts it is on, for people; of a cascade, that at average cost only."""
+        if self.on_front and self.on_fixed_front:
+            return "both"
+        return "average" if self.on_front else "fixed" if self.on_fixed_front else ""
+
+    @property
     def stitches(self) -> list[str]:
         """Names of the stitches that it has on."""
         return self.subnetwork.stitches if self.subnetwork else []
@@ -161,13 +173,33 @@ class Entries:
 
     @property
     def front(self) -> list[Entry]:
-        """Entries that no other dominates."""
+        """Entries that no other dominates, cascades at their average cost."""
         return [entry for entry in self.entries if entry.on_front]
 
     @property
+    def fixed_front(self) -> list[Entry]:
+        """Entries that no other dominates, of those that cost the same for every image."""
+        return [entry for entry in self.entries if entry.on_fixed_front]
+
+    @property
     def stitched_front(self) -> list[Entry]:
-        """Stitched networks that no other entry dominates."""
+        """Stitched networks that no other entry dominates, cascades at their average cost."""
         return [entry for entry in self.stitched if entry.on_front]
+
+    @property
+    def stitched_fixed_front(self) -> list[Entry]:
+        """Stitched networks on the front of those that cost the same for every image."""
+        return [entry for entry in self.stitched if entry.on_fixed_front]
+
+    @property
+    def stitched_fronts(self) -> list[Entry]:
+        """Stitched networks on either front."""
+        return [entry for entry in self.stitched if entry.on_a_front]
+
+    @property
+    def has_cascades(self) -> bool:
+        """Whether some entries cost more for some images, so that both fronts may differ."""
+        return any(entry.is_cascade for entry in self.entries)
 
     def entry(self, trial: int) -> Entry:
         """The entry of a trial.
@@ -181,7 +213,7 @@ class Entries:
         for entry in self.entries:
             if entry.trial == trial:
                 return entry
-        known = [str(entry.trial) for entry in self.front if entry.trial is not None]
+        known = [str(e.trial) for e in self.entries if e.on_a_front and e.trial is not None]
         raise StudyError(
             f"Trial {trial} is not in this report; on the front are {', '.join(known) or 'none'}."
         )
@@ -198,9 +230,13 @@ class Entries:
         """One row per entry, with every figure.
 
         Returns:
-            Columns ``name``, ``kind``, ``trial``, ``on_front``, ``val_*``, ``test_*`` with
-            ``test_*_low`` and ``test_*_high``, ``parameters``, ``output``, ``stitches``, and for
-            every baseline the difference to it and its ``p_value_*``.
+            Columns ``name``, ``kind``, ``trial``, ``on_front``, ``on_fixed_front``, ``val_*``,
+            ``test_*`` with ``test_*_low`` and ``test_*_high`` (of cascades, average costs),
+            ``worst_*`` (what the dearest image costs), ``share`` (of a cascade, of the test
+            images that go on), ``threshold`` (the study's parameter, of a stitched cascade),
+            ``confidence`` and ``confidence_threshold`` (which measure its first answer must
+            reach, and how much of it), ``parameters``, ``output``, ``stitches``, and for every
+            baseline the difference to it and its ``p_value_*``.
         """
         rows = []
         for entry in self.entries:
@@ -209,13 +245,20 @@ class Entries:
                 "kind": entry.kind,
                 "trial": entry.trial,
                 "on_front": entry.on_front,
+                "on_fixed_front": entry.on_fixed_front,
             }
             row |= {f"val_{name}": value for name, value in entry.values.items()}
             for name, value in entry.test.items():
                 row[f"test_{name}"] = value
                 if name in entry.intervals:
                     row[f"test_{name}_low"], row[f"test_{name}_high"] = entry.intervals[name]
+            row |= {f"worst_{name}": value for name, value in entry.worst.items()}
+            exit = entry.subnetwork.exit if entry.subnetwork else None
             row |= {
+                "share": entry.share,
+                "threshold": entry.subnetwork.threshold if entry.subnetwork else None,
+                "confidence": exit.confidence if exit else None,
+                "confidence_threshold": exit.threshold if exit else None,
                 "parameters": entry.parameters,
                 "output": entry.subnetwork.output if entry.subnetwork else entry.recipe,
                 "stitches": "; ".join(entry.stitches),

@@ -12,7 +12,6 @@ from optuna_stitch.report.entries import STITCHED, Entries, Entry
 from optuna_stitch.report.plots import (
     ALL_TRIALS,
     DIRECTIONS,
-    FRONT_LINE,
     HISTORY_AXIS,
     HISTORY_COLOUR,
     HISTORY_TITLE,
@@ -20,6 +19,7 @@ from optuna_stitch.report.plots import (
     SWITCHES_TITLE,
     FrontPlot,
 )
+from optuna_stitch.report.wording import answer_text, cost_text
 from optuna_stitch.utils.text import percent_interval_text, percent_text
 
 # Stitches that the pointer shows; a network with more of them says how many.
@@ -49,15 +49,15 @@ def draw_front(front: Entries, title: str) -> go.Figure:
             marker={"color": "#999999", "size": 5, "opacity": 0.35},
             hoverinfo="skip",
         )
-    costs, qualities = plot.line
-    figure.add_scatter(
-        x=costs,
-        y=qualities,
-        mode="lines",
-        name=FRONT_LINE,
-        line={"color": "#7f7f7f", "width": 1, "shape": "hv", "dash": "dot"},
-        hoverinfo="skip",
-    )
+    for line in plot.lines:
+        figure.add_scatter(
+            x=line.costs,
+            y=line.qualities,
+            mode="lines",
+            name=line.label,
+            line={"color": line.colour, "width": 1.2, "shape": "hv", "dash": line.dash},
+            hoverinfo="skip",
+        )
     for group in plot.groups:
         entries = group.entries
         figure.add_scatter(
@@ -94,16 +94,15 @@ def draw_front(front: Entries, title: str) -> go.Figure:
 def _hover(entry: Entry, front: Entries) -> str:
     """What the pointer shows of a network."""
     interval = percent_interval_text(entry.interval, 2, between=" to ")
-    cost = front.unit(front.cost)(entry.test[front.cost])
     lines = [
-        f"<b>{escape(entry.name)}</b>{'' if entry.on_front else ' (not on the front)'}",
+        f"<b>{escape(entry.name)}</b>{'' if entry.on_a_front else ' (on no front)'}",
         f"{percent_text(entry.quality)} ({interval})",
-        f"{cost}, {entry.parameters:,} parameters",
+        f"{cost_text(entry, front)}, {entry.parameters:,} parameters",
     ]
     if entry.recipe:
         lines.append(escape(entry.recipe))
     if entry.kind == STITCHED and entry.subnetwork:
-        lines += [f"output {entry.subnetwork.output}, {len(entry.stitches)} stitches on:"]
+        lines += [f"{answer_text(entry.subnetwork)}, {len(entry.stitches)} stitches on:"]
         lines += [escape(name) for name in entry.stitches[:_STITCHES]]
         if len(entry.stitches) > _STITCHES:
             lines.append(f"and {len(entry.stitches) - _STITCHES} more")

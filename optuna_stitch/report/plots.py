@@ -36,7 +36,12 @@ NAMED = ("parent", "ensemble", "duo", "other")
 
 ALL_TRIALS = "all trials (validation)"
 
+# Lines of a plot: where some networks are cascades, there are two fronts.
 FRONT_LINE = "front (test)"
+
+FIXED_LINE = "front at fixed cost (test)"
+
+AVERAGE_LINE = "front at average cost (test)"
 
 HISTORY_TITLE = "Hypervolume of the validation front over the trials"
 
@@ -69,14 +74,39 @@ class Mark:
     marker: str
 
 
+# Stitched networks by whether all images cost the same.
+_STITCHED_CASCADE = "stitched cascade"
+
 MARKS = {
     "parent": Mark("parents", "#1f77b4", "square", "s"),
     "ensemble": Mark("plain ensemble", "#9467bd", "diamond", "D"),
     "duo": Mark("duo: weighted ensemble", "#9467bd", "diamond-open", "d"),
-    "cascade": Mark("cascades", "#2ca02c", "triangle-up", "^"),
+    "cascade": Mark("cascades of the parents", "#2ca02c", "triangle-up", "^"),
     "other": Mark("other networks", "#8c564b", "x", "X"),
     STITCHED: Mark("stitched", "#d62728", "circle", "o"),
+    _STITCHED_CASCADE: Mark("stitched cascades", "#e08214", "star", "*"),
 }
+
+
+@dataclass(frozen=True)
+class Line:
+    """A front as a line.
+
+    Args:
+        label: What the legend says.
+        colour: Of the line.
+        dash: Its pattern in Plotly.
+        style: Its pattern in matplotlib.
+        costs: Of its corners, rising, in the cost's unit.
+        qualities: Of its corners, in percent.
+    """
+
+    label: str
+    colour: str
+    dash: str
+    style: str
+    costs: list[float]
+    qualities: list[float]
 
 
 @dataclass(frozen=True)
@@ -84,7 +114,7 @@ class Group:
     """Entries that look alike.
 
     Args:
-        kind: Of all of them.
+        kind: Of all of them, a key of `MARKS`.
         label: What the legend says.
         entries: At least one.
         opacity: From 0 to 1.
@@ -129,22 +159,31 @@ class FrontPlot:
         """The entries, by what they look like."""
         found = []
         for kind, mark in MARKS.items():
-            own = [entry for entry in self.front.entries if entry.kind == kind]
-            if kind == STITCHED:
-                off = [entry for entry in own if not entry.on_front]
-                own = [entry for entry in own if entry.on_front]
+            own = [entry for entry in self.front.entries if _look(entry) == kind]
+            if kind in (STITCHED, _STITCHED_CASCADE):
+                off = [entry for entry in own if not entry.on_a_front]
+                own = [entry for entry in own if entry.on_a_front]
                 found.append(Group(kind, mark.label, own))
-                found.append(Group(kind, f"{mark.label}, not on the front", off, _FADED))
+                found.append(Group(kind, f"{mark.label}, on no front", off, _FADED))
             else:
                 found.append(Group(kind, mark.label, own))
         return [group for group in found if group.entries]
 
     @property
-    def line(self) -> tuple[list[float], list[float]]:
-        """Cost and quality, in percent, of what no other entry dominates in both; by cost."""
-        points = np.array(
-            [(self.cost(entry), 100 * entry.quality) for entry in self.front.entries]
-        )
+    def lines(self) -> list[Line]:
+        """The fronts: of what costs the same for every image, and of all at average cost."""
+        entries = self.front.entries
+        if not self.front.has_cascades:
+            return [Line(FRONT_LINE, "#7f7f7f", "dot", ":", *self._corners(entries))]
+        fixed = [entry for entry in entries if not entry.is_cascade]
+        return [
+            Line(FIXED_LINE, "#7f7f7f", "solid", "-", *self._corners(fixed)),
+            Line(AVERAGE_LINE, "#17a2b8", "dash", "--", *self._corners(entries)),
+        ]
+
+    def _corners(self, entries: Sequence[Entry]) -> tuple[list[float], list[float]]:
+        """Cost and quality, in percent, of what no other one dominates in both; by cost."""
+        points = np.array([(self.cost(entry), 100 * entry.quality) for entry in entries])
         best = moocore.filter_dominated(points, maximise=[False, True]).tolist()
         costs, qualities = zip(*sorted(best), strict=True)
         return list(costs), list(qualities)
@@ -168,6 +207,10 @@ class FrontPlot:
         return 100 * low, 100 * high
 
 
+def _look(entry: Entry) -> str:
+    return _STITCHED_CASCADE if entry.kind == STITCHED and entry.is_cascade else entry.kind
+
+
 def write_front(front: Entries, title: str, path: Path) -> None:
     """Write the plot of a front as an image.
 
@@ -188,20 +231,22 @@ def front_figure(front: Entries, title: str) -> Figure:
         title: Above the plot.
     """
     plot = FrontPlot(front)
-    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    figure = Figure(figsize=(8, 5.8), dpi=150, layout="constrained")
     axes = figure.subplots()
     if plot.background is not None:
         axes.scatter(
             *plot.background, s=8, color="#999999", alpha=0.35, linewidths=0, label=ALL_TRIALS
         )
-    axes.step(
-        *plot.line,
-        where="post",
-        color="#7f7f7f",
-        linewidth=0.8,
-        linestyle=":",
-        label=FRONT_LINE,
-    )
+    for line in plot.lines:
+        axes.step(
+            line.costs,
+            line.qualities,
+            where="post",
+            color=line.colour,
+            linewidth=1.2,
+            linestyle=line.style,
+            label=line.label,
+        )
     axes.set_ylim(*plot.frame)
     for group in plot.groups:
         for entry in group.entries:
@@ -211,8 +256,12 @@ def front_figure(front: Entries, title: str) -> Figure:
     axes.set_ylabel(plot.axes[1])
     axes.set_title(title)
     axes.grid(alpha=0.25)
-    axes.legend(
-        loc="lower right", fontsize=8, title="test split, bars: 95% intervals", title_fontsize=8
+    figure.legend(
+        loc="outside lower center",
+        ncols=3,
+        fontsize=8,
+        title="test split, bars: 95% intervals",
+        title_fontsize=8,
     )
     return figure
 
@@ -229,7 +278,7 @@ def _draw_entry(
         fmt=group.mark.marker,
         color=group.mark.colour,
         markerfacecolor="none" if group.kind == "duo" else None,
-        markersize=6,
+        markersize=9 if group.mark.marker == "*" else 6,
         elinewidth=0.8,
         alpha=group.opacity,
         label=label,
@@ -266,7 +315,7 @@ def write_history(history: pd.DataFrame, path: Path) -> None:
 
 
 def switch_shares(front: Entries, supernetwork: Supernetwork) -> pd.DataFrame:
-    """How often each switch is on among the stitched networks of the front.
+    """How often each switch is on among the stitched networks of both fronts.
 
     Args:
         front: What was found.
@@ -276,7 +325,7 @@ def switch_shares(front: Entries, supernetwork: Supernetwork) -> pd.DataFrame:
         One row per switch: its name, ``into`` (the parent whose point it replaces), ``depth_a``
         and ``depth_b`` (of its match, 0 to 1), and ``share`` of the networks, 0 to 1.
     """
-    networks = [entry.subnetwork.on for entry in front.stitched_front if entry.subnetwork]
+    networks = [entry.subnetwork.on for entry in front.stitched_fronts if entry.subnetwork]
     rows = []
     for index, (switch, kept) in enumerate(
         zip(supernetwork.switches, supernetwork.kept, strict=True)

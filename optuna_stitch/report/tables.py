@@ -32,9 +32,14 @@ _QUALITY = {"accuracy": "acc. %", "mean_iou": "mIoU %"}
 _CASCADE = "casc."
 
 # What does not fit a terminal of 80 columns.
-_LEFT_OUT = ("front", "parameters", "output", "on", "vs duo")
+_LEFT_OUT = ("front", "go on", "parameters", "output", "on", "vs duo")
 
-_CAPTION = "bold: on the front. vs: difference in points; * p < 0.05, corrected for all"
+# What an image of a cascade costs that goes on, and the share of test images that does.
+_WORST, _GO_ON = "worst", "go on"
+
+_CAPTION = "bold: on a front. vs: difference in points; * p < 0.05, corrected for all"
+
+_CASCADES_CAPTION = "worst: cost of images that go on. underlined: on the front at fixed cost"
 
 
 def stitch_quality_sentence(stitch_qualities: Sequence[StitchQuality]) -> str:
@@ -99,6 +104,7 @@ def columns(front: Entries) -> dict[str, bool]:
         _quality(front): True,
         "95% range": True,
         front.unit(front.cost).head: True,
+        **dict.fromkeys(_of_cascades(front), True),
         **dict.fromkeys(_other_objectives(front), True),
         "parameters": True,
         "output": False,
@@ -118,10 +124,11 @@ def cells(entry: Entry, front: Entries) -> dict[str, str]:
     comparisons = {_short(some.baseline): some for some in entry.comparisons}
     return {
         "network": entry.name,
-        "front": "yes" if entry.on_front else "",
+        "front": _front(entry, front),
         _quality(front): percent_text(entry.quality, sign=""),
         "95% range": percent_interval_text(entry.interval),
         cost.head: cost.text(entry.test[front.cost]),
+        **_cells_of_cascade(entry, front),
         **{name: _figure(entry, name) for name in _other_objectives(front)},
         "parameters": f"{entry.parameters:,}",
         "output": entry.subnetwork.output if entry.subnetwork else "",
@@ -131,24 +138,23 @@ def cells(entry: Entry, front: Entries) -> dict[str, str]:
 
 
 def rich_table(front: Entries) -> Table:
-    """Baselines and front for the terminal; networks off the front are dim.
+    """Baselines and stitched networks for the terminal; what is on no front is dim.
 
     Args:
         front: What the table shows.
     """
     table = Table(
         title=f"On {front.images} test images",
-        caption=_CAPTION,
+        caption=f"{_CAPTION}\n{_CASCADES_CAPTION}" if front.has_cascades else _CAPTION,
         box=box.SIMPLE,
-        padding=(0, 1, 0, 0),
+        padding=(0, 0 if front.has_cascades else 1, 0, 0),  # to fit 80 columns
     )
     shown = {name: right for name, right in columns(front).items() if name not in _LEFT_OUT}
     for name, right in shown.items():
         table.add_column(name, justify="right" if right else "left", no_wrap=True)
     for entry in worth_showing(front):
         row = cells(entry, front)
-        style = "dim" if not entry.on_front else "bold" if entry.kind != STITCHED else "bold red"
-        table.add_row(*(row[name] for name in shown), style=style)
+        table.add_row(*(row[name] for name in shown), style=_style(entry, front))
     return table
 
 
@@ -169,6 +175,35 @@ def front_table(front: Entries) -> str:
 
 def _quality(front: Entries) -> str:
     return _QUALITY[front.metric]
+
+
+def _front(entry: Entry, front: Entries) -> str:
+    """Which front a row is on; where there are no cascades, there is only one."""
+    return entry.fronts if front.has_cascades else "yes" if entry.on_front else ""
+
+
+def _of_cascades(front: Entries) -> list[str]:
+    """Columns that only a table with cascades has."""
+    cascades = [entry for entry in front.entries if entry.is_cascade]
+    worst = [_WORST] if any(front.cost in entry.worst for entry in cascades) else []
+    return [*worst, _GO_ON] if cascades else []
+
+
+def _cells_of_cascade(entry: Entry, front: Entries) -> dict[str, str]:
+    """The same columns of a row; empty where all images cost the same."""
+    worst = entry.worst.get(front.cost) if entry.is_cascade else None
+    found = {
+        _WORST: "" if worst is None else front.unit(front.cost).text(worst),
+        _GO_ON: "" if entry.share is None else percent_text(entry.share, 0, sign=""),
+    }
+    return {name: found[name] for name in _of_cascades(front)}
+
+
+def _style(entry: Entry, front: Entries) -> str:
+    if not entry.on_a_front:
+        return "dim"
+    underlined = " underline" if front.has_cascades and entry.on_fixed_front else ""
+    return f"bold{' red' if entry.kind == STITCHED else ''}{underlined}"
 
 
 def _other_objectives(front: Entries) -> list[str]:

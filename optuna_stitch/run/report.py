@@ -65,7 +65,7 @@ def write_results(run: RunFolder, front: Front) -> dict[str, go.Figure]:
     for suffix in ("png", "svg"):
         write_front(front, title, folder / f"front.{suffix}")
     write_switches(shares, folder / "switches.png")
-    stitched = front.stitched_front
+    stitched = front.stitched_fronts
     pictures = Pictures(
         front="front.png",
         history=None if history is None else "history.png",

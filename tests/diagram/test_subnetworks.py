@@ -10,7 +10,7 @@ import optuna_stitch as st
 from optuna_stitch.diagram.drawing import draw_subnetwork, macs_text
 from optuna_stitch.diagram.lanes import DROP
 from optuna_stitch.diagram.segments import dissect
-from optuna_stitch.stitching.genotype import OUTPUTS, SIDES, Genotype, Output
+from optuna_stitch.stitching.genotype import FIRST, OUTPUTS, SIDES, Genotype, Output
 from tests.helpers.drawings import (
     STRANGE,
     SVG,
@@ -54,7 +54,8 @@ def _random(supernetwork: st.Supernetwork, seed: int) -> Genotype:
     draw = random.Random(seed)
     count = len(supernetwork.switches)
     on = draw.sample(range(count), draw.choice([1, 3, 8, count // 2]))
-    return Genotype(draw.choice(OUTPUTS), frozenset(on))
+    output = draw.choice(OUTPUTS)
+    return Genotype(output, frozenset(on), 0.3 if output in FIRST else None)
 
 
 def _drawn(supernetwork: st.Supernetwork, genotype: Genotype) -> ET.Element:

@@ -71,9 +71,22 @@ def lane_of(root: ET.Element, side: str) -> ET.Element:
 
 
 def coloured_stretches(lane: ET.Element, side: str) -> list[tuple[float, float]]:
-    """Where a spine is coloured, from top to bottom."""
-    ways = [path.attrib["d"] for path in of_kind(lane, "path", f"path {side}")]
-    pieces = [piece.split() for way in ways for piece in way.split("M")[1:]]
+    """Where a spine is coloured, from top to bottom, fully or lightly."""
+    joined: list[tuple[float, float]] = []
+    for begin, end in sorted(_pieces(of_kind(lane, "path", f"path {side}"))):
+        if joined and joined[-1][1] == begin:  # lightly below what every image needs
+            begin = joined.pop()[0]
+        joined.append((begin, end))
+    return joined
+
+
+def light_stretches(lane: ET.Element, side: str) -> list[tuple[float, float]]:
+    """Where a spine is coloured lightly: what only unsure images need."""
+    return _pieces(of_kind(lane, "path", f"path later {side}"))
+
+
+def _pieces(paths: Sequence[ET.Element]) -> list[tuple[float, float]]:
+    pieces = [piece.split() for path in paths for piece in path.attrib["d"].split("M")[1:]]
     return [(float(begin), float(end)) for _, begin, _, end in pieces]
 
 

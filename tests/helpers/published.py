@@ -31,6 +31,7 @@ def two_on_front(study: optuna.Study, objective: st.Objective, split: Split) -> 
     assert len(front.stitched) == 3
     for entry in front.entries:
         entry.on_front = entry in front.stitched[:2] or entry.kind == "parent"
+        entry.on_fixed_front = entry.on_front and not entry.is_cascade
     return front
 
 

@@ -7,7 +7,37 @@ import pytest
 
 import optuna_stitch as st
 from optuna_stitch.data.splits import Split
+from optuna_stitch.stitching.genotype import Genotype, Output
 from tests.helpers.published import two_on_front
+
+# Networks by output, threshold and stitches: static ones, a stitched ensemble, and cascades.
+_TRIED: list[tuple[Output, float | None, list[str]]] = [
+    ("a", None, []),
+    ("b", None, []),
+    ("ensemble", None, []),
+    ("b", None, ["a.conv1.4 -> b.blocks.1.0.conv_exp"]),
+    ("b", None, ["a.conv1.0 -> b.conv_stem"]),
+    ("b", None, ["a.layer2.0.add -> b.blocks.3.0.se"]),
+    ("ensemble", None, ["a.layer4.0.add -> b.conv_head"]),
+    ("b then both", 0.25, ["a.conv1.4 -> b.blocks.1.0.conv_exp"]),
+    ("b then both", 0.1, ["a.conv1.0 -> b.conv_stem"]),
+    ("b then both", 0.3, ["b.blocks.2.0 -> a.layer1.0.add"]),
+    ("a then both", 0.5, ["a.layer2.0.add -> b.blocks.3.0.se"]),
+]
+
+
+@pytest.fixture(scope="session")
+def study(objective: st.Objective) -> optuna.Study:
+    """A study that tried these networks."""
+    names = [switch.name for switch in objective.supernetwork.switches]
+    study = optuna.create_study(directions=objective.directions)
+    for output, threshold, stitches in _TRIED:
+        on = frozenset(names.index(name) for name in stitches)
+        study.enqueue_trial(
+            Genotype(output, on, threshold).params(objective.supernetwork.switches)
+        )
+    study.optimize(objective, n_trials=len(_TRIED))
+    return study
 
 
 @pytest.fixture(scope="session")
@@ -18,9 +48,8 @@ def shown(data: st.Data) -> Split:
 
 @pytest.fixture(scope="session")
 def front(study: optuna.Study, objective: st.Objective, shown: Split) -> st.Front:
-    """Of all trials: which of them are on the front hangs on how the parents were trained."""
-    every = [trial.number for trial in study.trials]
-    return st.evaluate_front(study, objective, shown, only=every)
+    """All of them, with their baselines."""
+    return st.evaluate_front(study, objective, shown, only=range(len(_TRIED)))
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ import pytest
 from optuna.artifacts import FileSystemArtifactStore
 from optuna_dashboard import get_note, save_note
 
-from optuna_stitch.report.dashboard import FinishedTrial
+from optuna_stitch.report.dashboard import FinishedTrial, study_note, trial_note
 from optuna_stitch.report.entries import Entry
 from optuna_stitch.report.front import Front
 from optuna_stitch.storage.artifacts import download_files, upload_files
@@ -101,7 +101,7 @@ def test_what_left_the_front_loses_note_and_files(published: Published, kind: st
     upload_files(published.study, published.store, paths)
     published.publish()
     stays, leaves = published.on_front
-    published.publish(_with(published.front, leaves, on_front=False))
+    published.publish(_with(published.front, leaves, on_front=False, on_fixed_front=False))
     trials = {trial["number"]: trial for trial in published.shown()["trials"]}
     assert trials[leaves.trial]["note"]["body"] == ""
     assert trials[leaves.trial]["artifacts"] == []
@@ -134,7 +134,7 @@ def test_what_people_wrote_stays(published: Published) -> None:
     assert get_note(other) == "a baseline"
     # a note that was edited shows the drawing still when its trial is off the front
     files = published.files()
-    without = _with(published.front, published.on_front[0], on_front=False)
+    without = _with(published.front, published.on_front[0], on_front=False, on_fixed_front=False)
     assert published.on_front[0].name in published.publish(without)
     assert published.files() == files
     for place in (first, second, published.study):
@@ -167,6 +167,37 @@ def test_a_store_that_fails_is_told(published: Published) -> None:
     published.store = FileSystemArtifactStore(published.folder / "absent")
     with pytest.raises(ArtifactError, match=r"drawings .* cannot be written .*No such file"):
         published.publish()
+
+
+def test_a_note_of_a_cascade_says_who_answers_and_both_costs(front: Front) -> None:
+    entry = next(entry for entry in front.stitched if entry.on_front and entry.is_cascade)
+    note = trial_note(entry, front, drawing="/drawing", command="export")
+    subnetwork = entry.subnetwork
+    assert subnetwork is not None
+    assert subnetwork.exit is not None
+    assert entry.share is not None
+    assert note.startswith("**On the front at average cost**")
+    assert "The head of b answers, and the mean of both heads where its confidence (" in note
+    assert f"is below {subnetwork.exit.threshold:.3g}: {100 * entry.share:.2f}%" in note
+    assert "lets 25% of the validation images go on" in note
+    assert f"M MACs, on average | \u2003{entry.test['macs'] / 1e6:.4g} |" in note
+    assert f"M MACs, at worst | \u2003{subnetwork.worst_macs / 1e6:.4g} |" in note
+    assert len(note) < 2000
+
+
+def test_the_note_of_the_study_tells_both_fronts(front: Front) -> None:
+    note = study_note(front, "Summary.", lambda number: f"/{number}")
+    rows = {line.split(" | ")[0]: line for line in note.splitlines() if line.startswith("| ")}
+    for entry in front.entries:
+        if entry.kind == "stitched" and not entry.on_a_front:
+            assert not any(entry.name in name for name in rows)
+            continue
+        (row,) = (line for name, line in rows.items() if entry.name in name)
+        assert row.split(" | ")[3].strip() == entry.fronts
+        worst = f"{entry.worst['macs'] / 1e6:.4g}" if entry.is_cascade else ""
+        assert row.split(" | ")[4].strip(" |\u2003") == worst
+        assert ("**" in row) == entry.on_a_front
+    assert "fixed cost" in note
 
 
 def _with(front: Front, changed: Entry, **values: Any) -> Front:

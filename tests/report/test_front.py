@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +11,16 @@ import pytest
 import torch
 from optuna.trial import TrialState
 from PIL import Image
+from rich.console import Console
 from torch.nn import functional as F
 
 import optuna_stitch as st
 from optuna_stitch.data.splits import Split
-from optuna_stitch.evaluation.metrics import Unit
+from optuna_stitch.evaluation.metrics import Unit, resolve_metrics
 from optuna_stitch.report.baselines import tune_duo
 from optuna_stitch.report.document import Pictures, write_report
 from optuna_stitch.report.entries import Entry, PairedComparison
+from optuna_stitch.report.evaluate import mark_front
 from optuna_stitch.report.front import Front
 from optuna_stitch.report.interactive import draw_front, draw_switches
 from optuna_stitch.report.plots import (
@@ -121,7 +125,18 @@ def test_baselines_come_first_and_the_front_is_what_nothing_dominates(front: st.
             other[0] <= point[0] and other[1] <= point[1] and other != point for other in points
         )
         assert entry.on_front != dominated
+        fixed = [other for e, other in zip(front.entries, points, strict=True) if not e.is_cascade]
+        dominated = any(
+            other[0] <= point[0] and other[1] <= point[1] and other != point for other in fixed
+        )
+        assert entry.on_fixed_front != (dominated or entry.is_cascade)
     assert front.front == [entry for entry in front.entries if entry.on_front]
+    assert front.fixed_front == [entry for entry in front.entries if entry.on_fixed_front]
+    assert front.stitched_fixed_front == [e for e in front.fixed_front if e.kind == "stitched"]
+    assert set(map(id, front.stitched_fronts)) == {
+        id(entry) for entry in (*front.stitched_front, *front.stitched_fixed_front)
+    }
+    assert {"both", "average", ""} <= {entry.fronts for entry in front.stitched}
     for entry in front.stitched:
         rivals = [comparison.baseline for comparison in entry.comparisons]
         assert rivals[:4] == ["parent a", "parent b", "ensemble", "duo"]
@@ -196,6 +211,47 @@ def test_the_table_as_a_file(front: st.Front, tmp_path: Path) -> None:
     assert {"test_accuracy", "test_accuracy_low", "test_macs", "val_accuracy"} <= set(read)
     stitches = ["; ".join(entry.stitches) for entry in front.stitched]
     assert read["stitches"].dropna().tolist() == stitches
+    assert read["on_fixed_front"].tolist() == [entry.on_fixed_front for entry in front.entries]
+    rows = read.set_index("name")
+    for entry in front.entries:
+        row = rows.loc[entry.name]
+        assert row["worst_macs"] >= row["test_macs"]
+        assert (row["worst_macs"] > row["test_macs"]) == entry.is_cascade
+        assert row["share"] == entry.share or (np.isnan(row["share"]) and not entry.is_cascade)
+        subnetwork = entry.subnetwork
+        if subnetwork is not None and subnetwork.exit is not None:
+            assert row["threshold"] == subnetwork.threshold
+            assert row["confidence"] == subnetwork.exit.confidence
+            assert row["confidence_threshold"] == pytest.approx(subnetwork.exit.threshold)
+        else:
+            assert np.isnan(row["threshold"])
+
+
+def test_tables_say_average_and_worst_cost_and_how_many_go_on(front: st.Front) -> None:
+    head, _, *lines = (line.strip("|").split("|") for line in front_table(front).splitlines())
+    names = [name.strip() for name in head]
+    rows = [dict(zip(names, (cell.strip() for cell in line), strict=True)) for line in lines]
+    assert {"cascade", "stitched"} <= {entry.kind for entry in front.entries if entry.is_cascade}
+    for entry, row in zip(worth_showing(front), rows, strict=True):
+        assert row["front"] == entry.fronts
+        assert row["M MACs"] == f"{entry.test['macs'] / 1e6:.4g}"
+        assert row["worst"] == (f"{entry.worst['macs'] / 1e6:.4g}" if entry.is_cascade else "")
+        assert row["go on"] == ("" if entry.share is None else f"{100 * entry.share:.0f}")
+    static = replace(front, entries=[entry for entry in front.entries if not entry.is_cascade])
+    assert "worst" not in front_table(static).splitlines()[0]
+    assert "| parent b | yes |" in front_table(static)
+
+
+def test_the_terminal_has_room_for_the_table(front: st.Front) -> None:
+    """Of 80 columns; parents that differ by 60 points are rarer elsewhere than in tests."""
+    shown = [
+        replace(e, comparisons=[c for c in e.comparisons if c.baseline != "parent a"])
+        for e in worth_showing(front)
+    ]
+    console = Console(width=80, file=io.StringIO(), force_terminal=False)
+    console.print(rich_table(replace(front, entries=shown)))
+    assert isinstance(console.file, io.StringIO)
+    assert "…" not in console.file.getvalue()
 
 
 def test_plots(front: st.Front, supernetwork: st.Supernetwork, tmp_path: Path) -> None:
@@ -207,14 +263,21 @@ def test_plots(front: st.Front, supernetwork: st.Supernetwork, tmp_path: Path) -
     assert ">ensemble</text>" in drawn
     figure = draw_front(front, "Title")
     names = {trace.name for trace in figure.data}
-    assert {"all trials (validation)", "parents", "cascades", "duo: weighted ensemble"} <= names
+    assert {"all trials (validation)", "parents", "duo: weighted ensemble"} <= names
+    assert {"cascades of the parents", "stitched", "stitched cascades"} <= names
+    assert {"front at fixed cost (test)", "front at average cost (test)"} <= names
+    assert all(f">{name}</text>" in drawn for name in names)
     traces = [trace for trace in figure.data if str(trace.name).startswith("stitched")]
-    entries = sorted(front.stitched, key=lambda entry: not entry.on_front)
+    assert len({trace.marker.symbol for trace in traces}) == 2
+    entries = sorted(front.stitched, key=lambda entry: (entry.is_cascade, not entry.on_a_front))
     hovers = [hover for trace in traces for hover in trace.customdata]
     for entry, shown in zip(entries, hovers, strict=True):
+        assert f"<b>{entry.name}</b>" in shown
         assert all(name.replace(">", "&gt;") in shown for name in entry.stitches[:8])
+        assert ("at worst" in shown) == ("go on" in shown) == entry.is_cascade
+        assert ("on no front" in shown) != entry.on_a_front
     shares = switch_shares(front, supernetwork)
-    on = [entry.subnetwork.on for entry in front.stitched_front if entry.subnetwork]
+    on = [entry.subnetwork.on for entry in front.stitched_fronts if entry.subnetwork]
     assert shares["share"].tolist() == [
         pytest.approx(sum(i in each for each in on) / max(len(on), 1)) for i in range(len(shares))
     ]
@@ -231,8 +294,19 @@ def test_the_line_of_a_plot_is_what_nothing_is_cheaper_and_better_than() -> None
     assert list(line.y) == pytest.approx([90, 95, 97])
 
 
+def test_cascades_are_on_the_line_at_average_cost_only() -> None:
+    cascade = _entry("trial 7", 0.96, 70.0, share=0.5, worst=120.0, parent_a=(0.01, 0.5))
+    static = [_entry("parent a", 0.95, 100.0), _entry("parent b", 0.90, 50.0)]
+    drawn = draw_front(_front([*static, cascade]), "")
+    lines = {trace.name: trace for trace in drawn.data if trace.mode == "lines"}
+    assert list(lines["front at fixed cost (test)"].y) == pytest.approx([90, 95])
+    assert list(lines["front at average cost (test)"].y) == pytest.approx([90, 96])
+    assert list(lines["front at average cost (test)"].x) == pytest.approx([50e-6, 70e-6])
+
+
 def test_the_report(front: st.Front) -> None:
-    pictures = Pictures("front.png", "history.png", None, None, {})
+    drawn = {entry.trial: "drawn.svg" for entry in front.stitched_fronts if entry.trial}
+    pictures = Pictures("front.png", "history.png", None, None, drawn)
     report = write_report(
         front,
         pictures,
@@ -241,6 +315,10 @@ def test_the_report(front: st.Front) -> None:
         commands=["true"],
         export="export {trial}",
     )
+    assert "There are two fronts, " in report
+    cascade = next(entry for entry in front.stitched_front if entry.is_cascade)
+    assert cascade.share is not None
+    assert f"at worst, {100 * cascade.share:.0f}% of the images go on: the head of b" in report
     assert report.startswith(f"# Title\n\n{front.headline}\n\n![")
     assert "| data | digits |" in report
     assert rich_table(front).row_count == len(worth_showing(front))
@@ -331,20 +409,35 @@ def _logits(supernetwork: st.Supernetwork, side: str, split: Split) -> torch.Ten
     return torch.cat([module(*batch.images) for batch in split.batches(supernetwork.views, 50)])
 
 
-def _entry(name: str, accuracy: float, macs: float, **comparisons: tuple[float, float]) -> Entry:
-    kinds = {"ensemble": "ensemble", "duo": "duo"}
+def _entry(
+    name: str,
+    accuracy: float,
+    macs: float,
+    share: float | None = None,
+    worst: float | None = None,
+    **comparisons: tuple[float, float],
+) -> Entry:
+    kinds = {"ensemble": "ensemble", "duo": "duo", "cascade": "cascade", "parent": "parent"}
     return Entry(
         name=name,
-        kind="stitched" if comparisons else kinds.get(name, "parent"),
+        kind="stitched" if comparisons else kinds[name.split()[0]],
         test={"accuracy": accuracy, "macs": macs},
         metric="accuracy",
         intervals={"accuracy": (accuracy, accuracy)},
         trial=0,
         on_front=True,
+        share=share,
+        worst={"macs": macs if worst is None else worst},
         comparisons=[
             PairedComparison(key.replace("_", " "), *value) for key, value in comparisons.items()
         ],
     )
+
+
+def _front(entries: list[Entry]) -> Front:
+    """These entries, marked by what is on either front."""
+    mark_front(entries, resolve_metrics(["accuracy", "macs"]))
+    return Front(entries, ["accuracy", "macs"], pd.DataFrame(), 500)
 
 
 @pytest.mark.parametrize(
@@ -391,4 +484,115 @@ def test_the_headline_when_nothing_was_found() -> None:
     assert front.headline == (
         "No stitched network is worth its cost: parent a and parent b are at least as good and "
         "cost no more."
+    )
+
+
+PARENTS = {"parent a": (0.95, 100.0), "parent b": (0.90, 50.0), "ensemble": (0.96, 150.0)}
+
+
+def _with_parents(*more: Entry) -> Front:
+    return _front([*(_entry(name, *figures) for name, figures in PARENTS.items()), *more])
+
+
+def test_each_front_has_its_sentence() -> None:
+    static = _entry("trial 3", 0.97, 80.0, parent_a=(0.02, 0.001), ensemble=(0.01, 0.2))
+    cascade = _entry(
+        "trial 7", 0.98, 60.0, 0.3, 105.0, parent_a=(0.03, 0.0001), ensemble=(0.02, 0.004)
+    )
+    front = _with_parents(static, cascade)
+    assert front.headline == (
+        "At fixed cost, a stitched network (trial 3) has a higher accuracy than parent a (97.0% "
+        "against 95.0%, p = 0.001 after correction) and needs 20% fewer multiply-accumulates. On "
+        "average, a stitched cascade (trial 7) has a higher accuracy than the ensemble (98.0% "
+        "against 96.0%, p = 0.004 after correction) and needs 60% fewer multiply-accumulates, at "
+        "worst 30% fewer than both parents."
+    )
+    assert front.finding.entry is static
+
+
+@pytest.mark.parametrize(
+    ("worst", "expected"),
+    [
+        (105.0, ", at worst 30% fewer than both parents."),
+        (150.4, ", at worst as many as both parents."),
+        (165.0, ", at worst 10% more than both parents."),
+    ],
+)
+def test_the_headline_says_what_a_cascade_costs_at_worst(worst: float, expected: str) -> None:
+    cascade = _entry("trial 7", 0.98, 60.0, 0.3, worst, ensemble=(0.02, 0.004))
+    assert _with_parents(cascade).headline.endswith(expected)
+
+
+def test_a_finding_on_one_front_only() -> None:
+    cascade = _entry("trial 7", 0.98, 60.0, 0.3, 105.0, ensemble=(0.02, 0.004))
+    front = _with_parents(cascade)
+    assert front.headline.startswith(
+        "At fixed cost, no stitched network is worth its cost. On average, a stitched cascade "
+    )
+    assert front.finding.entry is cascade
+    static = _entry("trial 3", 0.97, 80.0, parent_a=(0.02, 0.001))
+    front = _with_parents(static, _entry("cascade 20%", 0.98, 70.0, 0.2, 150.0))
+    assert front.headline.startswith("At fixed cost, a stitched network (trial 3) has a higher ")
+    assert front.headline.endswith("On average, no stitched network is worth its cost.")
+    assert front.finding.entry is static
+
+
+def test_a_plain_cascade_is_a_rival_on_average_only() -> None:
+    """It is as good and costs less: at fixed cost, it is no alternative."""
+    compared = {"parent_a": (0.02, 0.001), "cascade 20%": (0.002, 0.7)}
+    static = _entry("trial 3", 0.97, 80.0, **compared)
+    front = _with_parents(static, _entry("cascade 20%", 0.968, 70.0, 0.2, 150.0))
+    fixed, average = front.headline.removesuffix(".").split(". On average, ")
+    assert "cascade" not in fixed
+    assert average.endswith(
+        "; a cascade of the parents (20%) costs no more and is not told apart from it (96.8%, p = "
+        "0.7)"
+    )
+
+
+def test_the_same_finding_on_both_fronts_is_said_once() -> None:
+    static = _entry("trial 3", 0.97, 80.0, parent_a=(0.02, 0.001))
+    front = _with_parents(static, _entry("cascade 20%", 0.93, 70.0, 0.2, 150.0))
+    assert front.headline == (
+        "Both at fixed cost and on average, a stitched network (trial 3) has a higher accuracy "
+        "than parent a (97.0% against 95.0%, p = 0.001 after correction) and needs 20% fewer "
+        "multiply-accumulates."
+    )
+
+
+def test_a_cascade_that_is_as_good_and_cheaper() -> None:
+    cascade = _entry("trial 7", 0.951, 70.0, 0.3, 120.0, parent_a=(0.001, 0.9))
+    assert _with_parents(cascade).headline.endswith(
+        "On average, a stitched cascade (trial 7) needs 30% fewer multiply-accumulates than "
+        "parent a (at worst 20% fewer than both parents); its accuracy of 95.1% differs from "
+        "that one's 95.0% by +0.1 points, which 500 test images cannot tell from chance (p = 0.9)."
+    )
+
+
+def test_to_be_better_than_what_nobody_would_take_is_no_finding() -> None:
+    """Parent a is poor and dear; parent b costs hardly more than the network, and is as good."""
+    found = _entry("trial 7", 0.90, 49.0, parent_a=(0.4, 0.0001), parent_b=(-0.001, 0.9))
+    front = _front([_entry("parent a", 0.5, 100.0), _entry("parent b", 0.901, 50.0), found])
+    assert front.headline.startswith("A stitched network lies on the front, but none is cheaper")
+
+
+def test_better_than_one_baseline_but_not_told_apart_from_a_cheaper_one() -> None:
+    found = _entry("trial 7", 0.97, 80.0, parent_a=(0.02, 0.001), parent_b=(0.005, 0.4))
+    front = _front([_entry("parent a", 0.95, 100.0), _entry("parent b", 0.965, 50.0), found])
+    assert front.headline.endswith(
+        "and needs 20% fewer multiply-accumulates; parent b costs no more and is not told apart "
+        "from it (96.5%, p = 0.4)."
+    )
+
+
+def test_the_headline_when_neither_front_has_a_finding() -> None:
+    plain = [_entry("cascade 20%", 0.93, 70.0, 0.2, 150.0), _entry("cascade 40%", 0.94, 80.0, 0.4)]
+    assert _with_parents(*plain).headline == (
+        "No stitched network is worth its cost, be it at fixed cost or on average: parent a, "
+        "parent b, the ensemble and cascades of the parents are at least as good and cost no more."
+    )
+    useless = _entry("trial 7", 0.97, 155.0, ensemble=(0.01, 0.4))
+    assert _with_parents(*plain, useless).headline == (
+        "A stitched network lies on the front, but none is cheaper than a parent or a combination "
+        "of both of about the same accuracy, be it at fixed cost or on average."
     )

@@ -1,0 +1,46 @@
+"""What reports say of a network in words: who answers, and what an image costs."""
+
+from __future__ import annotations
+
+from optuna_stitch.diagram.output import confidence_text
+from optuna_stitch.report.entries import Entries, Entry
+from optuna_stitch.stitching.subnetwork import Subnetwork
+from optuna_stitch.utils.text import percent_text
+
+_ANSWERS = {
+    "a": "the head of a answers",
+    "b": "the head of b answers",
+    "ensemble": "the mean of both heads answers",
+}
+
+
+def answer_text(subnetwork: Subnetwork) -> str:
+    """Who answers: ``the head of a answers, and the mean of both heads where …``.
+
+    Args:
+        subnetwork: The network.
+    """
+    first = subnetwork.genotype.first
+    if first is None:
+        return _ANSWERS[subnetwork.output]
+    when = "it is unsure"
+    if subnetwork.exit is not None:
+        when = f"its {confidence_text(subnetwork.exit, 'is below')}"
+    return f"{_ANSWERS[first]}, and the mean of both heads where {when}"
+
+
+def cost_text(entry: Entry, front: Entries) -> str:
+    """What an image costs: ``4.099 M MACs``, or of a cascade on average and at worst.
+
+    Args:
+        entry: The network.
+        front: What it is of.
+    """
+    unit = front.unit(front.cost)
+    cost = unit(entry.test[front.cost])
+    if entry.share is None or front.cost not in entry.worst:
+        return cost
+    return (
+        f"{cost} on average, {unit.text(entry.worst[front.cost])} at worst, "
+        f"{percent_text(entry.share, 0)} of the images go on"
+    )
