@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
-from torch import Tensor
 
 from optuna_stitch.data.splits import Split
 from optuna_stitch.export.card import (
@@ -23,8 +20,9 @@ from optuna_stitch.export.card import (
     timm_config,
     write_card,
 )
-from optuna_stitch.export.formats import FORMATS, Format, select_formats
-from optuna_stitch.export.trace import Traced, trace
+from optuna_stitch.export.check import check_format, images_of
+from optuna_stitch.export.formats import FORMATS, select_formats
+from optuna_stitch.export.trace import trace
 from optuna_stitch.stitching.genotype import SIDES
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.utils.errors import ExportError
@@ -35,9 +33,6 @@ CARD = "README.md"
 
 # All that an export may write, the card last.
 FILES = (*(name for form in FORMATS.values() for name in form.files), CONFIG, DRAWING, CARD)
-
-# On how many images what is written is compared with the extracted module.
-_IMAGES = 64
 
 
 def export_subnetwork(
@@ -95,11 +90,11 @@ def export_subnetwork(
     )
     card = write_card(subnetwork, origin, traced.views, selected)
     drawing = subnetwork.draw(title=None if origin.trial is None else f"Trial {origin.trial}")
-    images, kind = _images(traced, split)
+    images = images_of(traced, split)
     with _staged(to, force=force) as folder:
         for name in selected:
             FORMATS[name].write(traced, folder)
-            _check(name, FORMATS[name], folder, traced, images, kind)
+            check_format(name, folder, traced, images)
         (folder / CONFIG).write_text(config, encoding="utf-8")
         drawing.write(folder / DRAWING)
         (folder / CARD).write_text(card, encoding="utf-8")
@@ -168,39 +163,3 @@ def _move(aside: Path, target: Path, *, replaceable: Collection[str]) -> None:
         (aside / name).replace(target / name)
     for name in set(replaceable) - set(written):
         (target / name).unlink(missing_ok=True)
-
-
-def _images(traced: Traced, split: Split | None) -> tuple[Sequence[Tensor], str]:
-    """Images to compare on, ``(N, C, H, W)`` by input, and what to call them."""
-    views = list(traced.views.values())
-    count = min(_IMAGES, traced.subnetwork.supergraph.batch_size)
-    if split is not None:
-        return split.pick(range(min(count, len(split))), views).images, "test"
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randn(count, *view.input_size, generator=generator) for view in views], "random"
-
-
-def _check(
-    name: str, form: Format, folder: Path, traced: Traced, images: Sequence[Tensor], kind: str
-) -> None:
-    """Compare what was written with the extracted module, one image alone and all together."""
-    written = form.load(folder)
-    for count in sorted({1, len(images[0])}):
-        given = [pixels[:count] for pixels in images]
-        with torch.no_grad():
-            difference = _difference(written(*given), traced.module(*given))
-        if difference > form.tolerance:
-            raise ExportError(
-                f"As {name} the network's logits differ from the extracted network's by up to "
-                f"{difference:.2g} on {count} {kind} images; {form.tolerance:g} is allowed. "
-                "Nothing was written; choose another format."
-            )
-
-
-def _difference(found: Tensor, expected: Tensor) -> float:
-    """The largest difference; infinite where one is no number and the other is."""
-    if found.shape != expected.shape or found.dtype != expected.dtype:
-        return math.inf
-    differing = (found != expected) & ~(found.isnan() & expected.isnan())
-    differences = (found - expected)[differing].abs().nan_to_num(math.inf)
-    return differences.amax().item() if len(differences) else 0.0
