@@ -35,6 +35,8 @@ _OUTPUTS: dict[Output, str] = {
     "a": "output of a",
     "b": "output of b",
     "ensemble": "ensemble of a and b",
+    "a then both": "a, where unsure both",
+    "b then both": "b, where unsure both",
 }
 
 
@@ -350,10 +352,11 @@ def _draw_output(page: _Page, output: Output, lanes: Mapping[Side, Lane]) -> Non
     text = _OUTPUTS[output]
     half, y, turn = svg.text_width(text) / 2 + 10, 36.0, 10.0
     for side, lane in lanes.items():
-        if output in (side, "ensemble"):
+        if output == side or output not in SIDES:
             way = ("M", lane.x, 0.0, "V", y - turn, "Q", lane.x, y, lane.x - lane.direction * turn)
             svg.path(page.output, f"path {side}", *way, y, "H", lane.direction * half)
     place = {"x": -half, "y": y - 13, "width": 2 * half, "height": 26, "rx": 13}
-    box = {"class": f"answer {output}", **{k: svg.number(v) for k, v in place.items()}}
+    kind = output if output in SIDES else "ensemble"
+    box = {"class": f"answer {kind}", **{k: svg.number(v) for k, v in place.items()}}
     ET.SubElement(page.output, "rect", box)
     svg.text(page.output, "figures", (0, y + 4), text, "middle")

@@ -131,12 +131,13 @@ def _difference(
 def _near(module: CascadeModule, given: Sequence[Tensor], tolerance: float) -> Tensor:
     """Which images are so near to the threshold that the tolerance may decide, ``(N,)`` bool."""
     with torch.no_grad():
-        logits = module.first(*given)[0]
+        logits: Tensor = module.first(*given)[0]
     logits.requires_grad_()
     sure = module.exit.sure(logits)
     (slopes,) = torch.autograd.grad(sure.sum(), logits)
     reach = tolerance * slopes.abs().flatten(1).sum(dim=1)
-    return (sure.detach() - module.exit.threshold).abs() <= reach
+    distance: Tensor = (sure.detach() - module.exit.threshold).abs()
+    return distance <= reach
 
 
 def _largest(found: Tensor, expected: Tensor) -> float:

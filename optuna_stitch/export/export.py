@@ -20,6 +20,7 @@ from optuna_stitch.export.card import (
     timm_config,
     write_card,
 )
+from optuna_stitch.export.cascade_text import cascade_config, exit_of
 from optuna_stitch.export.check import check_format, images_of
 from optuna_stitch.export.formats import FORMATS, select_formats
 from optuna_stitch.export.trace import trace
@@ -50,21 +51,25 @@ def export_subnetwork(
     format is loaded again and compared with the extracted module.
 
     Args:
-        subnetwork: The subnetwork.
+        subnetwork: The subnetwork; a cascade with its exit, as `Evaluator.tune_exits` returns it.
         to: The folder; made if it is not there.
         split: Images to compare on, such as the test split; random ones, if None.
         origin: Where the network comes from, for its card; if None, the card says what the
             network itself knows.
         formats: ``python``: one file of code and one of weights, bit for bit the same network;
-            ``program``: by ``torch.export.save``, likewise; ``onnx``: up to 1e-4; ``all``.
+            ``program``: by ``torch.export.save``, likewise; ``onnx``: up to 1e-4; ``all``. As
+            ``python`` and ``program`` a cascade computes further only what goes on of a batch;
+            as ``onnx`` it is two files, one for batches that computes both heads for every image,
+            and one for one image that stops where the first answer is enough.
         force: Whether to replace files of an earlier export.
 
     Returns:
         The folder.
 
     Raises:
-        ExportError: If a format is unknown or cannot hold this network, the folder cannot be
-            written or has files in it, or what was written computes something else.
+        ExportError: If a format is unknown or cannot hold this network, a cascade has no exit, the
+            folder cannot be written or has files in it, or what was written computes something
+            else.
 
     Example:
         >>> subnetwork = supernetwork.subnetwork({"output": "a"})
@@ -78,6 +83,8 @@ def export_subnetwork(
     if origin is None:
         graphs = supergraph.graphs
         origin = Origin({side: ParentOrigin(graphs[side].name) for side in SIDES})
+    if subnetwork.is_cascade:
+        exit_of(subnetwork)  # without one there is nothing to trace
     traced = trace(subnetwork, title=describe(subnetwork, origin))
     parents = [origin.parents[side].name for side in SIDES]
     trial = [] if origin.trial is None else [f"trial-{origin.trial}"]
@@ -87,6 +94,7 @@ def export_subnetwork(
         traced.views,
         class_names=origin.class_names,
         licence=licence_of(subnetwork, origin),
+        cascade=cascade_config(subnetwork) if subnetwork.is_cascade else None,
     )
     card = write_card(subnetwork, origin, traced.views, selected)
     drawing = subnetwork.draw(title=None if origin.trial is None else f"Trial {origin.trial}")
