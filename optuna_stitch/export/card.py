@@ -17,7 +17,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from optuna_stitch.data.view import View
 from optuna_stitch.evaluation.metrics import unit_of
 from optuna_stitch.export.cascade_text import cascade_sentence, cascade_table
-from optuna_stitch.export.formats import FORMATS
+from optuna_stitch.export.formats import FORMATS, SINGLE
 from optuna_stitch.stitching.genotype import SIDES, Output, Side
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.utils.text import (
@@ -198,7 +198,7 @@ def describe(subnetwork: Subnetwork, origin: Origin) -> str:
     used = _parents_in(subnetwork)
     if len(used) == 1:
         return f"{whose}: {names[used[0]]} (parent {used[0]}) alone, without a stitch"
-    of_macs = "of the MACs at most" if subnetwork.is_cascade else "of the MACs"
+    of_macs = "of the worst-case MACs" if subnetwork.is_cascade else "of the MACs"
     whole = "cascade" if subnetwork.is_cascade else "ensemble"
     share = {owner: percent_text(macs[owner] / sum(macs.values()), 0) for owner in macs}
     both = " and ".join(f"{names[side]} ({side}, {share[side]} {of_macs})" for side in SIDES)
@@ -442,4 +442,7 @@ def _usage(
         paragraphs += [f"{form.needs}:", f"```python\n{form.usage}\n{answer}\n```"]
         if subnetwork.is_cascade:
             paragraphs.append(f"{form.cascades}.")
-    return [*paragraphs, "`images` may hold any number of images, along its first dimension."]
+    batches = "`images` may hold any number of images, along its first dimension"
+    if subnetwork.is_cascade and "onnx" in formats:
+        batches += f", save for `{SINGLE}`"
+    return [*paragraphs, f"{batches}."]
