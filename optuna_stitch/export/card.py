@@ -16,7 +16,8 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from optuna_stitch.data.view import View
 from optuna_stitch.evaluation.metrics import unit_of
-from optuna_stitch.export.formats import FORMATS
+from optuna_stitch.export.cascade_text import cascade_sentence, cascade_table
+from optuna_stitch.export.formats import FORMATS, SINGLE
 from optuna_stitch.stitching.genotype import SIDES, Output, Side
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.utils.text import (
@@ -71,9 +72,11 @@ class Figures:
         name: What the network is called.
         quality: Its accuracy or mean IoU, as a share of 1.
         interval: Lower and upper bound of the quality's 95% interval, as shares of 1.
-        macs: Multiply-accumulates per image.
+        macs: Multiply-accumulates per image; of a cascade, on average.
         parameters: Number of parameters.
         others: Further figures, by name.
+        worst_macs: Multiply-accumulates of the dearest image, where images differ.
+        share: Of a cascade, the share of the images that go on.
     """
 
     name: str
@@ -82,6 +85,8 @@ class Figures:
     macs: float
     parameters: int
     others: Mapping[str, float] = field(default_factory=dict)
+    worst_macs: float | None = None
+    share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -193,11 +198,13 @@ def describe(subnetwork: Subnetwork, origin: Origin) -> str:
     used = _parents_in(subnetwork)
     if len(used) == 1:
         return f"{whose}: {names[used[0]]} (parent {used[0]}) alone, without a stitch"
+    of_macs = "of the worst-case MACs" if subnetwork.is_cascade else "of the MACs"
+    whole = "cascade" if subnetwork.is_cascade else "ensemble"
     share = {owner: percent_text(macs[owner] / sum(macs.values()), 0) for owner in macs}
-    both = " and ".join(f"{names[side]} ({side}, {share[side]} of the MACs)" for side in SIDES)
+    both = " and ".join(f"{names[side]} ({side}, {share[side]} {of_macs})" for side in SIDES)
     count = len(subnetwork.on)
     if not count:
-        return f"{whose}: the ensemble of {both}, without a stitch"
+        return f"{whose}: the {whole} of {both}, without a stitch"
     linear = "one linear stitch" if count == 1 else f"{count} linear stitches"
     return f"{whose}: stitched from {both} by {linear} ({share['stitch']})"
 
@@ -237,6 +244,7 @@ def timm_config(
     *,
     class_names: Sequence[str] | None,
     licence: str | None,
+    cascade: Mapping[str, Any] | None = None,
 ) -> str:
     """The text of ``config.json``.
 
@@ -246,6 +254,7 @@ def timm_config(
         views: How each input sees images, by its name.
         class_names: In the order of their labels, where they are known.
         licence: Where there is one.
+        cascade: When a cascade's first answer is enough, and what it costs.
 
     Returns:
         JSON with ``pretrained_cfg``, or with one for each of ``inputs`` where there are several;
@@ -267,6 +276,8 @@ def timm_config(
         config["inputs"] = [
             {"name": name, "pretrained_cfg": fields} for name, fields in described.items()
         ]
+    if cascade is not None:
+        config["cascade"] = dict(cascade)
     return json.dumps(config, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -292,9 +303,10 @@ def write_card(
     paragraphs = [
         f"---\n{_header(subnetwork, origin, formats)}\n---",
         f"# {origin.title}",
-        f"{describe(subnetwork, origin)}. {_RETURNS[subnetwork.output]}",
+        f"{describe(subnetwork, origin)}. {_returns(subnetwork)}",
         f"![Both parents from input to output, and the path of this network]({DRAWING})",
         *(_figures(origin.results) if origin.results is not None else ()),
+        *_cascade(subnetwork, origin.results),
         "## Parents",
         markdown_table(["parent", "network", "weights", "licence"], parents),
         "Licences are those that the sources of the weights state; nothing else was looked up.",
@@ -312,6 +324,21 @@ def write_card(
     if origin.facts:
         paragraphs.append(markdown_table(["", ""], origin.facts))
     return "\n\n".join(paragraphs) + "\n"
+
+
+def _returns(subnetwork: Subnetwork) -> str:
+    """What it returns, in a sentence or two."""
+    if subnetwork.is_cascade:
+        return cascade_sentence(subnetwork)
+    return _RETURNS[subnetwork.output]
+
+
+def _cascade(subnetwork: Subnetwork, results: Results | None) -> list[str]:
+    """When the first answer is enough, and what images cost; nothing of other networks."""
+    if not subnetwork.is_cascade:
+        return []
+    share = results.network.share if results is not None else None
+    return ["## Cascade", cascade_table(subnetwork, share)]
 
 
 def _header(subnetwork: Subnetwork, origin: Origin, formats: Sequence[str]) -> str:
@@ -365,7 +392,7 @@ def _figures(results: Results) -> list[str]:
                 f"**{one.name}**" if one is network else one.name,
                 percent_text(one.quality),
                 percent_interval_text(one.interval, sign="%"),
-                millions_text(one.macs, 3),
+                _macs_text(one),
                 *(number_text(one.others[name]) for name in network.others),
                 f"{one.parameters:,}",
                 points_text(comparison.difference) if comparison is not None else "",
@@ -380,6 +407,13 @@ def _figures(results: Results) -> list[str]:
         f"*difference*: {words} of this network less that of the row, in points; *p* by "
         f"{_TESTS[results.metric]} on the same images, corrected by Holm for these comparisons.",
     ]
+
+
+def _macs_text(one: Figures) -> str:
+    text = millions_text(one.macs, 3)
+    if one.worst_macs is None or one.worst_macs == one.macs:
+        return text
+    return f"{text}, at most {millions_text(one.worst_macs, 3)}"
 
 
 def _usage(
@@ -406,4 +440,9 @@ def _usage(
     for name in formats:
         form = FORMATS[name]
         paragraphs += [f"{form.needs}:", f"```python\n{form.usage}\n{answer}\n```"]
-    return [*paragraphs, "`images` may hold any number of images, along its first dimension."]
+        if subnetwork.is_cascade:
+            paragraphs.append(f"{form.cascades}.")
+    batches = "`images` may hold any number of images, along its first dimension"
+    if subnetwork.is_cascade and "onnx" in formats:
+        batches += f", save for `{SINGLE}`"
+    return [*paragraphs, f"{batches}."]

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
-from torch import Tensor
 
 from optuna_stitch.data.splits import Split
 from optuna_stitch.export.card import (
@@ -23,8 +20,10 @@ from optuna_stitch.export.card import (
     timm_config,
     write_card,
 )
-from optuna_stitch.export.formats import FORMATS, Format, select_formats
-from optuna_stitch.export.trace import Traced, trace
+from optuna_stitch.export.cascade_text import cascade_config, exit_of
+from optuna_stitch.export.check import check_format, images_of
+from optuna_stitch.export.formats import FORMATS, select_formats
+from optuna_stitch.export.trace import trace
 from optuna_stitch.stitching.genotype import SIDES
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.utils.errors import ExportError
@@ -35,9 +34,6 @@ CARD = "README.md"
 
 # All that an export may write, the card last.
 FILES = (*(name for form in FORMATS.values() for name in form.files), CONFIG, DRAWING, CARD)
-
-# On how many images what is written is compared with the extracted module.
-_IMAGES = 64
 
 
 def export_subnetwork(
@@ -55,21 +51,25 @@ def export_subnetwork(
     format is loaded again and compared with the extracted module.
 
     Args:
-        subnetwork: The subnetwork.
+        subnetwork: The subnetwork; a cascade with its exit, as `Evaluator.tune_exits` returns it.
         to: The folder; made if it is not there.
         split: Images to compare on, such as the test split; random ones, if None.
         origin: Where the network comes from, for its card; if None, the card says what the
             network itself knows.
         formats: ``python``: one file of code and one of weights, bit for bit the same network;
-            ``program``: by ``torch.export.save``, likewise; ``onnx``: up to 1e-4; ``all``.
+            ``program``: by ``torch.export.save``, likewise; ``onnx``: up to 1e-4; ``all``. As
+            ``python`` and ``program`` a cascade computes further only what goes on of a batch;
+            as ``onnx`` it is two files, one for batches that computes both heads for every image,
+            and one for one image that stops where the first answer is enough.
         force: Whether to replace files of an earlier export.
 
     Returns:
         The folder.
 
     Raises:
-        ExportError: If a format is unknown or cannot hold this network, the folder cannot be
-            written or has files in it, or what was written computes something else.
+        ExportError: If a format is unknown or cannot hold this network, a cascade has no exit, the
+            folder cannot be written or has files in it, or what was written computes something
+            else.
 
     Example:
         >>> subnetwork = supernetwork.subnetwork({"output": "a"})
@@ -83,6 +83,8 @@ def export_subnetwork(
     if origin is None:
         graphs = supergraph.graphs
         origin = Origin({side: ParentOrigin(graphs[side].name) for side in SIDES})
+    if subnetwork.is_cascade:
+        exit_of(subnetwork)  # without one there is nothing to trace
     traced = trace(subnetwork, title=describe(subnetwork, origin))
     parents = [origin.parents[side].name for side in SIDES]
     trial = [] if origin.trial is None else [f"trial-{origin.trial}"]
@@ -92,14 +94,15 @@ def export_subnetwork(
         traced.views,
         class_names=origin.class_names,
         licence=licence_of(subnetwork, origin),
+        cascade=cascade_config(subnetwork) if subnetwork.is_cascade else None,
     )
     card = write_card(subnetwork, origin, traced.views, selected)
     drawing = subnetwork.draw(title=None if origin.trial is None else f"Trial {origin.trial}")
-    images, kind = _images(traced, split)
+    images = images_of(traced, split)
     with _staged(to, force=force) as folder:
         for name in selected:
             FORMATS[name].write(traced, folder)
-            _check(name, FORMATS[name], folder, traced, images, kind)
+            check_format(name, folder, traced, images)
         (folder / CONFIG).write_text(config, encoding="utf-8")
         drawing.write(folder / DRAWING)
         (folder / CARD).write_text(card, encoding="utf-8")
@@ -168,39 +171,3 @@ def _move(aside: Path, target: Path, *, replaceable: Collection[str]) -> None:
         (aside / name).replace(target / name)
     for name in set(replaceable) - set(written):
         (target / name).unlink(missing_ok=True)
-
-
-def _images(traced: Traced, split: Split | None) -> tuple[Sequence[Tensor], str]:
-    """Images to compare on, ``(N, C, H, W)`` by input, and what to call them."""
-    views = list(traced.views.values())
-    count = min(_IMAGES, traced.subnetwork.supergraph.batch_size)
-    if split is not None:
-        return split.pick(range(min(count, len(split))), views).images, "test"
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randn(count, *view.input_size, generator=generator) for view in views], "random"
-
-
-def _check(
-    name: str, form: Format, folder: Path, traced: Traced, images: Sequence[Tensor], kind: str
-) -> None:
-    """Compare what was written with the extracted module, one image alone and all together."""
-    written = form.load(folder)
-    for count in sorted({1, len(images[0])}):
-        given = [pixels[:count] for pixels in images]
-        with torch.no_grad():
-            difference = _difference(written(*given), traced.module(*given))
-        if difference > form.tolerance:
-            raise ExportError(
-                f"As {name} the network's logits differ from the extracted network's by up to "
-                f"{difference:.2g} on {count} {kind} images; {form.tolerance:g} is allowed. "
-                "Nothing was written; choose another format."
-            )
-
-
-def _difference(found: Tensor, expected: Tensor) -> float:
-    """The largest difference; infinite where one is no number and the other is."""
-    if found.shape != expected.shape or found.dtype != expected.dtype:
-        return math.inf
-    differing = (found != expected) & ~(found.isnan() & expected.isnan())
-    differences = (found - expected)[differing].abs().nan_to_num(math.inf)
-    return differences.amax().item() if len(differences) else 0.0

@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from optuna_stitch.export.early_exit import BothHeads, Gathered, Single, whole_program
 from optuna_stitch.export.source import CODE, WEIGHTS, write_code
 from optuna_stitch.export.trace import Traced, quiet
 from optuna_stitch.utils.errors import ExportError, first_line
@@ -21,13 +22,19 @@ from optuna_stitch.utils.text import listed_text
 
 PROGRAM = "network.pt2"
 
-# The model, and its weights where they do not fit into it.
-ONNX = ("network.onnx", "network.onnx.data")
+ONNX = "network.onnx"
+
+# Of a cascade, for one image: it stops where the first answer is enough.
+SINGLE = "network.single.onnx"
 
 # A protocol buffer ends at 2 GiB; the graph itself needs some of it.
 _LARGEST = 2**31 - 2**26
 
 _ALL = "all"
+
+
+def _nothing(folder: Path) -> None:
+    """No file for one image only."""
 
 
 @dataclass(frozen=True)
@@ -38,21 +45,25 @@ class Format:
         files: Names of the files that it may consist of.
         write: Takes a traced subnetwork and a folder, and writes the files.
         load: Takes a folder, and returns a function from images to logits.
+        load_single: Likewise what takes one image only, where there is a file for that.
         tolerance: By how much its logits may differ from the extracted module's.
         packages: What it needs besides our own dependencies; the format's name is the extra that
             installs them.
         needs: Says in the card which files it is, and what they need to be loaded.
         usage: Code that computes ``logits`` from ``images``, a list with one tensor per input.
+        cascades: Says in the card what it makes of a cascade.
         tags: What the Hugging Face Hub is told of it.
     """
 
     files: tuple[str, ...]
     write: Callable[[Traced, Path], None]
     load: Callable[[Path], Callable[..., Tensor]]
+    load_single: Callable[[Path], Callable[..., Tensor] | None] = _nothing
     tolerance: float = 0.0
     packages: tuple[str, ...] = ()
     needs: str = ""
     usage: str = ""
+    cascades: str = ""
     tags: tuple[str, ...] = ()
 
 
@@ -118,10 +129,14 @@ def write_program(traced: Traced, folder: Path) -> None:
     Args:
         traced: The subnetwork.
         folder: Where to write.
+
+    Raises:
+        ExportError: If it is a cascade, and torch cannot trace it whole.
     """
+    program = whole_program(traced, Gathered)
     held = io.BytesIO()  # torch's own writer does not say that a disk is full
     with quiet():
-        torch.export.save(traced.program, held)
+        torch.export.save(program, held)
     (folder / PROGRAM).write_bytes(held.getbuffer())
 
 
@@ -137,24 +152,33 @@ def load_program(folder: Path) -> Callable[..., Tensor]:
 
 
 def write_onnx(traced: Traced, folder: Path, *, largest: int = _LARGEST) -> None:
-    """Write ``network.onnx``, with a free batch size.
+    """Write ``network.onnx``, with a free batch size; of a cascade ``network.single.onnx`` too.
 
     Args:
         traced: The subnetwork.
         folder: Where to write.
-        largest: Bytes of weights that the file itself may hold; more of them lie beside it, in
+        largest: Bytes of weights that a file itself may hold; more of them lie beside it, in
             ``network.onnx.data``.
 
     Raises:
         ExportError: If an operator has no counterpart in ONNX.
     """
     batch: Any = ({0: "batch"},) * len(traced.views)
+    _write_onnx(whole_program(traced, BothHeads), batch, folder / ONNX, largest)
+    if traced.subnetwork.is_cascade:
+        single = whole_program(traced, Single, free=False)
+        _write_onnx(single, None, folder / SINGLE, largest)
+
+
+def _write_onnx(
+    program: torch.export.ExportedProgram, shapes: Any, path: Path, largest: int
+) -> None:
     with quiet():
         try:
-            model: Any = torch.onnx.export(
-                traced.program,
+            written: Any = torch.onnx.export(
+                program,
                 dynamo=True,
-                dynamic_shapes=batch,
+                dynamic_shapes=shapes,
                 output_names=["logits"],
                 optimize=True,
                 verbose=False,
@@ -164,24 +188,39 @@ def write_onnx(traced: Traced, folder: Path, *, largest: int = _LARGEST) -> None
                 f"The network cannot be converted to ONNX ({first_line(error)}). Choose another "
                 "format, python or program."
             ) from error
-        weights = (*traced.program.state_dict.values(), *traced.program.constants.values())
+        # what is folded in a branch leaves numbers that nothing reads, which runtimes warn of
+        kept = written.model.graph.initializers
+        for name in [name for name, value in kept.items() if not value.uses()]:
+            del kept[name]
+        weights = (*program.state_dict.values(), *program.constants.values())
         size = sum(weight.numel() * weight.element_size() for weight in weights)
-        model.save(folder / ONNX[0], external_data=size > largest)
+        written.save(path, external_data=size > largest)
 
 
 def load_onnx(folder: Path) -> Callable[..., Tensor]:
-    """Load what `write_onnx` wrote, for onnxruntime on the CPU.
+    """Load what `write_onnx` wrote for a batch, for onnxruntime on the CPU.
 
     Args:
         folder: Where it is.
     """
+    return _load_onnx(folder / ONNX)
+
+
+def load_single_onnx(folder: Path) -> Callable[..., Tensor] | None:
+    """Load what `write_onnx` wrote for one image; None where there is no such file.
+
+    Args:
+        folder: Where it is.
+    """
+    return _load_onnx(folder / SINGLE) if (folder / SINGLE).exists() else None
+
+
+def _load_onnx(path: Path) -> Callable[..., Tensor]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only
-    session = onnxruntime.InferenceSession(
-        str(folder / ONNX[0]), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [argument.name for argument in session.get_inputs()]
 
     def run(*images: Tensor) -> Tensor:
@@ -219,6 +258,8 @@ FORMATS: dict[str, Format] = {
         load=load_python,
         needs=f"`{CODE}` and `{WEIGHTS}`, which need torch and safetensors",
         usage=_USE_PYTHON,
+        cascades="Of a batch only the images that go on are computed further; "
+        "`network.went_on` says how many these were",
         tags=("safetensors",),
     ),
     "program": Format(
@@ -227,15 +268,20 @@ FORMATS: dict[str, Format] = {
         load=load_program,
         needs=f"`{PROGRAM}`, which needs torch",
         usage=_USE_PROGRAM,
+        cascades="Of a batch only the images that go on are computed further",
     ),
     "onnx": Format(
-        files=ONNX,
+        files=(ONNX, f"{ONNX}.data", SINGLE, f"{SINGLE}.data"),
         write=write_onnx,
         load=load_onnx,
+        load_single=load_single_onnx,
         tolerance=1e-4,
         packages=("onnx", "onnxscript", "onnxruntime"),
-        needs=f"`{ONNX[0]}`, which needs onnxruntime",
+        needs=f"`{ONNX}`, which needs onnxruntime",
         usage=_USE_ONNX,
+        cascades=f"`{ONNX}` computes both heads for every image of a batch, and saves nothing. "
+        f"`{SINGLE}` takes one image, and stops where the first answer is enough; it is loaded "
+        "likewise",
         tags=("onnx",),
     ),
 }

@@ -11,7 +11,7 @@ import math
 import operator
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -21,7 +21,10 @@ from torch import Tensor, fx
 from torch._higher_order_ops.wrap import wrap_with_autocast, wrap_with_set_grad_enabled
 from torch.export.graph_signature import InputKind
 
-from optuna_stitch.export.trace import Home, Traced
+from optuna_stitch.export.exit_code import exit_code
+from optuna_stitch.export.trace import Home, Stage, Traced
+from optuna_stitch.stitching.genotype import Switch
+from optuna_stitch.stitching.subnetwork import CascadeModule
 from optuna_stitch.utils.errors import ExportError
 
 CODE = "network.py"
@@ -31,16 +34,16 @@ WEIGHTS = "network.safetensors"
 _FILE = '''\
 """{title}.
 
-This file needs torch and safetensors. Beside it:
+{about}This file needs torch and safetensors. Beside it:
 
     from network import load_network
 
     network = load_network()
     logits = network({inputs})  # {shapes}
 
-`config.json` says how images are resized and normalized. `forward` has one line per operator;
-comments name the part of parent a or b that the lines come from, and the stitches between them.
-Values x belong to a, values y to b.
+`config.json` says how images are resized and normalized. {operators} one line per
+operator; comments name the part of parent a or b that the lines come from, and the stitches
+between them. Values x belong to a, values y to b.
 
 To fine-tune, train `network.parameters()`. The network computes the same in train and in eval
 mode: BatchNorm statistics are buffers that stay as they are, and there is no dropout.
@@ -48,12 +51,7 @@ mode: BatchNorm statistics are buffers that stay as they are, and there is no dr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-
-import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+{imports}
 
 aten = torch.ops.aten
 
@@ -73,7 +71,7 @@ class Network(Part):
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
-        for name, weight in weights.items():
+{state}        for name, weight in weights.items():
             *path, last = name.split(".")
             part = self
             for step in path:
@@ -86,15 +84,36 @@ class Network(Part):
             else:
                 part.register_parameter(last, nn.Parameter(weight))
 
-    def forward(self, {arguments}) -> Tensor:
-        """Return {answer} for {shapes}."""
-{body}
+{methods}
 
 
 def load_network(folder: str | Path = Path(__file__).parent) -> Network:
     """Make the network with the weights in `network.safetensors`."""
     return Network(load_file(Path(folder) / "network.safetensors")).eval()
 '''
+
+_METHOD = '''\
+def {name}(self, {arguments}) -> {type}:
+    """Return {answer} for {shapes}."""
+{body}
+'''
+
+_IMPORTS = """\
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn"""
+
+_WENT_ON = "        self.went_on = 0  # how many images of the last batch went on\n"
+
+_CASCADE = """\
+A cascade: `first` answers all images; those that it is unsure of go on together, `rest` answers
+them from what is computed already, and both answers are averaged. `network.went_on` says how many
+went on.
+
+"""
 
 # The part that holds tensors which belong to no parent: tracing met them on its way.
 _CONSTANTS = "constants"
@@ -150,26 +169,80 @@ def write_code(traced: Traced) -> tuple[str, dict[str, Tensor]]:
     Raises:
         ExportError: If it uses an operator that is not torch's own.
     """
-    nodes = _needed(inline_regions(traced.program.graph_module))
-    weights = _weights_of(traced.program, nodes)
-    names = {node: _accessor(weight.name) for node, weight in weights.items()}
-    lines = list(_Lines(traced, names).write(nodes))
-    tensors = {weight.name: weight.tensor for weight in weights.values()}
-    roots = sorted({name.partition(".")[0] for name in tensors})
-    if roots:
-        lines.insert(0, f"{', '.join(roots)} = {', '.join(f'self.{root}' for root in roots)}")
-    shapes = [f"{name} {_batch(view.input_size)}" for name, view in traced.views.items()]
-    buffers = ", ".join(f'"{name}"' for name in _buffer_names(weights.values()))
+    kept: dict[object, _Weight] = {}
+    supergraph = traced.subnetwork.supergraph
+    answer = f"logits {_batch(supergraph.output_shape)}"
+    shapes = ", ".join(f"{name} {_batch(view.input_size)}" for name, view in traced.views.items())
+    bodies = [_body(stage, supergraph.switches, kept) for stage in traced.stages]
+    if isinstance(traced.module, CascadeModule):
+        methods = [
+            exit_code(
+                traced.module.exit,
+                supergraph.output_shape,
+                list(traced.views),
+                answer=answer,
+                shapes=shapes,
+            ),
+            _method(
+                "first", traced.stages[0], bodies[0], f"{answer}, and what `rest` takes,", shapes
+            ),
+            _method("rest", traced.stages[1], bodies[1], answer, "what goes on"),
+        ]
+    else:
+        methods = [_method("forward", traced.stages[0], bodies[0], answer, shapes)]
+    buffers = ", ".join(f'"{name}"' for name in _buffer_names(kept.values()))
     text = _FILE.format(
         title=" ".join(traced.title.split()).replace("\\", "/").replace('"', "'"),
         inputs=", ".join(traced.views),
-        arguments=", ".join(f"{name}: Tensor" for name in traced.views),
-        shapes=", ".join(shapes),
+        shapes=shapes,
         buffers=f"{{{buffers}}}" if buffers else "set()",
-        answer=f"logits {_batch(traced.subnetwork.supergraph.output_shape)}",
-        body=textwrap.indent("\n".join(lines), " " * 8),
+        methods=textwrap.indent("\n".join(methods), " " * 4).rstrip(),
+        **_wording(is_cascade=len(methods) > 1),
     )
-    return text, tensors
+    return text, {weight.name: weight.tensor for weight in kept.values()}
+
+
+def _wording(*, is_cascade: bool) -> dict[str, str]:
+    """What differs between files of cascades and of other networks."""
+    if not is_cascade:
+        return {"about": "", "operators": "`forward` has", "imports": _IMPORTS, "state": ""}
+    return {
+        "about": _CASCADE,
+        "operators": "`first` and `rest` have",
+        "imports": f"import math\n{_IMPORTS}\nfrom torch.nn import functional as F",
+        "state": _WENT_ON,
+    }
+
+
+def _body(stage: Stage, switches: Sequence[Switch], kept: dict[object, _Weight]) -> list[str]:
+    """The lines of a stage.
+
+    Args:
+        stage: The stage.
+        switches: The supernetwork's.
+        kept: Weights of earlier stages by their identity; those of this one are added.
+    """
+    nodes = _needed(inline_regions(stage.program.graph_module))
+    weights = _weights_of(stage.program, nodes, kept)
+    names = {node: _accessor(weight.name) for node, weight in weights.items()}
+    lines = list(_Lines(stage, switches, names).write(nodes))
+    roots = sorted({weight.name.partition(".")[0] for weight in weights.values()})
+    if roots:
+        lines.insert(0, f"{', '.join(roots)} = {', '.join(f'self.{root}' for root in roots)}")
+    return lines
+
+
+def _method(name: str, stage: Stage, body: Sequence[str], answer: str, shapes: str) -> str:
+    """The text of a stage's method, without indentation."""
+    several = name == "first"
+    return _METHOD.format(
+        name=name,
+        arguments=", ".join(f"{name}: Tensor" for name in stage.inputs),
+        type="tuple[Tensor, ...]" if several else "Tensor",
+        answer=answer,
+        shapes=shapes,
+        body=textwrap.indent("\n".join(body), " " * 4),
+    )
 
 
 def _batch(shape: Sequence[int]) -> str:
@@ -193,18 +266,20 @@ class _Weight:
 
 
 def _weights_of(
-    program: torch.export.ExportedProgram, nodes: Sequence[fx.Node]
+    program: torch.export.ExportedProgram,
+    nodes: Sequence[fx.Node],
+    kept: dict[object, _Weight],
 ) -> dict[fx.Node, _Weight]:
     """Find the tensors that some of a program's nodes stand for; tied ones are one.
 
     Args:
         program: What ``torch.export`` made.
         nodes: Those of its nodes that are needed.
+        kept: Tensors that are found already, by their identity; more are added.
 
     Raises:
         ExportError: If a node stands for something that is no tensor.
     """
-    kept: dict[object, _Weight] = {}
     found: dict[fx.Node, _Weight] = {}
     held = {**program.constants, **program.state_dict}
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
@@ -223,7 +298,8 @@ def _weights_of(
         identity = tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
         if identity not in kept:
             own = tensor.detach().cpu().contiguous().clone()
-            kept[identity] = _Weight(_name(path), own, spec.kind == InputKind.PARAMETER)
+            name = _free(_name(path), {weight.name for weight in kept.values()})
+            kept[identity] = _Weight(name, own, spec.kind == InputKind.PARAMETER)
         found[node] = kept[identity]
     return found
 
@@ -232,6 +308,12 @@ def _name(path: str) -> str:
     """The name in a parent, or one among the constants."""
     first, _, rest = path.partition(".")
     return path if first in ("a", "b", "stitches") and rest else f"{_CONSTANTS}.{path}"
+
+
+def _free(name: str, taken: Set[str]) -> str:
+    """A name, or one like it: both stages of a cascade may call tensors of their own alike."""
+    names = (f"{name}_{number}" if number else name for number in count())
+    return next(name for name in names if name not in taken)
 
 
 def _buffer_names(weights: Iterable[_Weight]) -> list[str]:
@@ -321,15 +403,18 @@ class _Lines:
     nothing stays in memory that is no longer needed.
 
     Args:
-        traced: The subnetwork.
+        stage: What is computed.
+        switches: The supernetwork's.
         names: Expressions of its weights, by their nodes.
     """
 
-    def __init__(self, traced: Traced, names: Mapping[fx.Node, str]) -> None:
-        self._traced = traced
+    def __init__(
+        self, stage: Stage, switches: Sequence[Switch], names: Mapping[fx.Node, str]
+    ) -> None:
+        self._stage = stage
         self._names = dict(names)
-        self._switches = traced.subnetwork.supergraph.switches
-        self._device = f"{next(iter(traced.views))}.device"
+        self._switches = switches
+        self._device = f"{stage.inputs[0]}.device"
         self._taken: set[str] = set()
 
     def write(self, nodes: Sequence[fx.Node]) -> Iterator[str]:
@@ -347,9 +432,10 @@ class _Lines:
             if node.op in ("placeholder", "get_attr"):
                 self._names.setdefault(node, node.name)
             elif node.op == "output":
-                yield f"return {self._names[_sources(node)[0]]}"
+                returned: Any = node.args[0]
+                yield f"return {', '.join(self._names[_source(read)] for read in returned)}"
             elif _passes_on(node) is None:
-                here = self._traced.home(node) or home
+                here = self._stage.home(node) or home
                 if here is not None and here != home:
                     yield f"# {self._heading(here)}"
                     home = here

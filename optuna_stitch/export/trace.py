@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from optuna_stitch.data.view import View
 from optuna_stitch.models.capture import TRACED_BATCH
@@ -42,23 +42,17 @@ class Home:
 
 
 @dataclass(frozen=True)
-class Traced:
-    """A subnetwork as a program of torch's operators.
+class Stage:
+    """What is computed of the same images, as a program of torch's operators.
 
     Args:
-        subnetwork: The subnetwork.
-        title: What it is, in one line.
-        module: The same as a module, as `Subnetwork.extract` returns it.
-        program: The same traced, with a free batch size.
-        views: How each input sees images, by the input's name.
+        program: It, with a free batch size.
+        inputs: Names of what it takes.
         homes: Where operators belong, by the path of the module around them.
     """
 
-    subnetwork: Subnetwork
-    title: str
-    module: nn.Module
     program: torch.export.ExportedProgram
-    views: Mapping[str, View]
+    inputs: Sequence[str]
     homes: Mapping[str, Home]
 
     def home(self, node: fx.Node) -> Home | None:
@@ -71,6 +65,26 @@ class Traced:
         return next((self.homes[path] for path, _ in around if path in self.homes), None)
 
 
+@dataclass(frozen=True)
+class Traced:
+    """A subnetwork as programs of torch's operators.
+
+    Args:
+        subnetwork: The subnetwork.
+        title: What it is, in one line.
+        module: The same as a module, as `Subnetwork.extract` returns it.
+        stages: The same traced: one stage, or the two of a cascade, of which the first returns
+            its logits and what the second takes.
+        views: How each input sees images, by the input's name.
+    """
+
+    subnetwork: Subnetwork
+    title: str
+    module: nn.Module
+    stages: Sequence[Stage]
+    views: Mapping[str, View]
+
+
 def trace(subnetwork: Subnetwork, *, title: str = "A stitched network") -> Traced:
     """Extract a subnetwork and trace it with ``torch.export``.
 
@@ -79,36 +93,109 @@ def trace(subnetwork: Subnetwork, *, title: str = "A stitched network") -> Trace
         title: What it is, in one line; the head of the source code.
 
     Returns:
-        Its program, and where everything in it comes from. The program finishes what one value
+        Its programs, and where everything in them comes from. A program finishes what one value
         needs before it turns to the next, so that one parent's operators lie together.
 
     Raises:
         ExportError: If torch cannot trace it.
+        StudyError: If it is a cascade without an exit.
     """
-    supergraph = subnetwork.supergraph
+    operations = subnetwork.supergraph.operations
     extracted: Any = subnetwork.extract()
-    nodes = [node for node in extracted.graph.nodes if not _is_extra(node)]
-    operations = [supergraph.operations[place] for place, _ in subnetwork.resolved.steps]
-    operation_of = dict(zip(nodes, operations, strict=True))
-    inputs = [node for node in nodes if node.op == "placeholder"]
-    names = ["images"] if len(inputs) == 1 else [node.name for node in inputs]
-    places = [operation_of[node].number for node in inputs]
-    views = {name: supergraph.views[n] for name, n in zip(names, places, strict=True)}
+    views = {
+        name: subnetwork.supergraph.views[operations[place].number]
+        for place, name in _names_of_images(subnetwork).items()
+    }
+    images = zeros(views)
+    if not subnetwork.is_cascade:
+        places = [place for place, _ in subnetwork.resolved.steps]
+        return Traced(
+            subnetwork, title, extracted, [_stage(extracted, places, subnetwork, images)], views
+        )
+    stages = subnetwork.stages
+    with torch.no_grad():
+        _, *handed = extracted.first(*images)
+    first = [place for place, _ in stages.first]
+    rest = [*stages.handed, *(place for place, _ in stages.rest)]
+    traced = [
+        _stage(extracted.first, first, subnetwork, images),
+        _stage(extracted.rest, rest, subnetwork, tuple(handed)),
+    ]
+    return Traced(subnetwork, title, extracted, traced, views)
 
-    rewired, homes = _rewire(extracted, operation_of, dict(zip(inputs, names, strict=True)))
-    images = tuple(torch.zeros(TRACED_BATCH, *view.input_size) for view in views.values())
+
+def zeros(views: Mapping[str, View], count: int = TRACED_BATCH) -> tuple[Tensor, ...]:
+    """Images to trace with, ``(count, C, H, W)`` by input.
+
+    Args:
+        views: How each input sees images.
+        count: How many.
+    """
+    return tuple(torch.zeros(count, *view.input_size) for view in views.values())
+
+
+def export_program(
+    module: nn.Module, inputs: tuple[Tensor, ...], *, free: bool = True
+) -> torch.export.ExportedProgram:
+    """Trace a module with ``torch.export``.
+
+    Args:
+        module: The module.
+        inputs: What to trace it with, ``(N, ...)`` each.
+        free: Whether N may be any number; else it is that of the inputs.
+
+    Raises:
+        ExportError: If torch cannot trace it.
+    """
     batch = torch.export.Dim("batch", min=1)
+    shapes: Any = ({0: batch},) * len(inputs) if free else None
     try:
         with torch.no_grad(), quiet():
-            program = torch.export.export(
-                rewired, images, dynamic_shapes=({0: batch},) * len(images), strict=False
-            )
+            return torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
     except Exception as error:  # tracing runs the parents' own code
         raise ExportError(
             f"The network cannot be traced by torch.export ({first_line(error)}). Export another "
             "trial, or use `Subnetwork.extract` from Python."
         ) from error
-    return Traced(subnetwork, title, extracted, program, views, homes)
+
+
+def _names_of_images(subnetwork: Subnetwork) -> dict[int, str]:
+    """What the inputs are called, by their operations."""
+    operations = subnetwork.supergraph.operations
+    steps = subnetwork.resolved.steps
+    places = [place for place, _ in steps if operations[place].owner == "input"]
+    if len(places) == 1:
+        return {places[0]: "images"}
+    return {place: f"images_{operations[place].number}" for place in places}
+
+
+def _stage(
+    extracted: fx.GraphModule,
+    places: Sequence[int],
+    subnetwork: Subnetwork,
+    values: tuple[Tensor, ...],
+) -> Stage:
+    """Trace a stage.
+
+    Args:
+        extracted: The stage as a module.
+        places: The operations that its nodes stand for, in order.
+        subnetwork: Whose stage it is.
+        values: What to trace it with.
+    """
+    nodes = [node for node in extracted.graph.nodes if not _is_extra(node)]
+    place_of = dict(zip(nodes, places, strict=True))
+    operation_of = {
+        node: subnetwork.supergraph.operations[place] for node, place in place_of.items()
+    }
+    images = _names_of_images(subnetwork)
+    inputs = {
+        node: images.get(place, node.name)
+        for node, place in place_of.items()
+        if node.op == "placeholder"
+    }
+    rewired, homes = _rewire(extracted, operation_of, inputs)
+    return Stage(export_program(rewired, values), list(inputs.values()), homes)
 
 
 def _is_extra(node: fx.Node) -> bool:
@@ -142,7 +229,7 @@ def _rewire(
         if node.op == "placeholder":
             made[node] = graph.placeholder(names[node])
         elif node.op == "output":
-            graph.output(*values)
+            graph.output(fx.node.map_arg(node.args[0], lambda read: made[read]))
         elif node.op == "get_attr":
             path = paths[node]
             parts[path] = attrgetter(str(node.target))(extracted)

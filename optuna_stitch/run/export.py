@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from optuna_stitch.export.card import Comparison, Figures, Origin, ParentOrigin, Results
 from optuna_stitch.export.export import FILES, check_folder, export_subnetwork
@@ -65,7 +65,7 @@ def export_trial(
     check_folder(to, force=force)
     if push is not None:
         check_push(push)
-    trial = _complete_trial(run.study, number)
+    _check_complete(run.study, number)
     supernetwork, config = run.supernetwork, run.study_file
     front = run.evaluate_front(only=[number], show_progress_bar=show_progress_bar)
     origin = Origin(
@@ -81,8 +81,10 @@ def export_trial(
         facts=[("supernetwork", supernetwork.content_hash()), ("versions", versions())],
         class_names=run.data.class_names,
     )
+    subnetwork = front.entry(number).subnetwork
+    assert subnetwork is not None, "entries of trials are subnetworks"
     export_subnetwork(
-        supernetwork.subnetwork(trial.params),
+        subnetwork,  # the very one with the figures; a cascade with its exit
         to,
         split=run.data.test,
         origin=origin,
@@ -127,7 +129,14 @@ def _figures(entry: Entry) -> Figures:
         if name not in (entry.metric, "macs", "parameters")
     }
     return Figures(
-        entry.name, entry.quality, entry.interval, entry.test["macs"], entry.parameters, others
+        entry.name,
+        entry.quality,
+        entry.interval,
+        entry.test["macs"],
+        entry.parameters,
+        others,
+        worst_macs=entry.worst.get("macs"),
+        share=entry.share,
     )
 
 
@@ -189,8 +198,8 @@ def _name_of(config: DataConfig, own: SplitConfig) -> str:
     return own.dataset or config.dataset or "images"
 
 
-def _complete_trial(study: optuna.Study, number: int) -> FrozenTrial:
-    """A trial of a study that has a network to export."""
+def _check_complete(study: optuna.Study, number: int) -> None:
+    """Check that a trial of a study has a network to export."""
     trials = study.get_trials(deepcopy=False)
     found = next((trial for trial in trials if trial.number == number), None)
     if found is None:
@@ -203,7 +212,6 @@ def _complete_trial(study: optuna.Study, number: int) -> FrozenTrial:
             f"Trial {number} of the study {study.study_name!r} is not complete: its state is "
             f"{found.state.name}. {_best(study)}"
         )
-    return found
 
 
 def _best(study: optuna.Study) -> str:

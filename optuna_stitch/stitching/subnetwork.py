@@ -213,7 +213,10 @@ class Subnetwork:
         supergraph, side = self.supergraph, self.genotype.first
         assert side is not None, "only cascades have stages"
         heads = supergraph.head(side), supergraph.head("b" if side == "a" else "a")
-        first = self.first.resolved.steps
+        needed_first = self.first.resolved.steps
+        # of whatever view: all images are given at the start
+        images = [step for step in self.resolved.steps if self._is_input(step)]
+        first = [*images, *(step for step in needed_first if not self._is_input(step))]
         known = {place for place, _ in first} & supergraph.by_image
         needed, rest = {heads[1]}, []
         for step in reversed(self.resolved.steps):
@@ -221,6 +224,9 @@ class Subnetwork:
                 rest.append(step)
                 needed.update(step[1])
         return Stages(heads, first, rest[::-1], sorted(needed & known))
+
+    def _is_input(self, step: Step) -> bool:
+        return self.supergraph.operations[step[0]].owner == "input"
 
     def _assembled(
         self,
@@ -310,7 +316,8 @@ class Stages:
 
     Args:
         heads: The operations of the first and of the second answer.
-        first: What every image needs, in order.
+        first: What every image needs, in order; all images come first, also those that only the
+            rest reads.
         rest: What unsure images need besides. Where the first stage's values are no rows by
             image, such as constants and sizes, they are computed again.
         handed: The operations of the first stage whose values the rest reads, images among them;

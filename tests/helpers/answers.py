@@ -36,17 +36,23 @@ def main(folder: Path, pictures: Path) -> None:
     if (folder / "network.pt2").exists():
         answers["program"] = labels(torch.export.load(folder / "network.pt2").module(), images)
     if (folder / "network.onnx").exists():
-        import onnxruntime
-
-        session = onnxruntime.InferenceSession(folder / "network.onnx")
-        names = [one.name for one in session.get_inputs()]
-
-        def run(*given):
-            pixels = {name: one.numpy() for name, one in zip(names, given, strict=True)}
-            return torch.from_numpy(session.run(None, pixels)[0])
-
-        answers["onnx"] = labels(run, images)
+        answers["onnx"] = labels(load_onnx(folder / "network.onnx"), images)
+    if (folder / "network.single.onnx").exists():
+        answers["single"] = labels(load_onnx(folder / "network.single.onnx"), images, 1)
     print(json.dumps({"labels": answers, "modules": sorted(sys.modules)}))
+
+
+def load_onnx(path):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path)
+    names = [one.name for one in session.get_inputs()]
+
+    def run(*given):
+        pixels = {name: one.numpy() for name, one in zip(names, given, strict=True)}
+        return torch.from_numpy(session.run(None, pixels)[0])
+
+    return run
 
 
 @torch.no_grad()

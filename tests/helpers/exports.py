@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import runpy
 import subprocess
@@ -47,6 +48,55 @@ def best_single_stitch(supernetwork: st.Supernetwork, output: Any, split: Split)
     return max(zip(stitched, evaluations, strict=True), key=lambda one: one[1]["accuracy"])[0]
 
 
+def cascade_of(
+    supernetwork: st.Supernetwork, output: Any, split: Split, **changes: Any
+) -> st.Subnetwork:
+    """A cascade with a stitch, whose exit lets about 40% of a split's images go on."""
+    switches = range(len(supernetwork.switches))
+    cascades = (
+        supernetwork.subnetwork(Genotype(output, frozenset([switch]), 0.4)) for switch in switches
+    )
+    cascade = next(cascade for cascade in cascades if cascade.on)
+    (tuned,) = st.Evaluator(supernetwork, split, ["accuracy"]).tune_exits([cascade])
+    return with_exit(tuned, **changes)
+
+
+def with_exit(cascade: st.Subnetwork, **changes: Any) -> st.Subnetwork:
+    """The same cascade with other numbers in its exit."""
+    assert cascade.exit is not None
+    return cascade.with_exit(dataclasses.replace(cascade.exit, **changes))
+
+
+@torch.no_grad()
+def by_sureness(cascade: st.Subnetwork, split: Split) -> list[Tensor]:
+    """Some images of a split, by view, the least sure one first."""
+    images = split.pick(range(60), cascade.supergraph.views).images
+    module: Any = cascade.extract()
+    order = module.exit.sure(module.first(*images)[0]).argsort()
+    return [pixels[order] for pixels in images]
+
+
+@torch.no_grad()
+def assert_same_cascade(
+    network: Network, cascade: st.Subnetwork, images: list[Tensor], tolerance: float = 0.0
+) -> None:
+    """The same answers where none, some and all images go on, several at once and one alone.
+
+    Args:
+        network: What answers.
+        cascade: What it shall be.
+        images: As `by_sureness` sorts them.
+        tolerance: By how much logits may differ.
+    """
+    module: Any = cascade.extract()
+    expected = {(0, 60): None, (0, 5): 5, (55, 60): 0, (0, 1): 1, (59, 60): 0}
+    for (start, stop), went_on in expected.items():
+        given = [pixels[start:stop] for pixels in images]
+        answers = module(*given)
+        assert module.went_on == went_on or (went_on is None and 0 < module.went_on < 60)
+        assert (network(*given) - answers).abs().max() <= tolerance
+
+
 def images_of(supernetwork: st.Supernetwork, count: int) -> list[Tensor]:
     """Random images, by view."""
     generator = torch.Generator().manual_seed(count)
@@ -72,10 +122,11 @@ def load_program(folder: Path) -> Network:
     return torch.export.load(folder / "network.pt2").module()
 
 
-def load_onnx(folder: Path) -> Network:
-    session = onnxruntime.InferenceSession(folder / "network.onnx")
+def load_onnx(folder: Path, *, single: bool = False) -> Network:
+    file, size = ("network.single.onnx", 1) if single else ("network.onnx", "batch")
+    session = onnxruntime.InferenceSession(folder / file)
     names = [one.name for one in session.get_inputs()]
-    assert all(one.shape[0] == "batch" for one in session.get_inputs())
+    assert all(one.shape[0] == size for one in session.get_inputs())
 
     def run(*images: Tensor) -> Tensor:
         given = {name: pixels.numpy() for name, pixels in zip(names, images, strict=True)}

@@ -80,6 +80,40 @@ def test_a_trial_leaves_the_run_with_its_figures(run: Run, tmp_path: Path) -> No
     assert {path.name: path.stat().st_mtime_ns for path in run.folder.iterdir()} == before
 
 
+def test_a_cascade_leaves_with_its_exit(finished_once: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_once, tmp_path / "tiny")
+    run = Run.open(tmp_path / "tiny")
+    study = run.study
+    trial = next(trial for trial in complete(study) if trial.number == stitched(run))
+    params = {**trial.params, "output": "a then both", "threshold": 0.3}
+    threshold = {"threshold": optuna.distributions.FloatDistribution(0, 1)}
+    study.add_trial(
+        optuna.create_trial(
+            params=params,
+            distributions={**trial.distributions, **threshold},
+            values=trial.values,
+        )
+    )
+    number = study.trials[-1].number
+    export_trial(run, number, tmp_path / "to")
+    network = runpy.run_path(str(tmp_path / "to" / "network.py"))["load_network"]()
+    hits = went_on = 0
+    with torch.no_grad():
+        for batch in run.data.test.batches(run.supernetwork.views, 50):
+            hits += int((network(*batch.images).argmax(1) == batch.targets).sum())
+            went_on += network.went_on
+    entry = run.evaluate_front(only=[number]).entry(number)
+    assert hits / len(run.data.test) == entry.test["accuracy"]
+    assert went_on / len(run.data.test) == entry.share
+    card = (tmp_path / "to" / "README.md").read_text()
+    assert f"{100 * went_on / len(run.data.test):.1f}% of the test images |" in card
+    average, worst = (value / 1e6 for value in (entry.test["macs"], entry.worst["macs"]))
+    assert f"| {average:.3f} M, at most {worst:.3f} M |" in card
+    config = json.loads((tmp_path / "to" / "config.json").read_text())
+    assert config["cascade"]["first"] == "a"
+    assert config["cascade"]["share"] == 0.3
+
+
 def test_a_parent_can_be_a_trial(run: Run, tmp_path: Path) -> None:
     export_trial(run, 0, tmp_path / "to")
     card = (tmp_path / "to" / "README.md").read_text()

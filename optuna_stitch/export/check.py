@@ -1,0 +1,149 @@
+"""Compare what was written with the network that it shall be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from optuna_stitch.data.splits import Split
+from optuna_stitch.export.formats import FORMATS
+from optuna_stitch.export.trace import Traced
+from optuna_stitch.stitching.subnetwork import CascadeModule
+from optuna_stitch.utils.errors import ExportError
+
+# On how many images the two are compared.
+_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images to compare on.
+
+    Args:
+        pixels: ``(N, C, H, W)`` by input.
+        kind: What to call them.
+    """
+
+    pixels: Sequence[Tensor]
+    kind: str
+
+    def rows(self, start: int, stop: int) -> list[Tensor]:
+        """Some of them, by input.
+
+        Args:
+            start: The first.
+            stop: The one after the last.
+        """
+        return [pixels[start:stop] for pixels in self.pixels]
+
+
+def images_of(traced: Traced, split: Split | None) -> Images:
+    """The images to compare on.
+
+    Args:
+        traced: The network.
+        split: Where to take them from; random ones, if None.
+    """
+    views = list(traced.views.values())
+    count = min(_IMAGES, traced.subnetwork.supergraph.batch_size)
+    if split is not None:
+        return Images(split.pick(range(min(count, len(split))), views).images, "test")
+    generator = torch.Generator().manual_seed(0)
+    pixels = [torch.randn(count, *view.input_size, generator=generator) for view in views]
+    return Images(pixels, "random")
+
+
+def check_format(name: str, folder: Path, traced: Traced, images: Images) -> None:
+    """Compare what was written with the extracted module.
+
+    One image alone and all together. Of a cascade the surest and the least sure one are alone.
+
+    Args:
+        name: Which format.
+        folder: Where its files are.
+        traced: What they shall be.
+        images: The images.
+
+    Raises:
+        ExportError: If a logit differs by more than the format allows.
+    """
+    form = FORMATS[name]
+    written, single = form.load(folder), form.load_single(folder)
+    alone = [(place, place + 1) for place in _alone(traced, images)]
+    rows = sorted({*alone, (0, len(images.pixels[0]))}, key=lambda row: row[1] - row[0])
+    for start, stop in rows:
+        given = images.rows(start, stop)
+        networks = [written, *([single] if single is not None and stop - start == 1 else [])]
+        for network in networks:
+            difference = _difference(network, traced, given, form.tolerance)
+            if difference > form.tolerance:
+                raise ExportError(
+                    f"As {name} the network's logits differ from the extracted network's by up to "
+                    f"{difference:.2g} on {stop - start} {images.kind} images; "
+                    f"{form.tolerance:g} is allowed. Nothing was written; choose another format."
+                )
+
+
+@torch.no_grad()
+def _alone(traced: Traced, images: Images) -> set[int]:
+    """The places of the images that are looked at alone."""
+    module = traced.module
+    if not isinstance(module, CascadeModule):
+        return {0}
+    sure = module.exit.sure(module.first(*images.pixels)[0])
+    return {int(sure.argmax()), int(sure.argmin())}
+
+
+def _difference(
+    network: Callable[..., Tensor], traced: Traced, given: Sequence[Tensor], tolerance: float
+) -> float:
+    """The largest difference of a logit from the extracted module's.
+
+    A cascade may have an image go on or not where a difference that is allowed decides it.
+    """
+    module = traced.module
+    with torch.no_grad():
+        found, expected = network(*given), module(*given)
+    decides = isinstance(module, CascadeModule) and tolerance > 0
+    if not decides or found.shape != expected.shape:
+        return _largest(found, expected)
+    assert isinstance(module, CascadeModule)
+    near = _near(module, given, tolerance)
+    with torch.no_grad():
+        sides = [
+            CascadeModule(module.first, module.rest, replace(module.exit, threshold=threshold))
+            for threshold in (-math.inf, math.inf)
+        ]
+        either = [side(*given) for side in sides]
+    differences = [_largest(found[~near], expected[~near])]
+    differences += [
+        min(_largest(found[[row]], answers[[row]]) for answers in either)
+        for row in near.nonzero()[:, 0].tolist()
+    ]
+    return max(differences)
+
+
+def _near(module: CascadeModule, given: Sequence[Tensor], tolerance: float) -> Tensor:
+    """Which images are so near to the threshold that the tolerance may decide, ``(N,)`` bool."""
+    with torch.no_grad():
+        logits: Tensor = module.first(*given)[0]
+    logits.requires_grad_()
+    sure = module.exit.sure(logits)
+    (slopes,) = torch.autograd.grad(sure.sum(), logits)
+    reach = tolerance * slopes.abs().flatten(1).sum(dim=1)
+    distance: Tensor = (sure.detach() - module.exit.threshold).abs()
+    return distance <= reach
+
+
+def _largest(found: Tensor, expected: Tensor) -> float:
+    """The largest difference; infinite where one is no number and the other is."""
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        return math.inf
+    differing = (found != expected) & ~(found.isnan() & expected.isnan())
+    differences = (found - expected)[differing].abs().nan_to_num(math.inf)
+    return differences.amax().item() if len(differences) else 0.0
