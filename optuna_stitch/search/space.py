@@ -47,7 +47,8 @@ _FIRST_THRESHOLD = 0.25
 def threshold_values() -> list[float]:
     """The thresholds that trials may have, ascending."""
     count = round((THRESHOLDS.high - THRESHOLDS.low) / _STEP) + 1
-    return [THRESHOLDS.low + number * _STEP for number in range(count)]
+    # steps of a twentieth are no round numbers in binary, and the last would be out of range
+    return [round(THRESHOLDS.low + number * _STEP, 6) for number in range(count)]
 
 
 def distributions(

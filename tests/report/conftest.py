@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import optuna
 import pytest
 
@@ -50,6 +52,20 @@ def shown(data: st.Data) -> Split:
 def front(study: optuna.Study, objective: st.Objective, shown: Split) -> st.Front:
     """All of them, with their baselines."""
     return st.evaluate_front(study, objective, shown, only=range(len(_TRIED)))
+
+
+@pytest.fixture(scope="session")
+def marked(front: st.Front) -> st.Front:
+    """The same with a stitched cascade and a stitched network on the front.
+
+    Which are there by right hangs on how the parents were trained.
+    """
+    entries = [replace(entry) for entry in front.entries]
+    for entry in entries:
+        if entry.trial in (3, 7):
+            entry.on_front = True
+            entry.on_fixed_front = not entry.is_cascade
+    return replace(front, entries=entries)
 
 
 @pytest.fixture(scope="session")

@@ -169,7 +169,8 @@ def test_a_store_that_fails_is_told(published: Published) -> None:
         published.publish()
 
 
-def test_a_note_of_a_cascade_says_who_answers_and_both_costs(front: Front) -> None:
+def test_a_note_of_a_cascade_says_who_answers_and_both_costs(marked: Front) -> None:
+    front = marked
     entry = next(entry for entry in front.stitched if entry.on_front and entry.is_cascade)
     note = trial_note(entry, front, drawing="/drawing", command="export")
     subnetwork = entry.subnetwork

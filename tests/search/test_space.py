@@ -10,6 +10,7 @@ from optuna.trial import TrialState
 import optuna_stitch as st
 from optuna_stitch.evaluation.stitch_quality import measure_stitches
 from optuna_stitch.search.space import (
+    THRESHOLDS,
     baselines,
     enqueue_starts,
     suggest,
@@ -61,6 +62,12 @@ def test_the_key_of_a_trial_names_its_network(
     # switches into b are not felt at a's output, as long as nothing of b is read
     assert objective.key({**off, **into_b, "output": "a"}) == Genotype("a")
     assert objective.key({**on, "output": "a"}) != Genotype("a")
+
+
+def test_thresholds_are_choices_of_the_parameter() -> None:
+    values = threshold_values()
+    assert len(values) == 19
+    assert all(THRESHOLDS._contains(THRESHOLDS.to_internal_repr(value)) for value in values)
 
 
 def test_reachable_asks_for_less(supernetwork: st.Supernetwork) -> None:
