@@ -104,10 +104,8 @@ class _Setting:
     @property
     def nothing(self) -> str:
         """What is said beside a finding on the other front."""
-        if self.shown:
-            words = self.front.unit(self.front.metric).words
-            return f"no stitched network is cheaper than a baseline of about the same {words}"
-        return "no stitched network is worth its cost"
+        clearly = "clearly " if self.shown else ""
+        return f"no stitched network is {clearly}worth its cost"
 
 
 @dataclass(frozen=True)
@@ -284,9 +282,9 @@ def _nothing(front: Entries, settings: Sequence[_Setting]) -> Finding:
     if shown:
         lie = "stitched networks lie" if len(shown) > 1 else "stitched network lies"
         return Finding(
-            f"{len(shown) if len(shown) > 1 else 'A'} {lie} on the front, but none is cheaper "
-            "than a parent or a combination of both of about the same "
-            f"{front.unit(front.metric).words}{f', be it {where}' if where else ''}.",
+            f"{len(shown) if len(shown) > 1 else 'A'} {lie} on the front, but none is clearly "
+            "better than the parents and their combinations at the same cost, or clearly cheaper "
+            f"at the same {front.unit(front.metric).words}{f', be it {where}' if where else ''}.",
             max(shown, key=lambda entry: entry.quality),
         )
     best = [entry for entry in front.baselines if any(entry in s.best for s in settings)]

@@ -454,8 +454,8 @@ def _front(entries: list[Entry]) -> Front:
         (0.87, 30.0, 0.8, "than parent b, the cheapest alternative, and its accuracy is 3.0 "),
         (0.87, 30.0, 0.8, "3.0 points lower (87.0% against 90.0%)"),
         (0.93, 30.0, 0.8, "3.0 points higher (93.0% against 90.0%)"),
-        (0.93, 80.0, 0.8, "A stitched network lies on the front, but none is cheaper"),
-        (0.09, 10.0, 0.0, "A stitched network lies on the front, but none is cheaper"),
+        (0.93, 80.0, 0.8, "A stitched network lies on the front, but none is clearly better"),
+        (0.09, 10.0, 0.0, "A stitched network lies on the front, but none is clearly better"),
     ],
 )
 def test_the_headline_says_what_the_tests_bear_out(
@@ -537,6 +537,9 @@ def test_a_finding_on_one_front_only() -> None:
     assert front.headline.startswith("At fixed cost, a stitched network (trial 3) has a higher ")
     assert front.headline.endswith("On average, no stitched network is worth its cost.")
     assert front.finding.entry is static
+    lying = _entry("trial 9", 0.985, 160.0, 0.5, 165.0, ensemble=(0.025, 0.2))
+    front = _with_parents(static, lying, _entry("cascade 20%", 0.98, 70.0, 0.2, 150.0))
+    assert front.headline.endswith("On average, no stitched network is clearly worth its cost.")
 
 
 def test_a_plain_cascade_is_a_rival_on_average_only() -> None:
@@ -575,7 +578,9 @@ def test_to_be_better_than_what_nobody_would_take_is_no_finding() -> None:
     """Parent a is poor and dear; parent b costs hardly more than the network, and is as good."""
     found = _entry("trial 7", 0.90, 49.0, parent_a=(0.4, 0.0001), parent_b=(-0.001, 0.9))
     front = _front([_entry("parent a", 0.5, 100.0), _entry("parent b", 0.901, 50.0), found])
-    assert front.headline.startswith("A stitched network lies on the front, but none is cheaper")
+    assert front.headline.startswith(
+        "A stitched network lies on the front, but none is clearly better"
+    )
 
 
 def test_better_than_one_baseline_but_not_told_apart_from_a_cheaper_one() -> None:
@@ -595,6 +600,7 @@ def test_the_headline_when_neither_front_has_a_finding() -> None:
     )
     useless = _entry("trial 7", 0.97, 155.0, ensemble=(0.01, 0.4))
     assert _with_parents(*plain, useless).headline == (
-        "A stitched network lies on the front, but none is cheaper than a parent or a combination "
-        "of both of about the same accuracy, be it at fixed cost or on average."
+        "A stitched network lies on the front, but none is clearly better than the parents and "
+        "their combinations at the same cost, or clearly cheaper at the same accuracy, be it at "
+        "fixed cost or on average."
     )
