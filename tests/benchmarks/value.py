@@ -75,6 +75,7 @@ def main() -> None:
     parser.add_argument("pairs", nargs="*", default=list(IMAGES), metavar="PAIR")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--trials", type=int, default=400)
+    parser.add_argument("--test", type=int, help="test images, in place of 4,000 or all")
     parser.add_argument("--no-racing", action="store_true", help="judge all on half the images")
     parser.add_argument("--quick", action="store_true", help="under 8 minutes on 2 cores")
     arguments = parser.parse_args()
@@ -104,6 +105,7 @@ def measure(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, fl
     pair = _digits(seed) if name == "digits" else load_pair(name, seed)
     data = pair.data
     val = data.val.take(min(val_images or len(data.val), len(data.val)))
+    test_images = arguments.test or test_images
     racing = None if arguments.no_racing else st.Racing(error_rate=0.2, seed=seed)
     if arguments.no_racing:
         val = val.take(len(val) // 2)

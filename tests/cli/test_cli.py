@@ -57,7 +57,7 @@ def test_run_leaves_everything_and_the_stages_go_on(
     assert {path.name for path in finished.iterdir()} - PASSING == PRODUCTS
     front = pd.read_csv(finished / "front.csv")
     assert list(front["name"][:3]) == ["parent a", "parent b", "ensemble"]
-    assert len(pd.read_csv(finished / "fit.csv")) == len(study_of().trials[0].params) - 1
+    assert len(pd.read_csv(finished / "fit.csv")) == len(study_of().trials[0].params) - 2
     assert yaml.safe_load((finished / "study.yaml").read_text())["study"]["trials"] == 12
     assert len(complete(study_of())) == 12
     assert study_of().trials[0].params["output"] == "a"
