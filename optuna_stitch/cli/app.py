@@ -135,7 +135,8 @@ def search(
     with _resumable():
         started = start_run(study, folder)
         found = started.search(n_trials=trials, batch=batch, show_progress_bar=True)
-    Console().print(f"{len(found.trials)} trials; next: optuna-stitch report {started.folder}")
+    finished = sum(trial.state.is_finished() for trial in found.get_trials(deepcopy=False))
+    Console().print(f"{finished} trials; next: optuna-stitch report {started.folder}")
 
 
 @app.command()

@@ -186,17 +186,17 @@ def tune_exit(heads: Tensor, targets: Tensor, first: int, settings: CascadeSetti
     return found
 
 
-def with_share(found: Exit, logits: Tensor, share: float) -> Exit:
+def with_share(found: Exit, sure: Tensor, share: float) -> Exit:
     """The same exit with the threshold that lets a share of some images go on.
 
     Args:
         found: The exit.
-        logits: What its first head answers on these images, ``(N, classes, ...)``.
+        sure: How sure its first answers are on these images, ``(N,)``.
         share: Of the images.
     """
-    sure = found.sure(logits).sort().values
+    ascending = sure.sort().values
     count = round(share * len(sure))
-    threshold = float(sure[count]) if count < len(sure) else float(sure[-1]) + 1e-6
+    threshold = float(ascending[count]) if count < len(sure) else float(ascending[-1]) + 1e-6
     return replace(found, threshold=threshold, share=share)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from optuna_stitch.data.splits import Split
 from optuna_stitch.evaluation.accumulator import Evaluation
 from optuna_stitch.evaluation.activation_cache import ActivationCache
-from optuna_stitch.evaluation.cascades import Curve, tune_exit, with_share
+from optuna_stitch.evaluation.cascades import Curve, tune_exit, untuned_exit, with_share
 from optuna_stitch.evaluation.engine import Engine, divide
 from optuna_stitch.evaluation.latency import Latencies, measure_latency, use_latencies
 from optuna_stitch.evaluation.metrics import (
@@ -28,6 +28,7 @@ from optuna_stitch.evaluation.racing import Race, Rival
 from optuna_stitch.evaluation.result_cache import CachedResult, ResultCache, cacheable
 from optuna_stitch.evaluation.runner import Measured, Rivals, Runner
 from optuna_stitch.evaluation.settings import EvaluationSettings, LatencySettings, Racing
+from optuna_stitch.stitching.cascade import Exit
 from optuna_stitch.stitching.genotype import SIDES, Genotype
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supernetwork import Supernetwork
@@ -172,20 +173,30 @@ class Evaluator:
         cascades = {s.heads: s for s in subnetworks if s.is_cascade}
         if not cascades:
             return list(subnetworks)
-        answers = dict(zip(cascades, self.logits(list(cascades.values())), strict=True))
-        targets = self.split.targets
-        tuned = {
-            heads: tune_exit(answers[heads], targets, _first(subnetwork), self.settings.cascades)
-            for heads, subnetwork in cascades.items()
-        }
-        found: list[Subnetwork] = []
-        for subnetwork in subnetworks:
-            threshold, heads = subnetwork.threshold, subnetwork.heads
-            if threshold is not None:
-                first = answers[heads][:, _first(subnetwork)]
-                subnetwork = subnetwork.with_exit(with_share(tuned[heads], first, threshold))
-            found.append(subnetwork)
-        return found
+        settings = self.settings.cascades
+        sure: dict[Genotype, Tensor] = {}
+        tuned: dict[Genotype, Exit] = {}
+        if self._supergraph.segments:  # nothing is tuned with labels, and answers are large
+            tuned = {g: untuned_exit(_first(s), settings) for g, s in cascades.items()}
+            parts: dict[Genotype, list[Tensor]] = {genotype: [] for genotype in cascades}
+            for _, answers in self.answers(list(cascades.values())):
+                for genotype, heads in zip(cascades, answers, strict=True):
+                    found = tuned[genotype]
+                    parts[genotype].append(found.sure(heads[:, found.first]))
+            sure = {genotype: torch.cat(some) for genotype, some in parts.items()}
+        else:
+            kept = self.logits(list(cascades.values()))
+            for (genotype, subnetwork), heads in zip(cascades.items(), kept, strict=True):
+                found = tune_exit(heads, self.split.targets, _first(subnetwork), settings)
+                tuned[genotype], sure[genotype] = found, found.sure(heads[:, found.first])
+        return [
+            subnetwork
+            if subnetwork.threshold is None
+            else subnetwork.with_exit(
+                with_share(tuned[subnetwork.heads], sure[subnetwork.heads], subnetwork.threshold)
+            )
+            for subnetwork in subnetworks
+        ]
 
     def knows_curve(self, subnetwork: Subnetwork) -> bool:
         """Whether it is a cascade of which other thresholds can be judged without images.
@@ -291,7 +302,7 @@ class Evaluator:
         )
         if self._race is not None and self._race.metric in measured.outcomes:
             outcomes = measured.outcomes[self._race.metric]
-            self._race.join(Rival(tuple(costs.values()), outcomes))
+            self._race.join(Rival(tuple(costs.values()), outcomes, subnetwork.is_cascade))
 
     def _recall(self, genotypes: Sequence[Genotype]) -> None:
         """Take from the records what they have."""
@@ -364,7 +375,8 @@ class Evaluator:
         found: dict[float | None, Rival] = {}
         for threshold in thresholds:
             one = subnetwork if threshold == own else subnetwork.with_threshold(threshold or 0.0)
-            rival = self._race.rival(tuple(self.costs(one).values()))
+            costs = tuple(self.costs(one).values())
+            rival = self._race.rival(costs, is_cascade=one.is_cascade)
             if rival is None:
                 return {}
             found[threshold] = rival

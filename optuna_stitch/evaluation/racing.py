@@ -34,10 +34,12 @@ class Rival:
     Args:
         costs: What it costs; less is better.
         outcomes: Whether it is right, by image, ``(N,)`` bool.
+        is_cascade: Whether its costs are averages.
     """
 
     costs: tuple[float, ...]
     outcomes: Tensor
+    is_cascade: bool = False
 
     @property
     def quality(self) -> float:
@@ -73,21 +75,26 @@ class Race:
         Args:
             rival: The subnetwork.
         """
-        quality = rival.quality
-        if any(_covers(r.costs, rival.costs) and r.quality >= quality for r in self._front):
+        if any(_is_beaten(rival, by=other) for other in self._front):
             return
-        self._front = [
-            r for r in self._front if not (_covers(rival.costs, r.costs) and quality >= r.quality)
-        ]
+        self._front = [other for other in self._front if not _is_beaten(other, by=rival)]
         self._front.append(rival)
 
-    def rival(self, costs: Sequence[float]) -> Rival | None:
+    def rival(self, costs: Sequence[float], *, is_cascade: bool = False) -> Rival | None:
         """The best of those that cost no more; None if there is none.
+
+        A network that costs the same for every image is not held to cascades: where nothing can
+        be skipped, they are no alternative to it.
 
         Args:
             costs: What a subnetwork costs, in the order of `Rival.costs`.
+            is_cascade: Whether these are averages.
         """
-        affordable = [rival for rival in self._front if _covers(rival.costs, costs)]
+        affordable = [
+            rival
+            for rival in self._front
+            if _covers(rival.costs, costs) and (is_cascade or not rival.is_cascade)
+        ]
         return max(affordable, key=lambda rival: rival.quality, default=None)
 
     def lost(self, outcomes: Tensor, rival: Rival) -> bool:
@@ -120,6 +127,14 @@ class Race:
         """The images' positions, block by block."""
         for start, stop in itertools.pairwise([0, *self.blocks]):
             yield self.order[start:stop]
+
+
+def _is_beaten(rival: Rival, by: Rival) -> bool:
+    return (
+        _covers(by.costs, rival.costs)
+        and by.quality >= rival.quality
+        and (rival.is_cascade or not by.is_cascade)
+    )
 
 
 def _covers(costs: Sequence[float], others: Sequence[float]) -> bool:

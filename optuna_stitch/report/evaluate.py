@@ -9,6 +9,7 @@ import numpy as np
 import optuna
 import pandas as pd
 import torch
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
 
@@ -27,6 +28,7 @@ from optuna_stitch.models.parent import Parent
 from optuna_stitch.report.baselines import Duo, tune_cascades, tune_duo
 from optuna_stitch.report.entries import BASELINES, STITCHED, Entry, PairedComparison
 from optuna_stitch.report.front import Front
+from optuna_stitch.report.hypervolume import violation
 from optuna_stitch.report.significance import (
     holm,
     interval_of,
@@ -35,7 +37,7 @@ from optuna_stitch.report.significance import (
 )
 from optuna_stitch.search.objective import Objective
 from optuna_stitch.search.space import baselines
-from optuna_stitch.stitching.genotype import SIDES, Genotype, Output
+from optuna_stitch.stitching.genotype import FIRST, OUTPUT, SIDES, Genotype, Output
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supernetwork import Supernetwork
 from optuna_stitch.utils.errors import DataError, StudyError
@@ -458,6 +460,7 @@ def _chosen(
             chosen[supernetwork.subnetwork(trial.params)] = trial
     else:
         best = {trial.number for trial in study.best_trials}
+        best |= _best_static(study, complete)
         first: dict[Subnetwork, FrozenTrial] = {}
         for trial in complete:
             first.setdefault(supernetwork.subnetwork(trial.params), trial)
@@ -467,6 +470,24 @@ def _chosen(
             if trial.number in best or subnetwork.genotype in baselines()
         }
     return dict(sorted(chosen.items(), key=lambda item: item[0].macs))
+
+
+def _best_static(study: optuna.Study, complete: Sequence[FrozenTrial]) -> set[int]:
+    """Numbers of the best trials among those whose networks cost the same for every image.
+
+    In the study cascades of the same average cost may dominate them.
+    """
+    static = [
+        trial
+        for trial in complete
+        if trial.params.get(OUTPUT) not in FIRST and violation(trial) <= 0
+    ]
+    if not static:
+        return set()
+    maximise = [direction == StudyDirection.MAXIMIZE for direction in study.directions]
+    values = np.array([trial.values for trial in static])
+    best = moocore.is_nondominated(values, maximise=maximise, keep_weakly=True)
+    return {trial.number for trial, kept in zip(static, best, strict=True) if kept}
 
 
 def _check_labelled(split: Split, supernetwork: Supernetwork) -> None:

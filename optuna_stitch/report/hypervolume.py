@@ -79,7 +79,7 @@ def read_outcomes(study: optuna.Study) -> Outcomes:
         output = trial.params.get(OUTPUT)
         if output in BASELINES and "on" not in trial.params.values():
             baselines.setdefault(BASELINES[output], values)
-        if _violation(trial) <= 0:
+        if violation(trial) <= 0:
             row[:] = values
     if not np.isfinite(losses).any():
         raise StudyError(f"The study {study.study_name!r} has {_without_values(trials)}.")
@@ -198,7 +198,7 @@ def _usable(losses: Losses) -> NDArray[np.bool_]:
     return np.asarray(np.isfinite(losses).all(axis=1))
 
 
-def _violation(trial: FrozenTrial) -> float:
+def violation(trial: FrozenTrial) -> float:
     """By how much constraints are broken, where Optuna 5 or else Optuna 4 keeps them."""
     known = getattr(trial, "constraints", None) or trial.system_attrs.get("constraints")
     return violations_of(known)

@@ -87,8 +87,9 @@ def measure(name: str, seed: int, *, quick: bool) -> dict[str, float]:
             first = SIDES.index(cascade.genotype.first)
             for settings in SETTINGS:
                 found = tune_exit(known, tuning.targets, first, settings)
+                sure = found.sure(known[:, first])
                 right[f"{settings.confidence} {settings.answer}"] += [
-                    accuracy(with_share(found, known[:, first], share).answer(new), judging)
+                    accuracy(with_share(found, sure, share).answer(new), judging)
                     for share in SHARES
                 ]
         say(f"{name}, seed {seed}: {start + len(some)} of {len(cascades)} cascades")

@@ -179,7 +179,7 @@ def test_confidence_can_be_chosen(measure: Confidence) -> None:
     settings = CascadeSettings(confidence=measure, answer="tuned")
     found = tune_exit(heads, LABELS, 0, settings)
     for share in (0.0, 0.1, 0.5, 1.0):
-        some = with_share(found, heads[:, 0], share)
+        some = with_share(found, found.sure(heads[:, 0]), share)
         assert int(some.asks_second(heads).sum()) == round(share * len(LABELS))
     sure, right = found.sure(heads[:, 0]), heads[:, 0].argmax(1) == LABELS
     assert float(sure[right].mean()) > float(sure[~right].mean())

@@ -117,7 +117,8 @@ def test_code_is_bit_for_bit_the_cascade(
 
 
 def test_code_says_what_is_chosen_only(cascade: st.Subnetwork) -> None:
-    text, _ = write_code(trace(with_exit(cascade, confidence="probability")))
+    plain = with_exit(cascade, confidence="probability", weight=0.5, temperatures=(1.0, 1.0))
+    text, _ = write_code(trace(plain))
     assert "the largest class probability." in text
     assert not re.search(r"margin|entropy|odds|(logits|a|b) / ", text)
     text, _ = write_code(trace(with_exit(cascade, confidence="entropy", temperatures=(2.0, 3.0))))

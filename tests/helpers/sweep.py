@@ -17,7 +17,7 @@ from torch import Tensor
 
 import optuna_stitch as st
 from optuna_stitch.models.parent import load_parent
-from optuna_stitch.stitching.genotype import OUTPUTS, Genotype
+from optuna_stitch.stitching.genotype import FIRST, OUTPUTS, Genotype
 
 CLASSES = 10
 Row = dict[str, Any]
@@ -108,11 +108,11 @@ def pair_row(pair: str) -> Row:
             for _ in range(5):
                 on = np.flatnonzero(rng.random(len(supernetwork.switches)) < 0.1)
                 output = OUTPUTS[rng.integers(len(OUTPUTS))]
-                genotype = Genotype(output, frozenset(on.tolist()))
+                threshold = 0.5 if output in FIRST else None
+                genotype = Genotype(output, frozenset(on.tolist()), threshold)
                 logits = run(supernetwork, genotype, images)
-                row["genotypes_finite"] += int(
-                    logits.isfinite().all() and logits.shape == (2, CLASSES)
-                )
+                shape = (2, CLASSES) if threshold is None else (2, 2, CLASSES)  # of both heads
+                row["genotypes_finite"] += int(logits.isfinite().all() and logits.shape == shape)
     except Exception as error:
         row["error"] = f"{type(error).__name__}: {error}"
     return row

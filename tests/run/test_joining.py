@@ -139,7 +139,7 @@ def test_the_same_seed_gives_the_same_sequence(build: Build, sampler: str) -> No
     found: list[list[dict[str, Any]]] = []
     for name, seed in (("one", 0), ("again", 0), ("other", 1)):
         assert call("search", build(name, sampler=chosen, trials=24, seed=seed)) == 0
-        found.append([trial.params for trial in _study(name=name).trials])
+        found.append([trial.params for trial in complete(_study(name=name))])
         assert len(found[-1]) == 24
     assert found[0] == found[1] != found[2]
 
