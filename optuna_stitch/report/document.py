@@ -10,7 +10,12 @@ from optuna_stitch.report.front import Front
 from optuna_stitch.report.plots import HISTORY_TITLE, SWITCHES_TITLE, gained_by
 from optuna_stitch.report.tables import WORTH_SHOWING, front_table, worth_showing
 from optuna_stitch.report.wording import answer_text, cost_text
-from optuna_stitch.utils.text import markdown_table, percent_interval_text, percent_text
+from optuna_stitch.utils.text import (
+    markdown_table,
+    percent_interval_text,
+    percent_text,
+    points_text,
+)
 
 # How intervals are made and differences tested.
 _METHODS = {
@@ -113,6 +118,13 @@ def _how_to_read(front: Front) -> list[str]:
             "there cascades are no alternative. At *average* cost they are: a cascade's cost is "
             "the average over the test images, *worst* is what an image costs that goes on, and "
             "*go on* is the share of test images that does, in percent.",
+            "",
+        ]
+    if front.optimism is not None:
+        lines += [
+            f"A search picks networks that were lucky on the validation images: there, {words} of "
+            "the stitched networks above was higher than on the test images by "
+            f"{points_text(front.optimism, 1)} points, in the median.",
             "",
         ]
     hidden = len(front.entries) - len(worth_showing(front))

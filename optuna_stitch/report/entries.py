@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -200,6 +201,20 @@ class Entries:
     def has_cascades(self) -> bool:
         """Whether some entries cost more for some images, so that both fronts may differ."""
         return any(entry.is_cascade for entry in self.entries)
+
+    @property
+    def optimism(self) -> float | None:
+        """By how much the fronts' stitched networks looked better on validation images.
+
+        The search picks lucky networks: quality there less that on test images, the median over
+        them. None where no front has any, or quality is no objective.
+        """
+        differences = [
+            entry.values[self.metric] - entry.quality
+            for entry in self.stitched_fronts
+            if self.metric in entry.values
+        ]
+        return statistics.median(differences) if differences else None
 
     def entry(self, trial: int) -> Entry:
         """The entry of a trial.

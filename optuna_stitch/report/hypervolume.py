@@ -199,7 +199,11 @@ def _usable(losses: Losses) -> NDArray[np.bool_]:
 
 
 def violation(trial: FrozenTrial) -> float:
-    """By how much constraints are broken, where Optuna 5 or else Optuna 4 keeps them."""
+    """By how much constraints are broken, where Optuna 5 or else Optuna 4 keeps them.
+
+    Args:
+        trial: A finished trial.
+    """
     known = getattr(trial, "constraints", None) or trial.system_attrs.get("constraints")
     return violations_of(known)
 

@@ -256,7 +256,7 @@ def _stages() -> _Rows:
         ("# keep: {best: 40, min_r2: 0.3}", "searches only the stitches that cross well"),
         ("# evaluation: {memory: 8}", "GiB for evaluating networks; 4, if absent"),
         ("# or evaluation: {kernels: plain}", "bit for bit as the parents; or bfloat16, faster"),
-        ("# or evaluation: {racing: {error_rate: 0.01}}", "stops early what loses on few images"),
+        ("# or evaluation: {racing: {error_rate: 0.5, first: 250}}", "confirms what looks best"),
         ("# or evaluation: {latency: {batch_size: 1, threads: 2}}", "what latency_ms means"),
     ]
 

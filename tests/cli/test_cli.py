@@ -153,6 +153,7 @@ def test_the_dashboard_is_served(finished: Path, monkeypatch: pytest.MonkeyPatch
     assert served == [(1, True, "127.0.0.1", 8007)]
 
 
+@pytest.mark.slow
 def test_a_report_with_another_network_as_a_baseline(finished: Path) -> None:
     other = {"network": "test_resnet", "random_weights": True, "input_size": 32}
     section = {"baselines": [{**other, "model_args": {"num_classes": 10}}]}

@@ -85,7 +85,7 @@ def network_of(text: str, weights: dict[str, torch.Tensor]) -> Any:
     ("pair", "output"),
     [
         ("supernetwork", "a then both"),
-        ("cnn_vit", "b then both"),
+        pytest.param("cnn_vit", "b then both", marks=pytest.mark.slow),
         pytest.param("supernetwork", "b then both", marks=pytest.mark.slow),
         pytest.param("cnn_vit", "a then both", marks=pytest.mark.slow),
     ],
@@ -253,6 +253,7 @@ def test_card_and_config_say_when_images_go_on_and_what_they_cost(
     assert "`network.single.onnx` takes one image" in card
 
 
+@pytest.mark.slow
 def test_elsewhere(folder: Path, cascade: st.Subnetwork, data: st.Data, tmp_path: Path) -> None:
     write_pictures(data.val, tmp_path / "pictures")
     found = answers(folder, tmp_path / "pictures")

@@ -49,7 +49,13 @@ def test_code_and_program_are_bit_for_bit_the_network(
     assert_same(load_program(tmp_path), subnetwork, images)
 
 
-@pytest.mark.parametrize(("pair", "output"), [("supernetwork", "b"), ("cnn_vit", "ensemble")])
+@pytest.mark.parametrize(
+    ("pair", "output"),
+    [
+        ("supernetwork", "b"),
+        pytest.param("cnn_vit", "ensemble", marks=pytest.mark.slow),
+    ],
+)
 def test_onnx_answers_alike(pair: str, output: str, exported: Any, data: st.Data) -> None:
     subnetwork, folder = exported(pair, output)
     assert [path.name for path in folder.glob("network.*")].count("network.onnx") == 1

@@ -119,6 +119,7 @@ def test_the_study_with_its_figures(tab: Tab, address: str, published: Published
     tab.shoot("study")
 
 
+@pytest.mark.slow
 def test_the_note_of_the_study(tab: Tab, address: str, published: Published) -> None:
     tab.open(f"{address}/1/note", SUMMARY)
     table = tab.page.locator("table").inner_text()
@@ -169,6 +170,7 @@ def test_what_breaks_a_constraint_does_not_look_best(
     assert listed == [f"Trial {trial.number}" for trial in study.best_trials]
 
 
+@pytest.mark.slow
 def test_the_dashboards_own_switch_to_dark(browser: Browser, address: str) -> None:
     tab = Tab(browser, "light")
     tab.open(f"{address}/1/note", SUMMARY)

@@ -222,6 +222,7 @@ def test_other_zoos_state_no_licence(b: st.Parent) -> None:
     assert origin.weights == "the user's own, in an exported program"
 
 
+@pytest.mark.slow
 def test_from_the_command_line(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     app = typer.Typer()
     app.command()(export)

@@ -33,13 +33,13 @@ def _drawn(supernetwork: st.Supernetwork, count: int, largest: int) -> list[Geno
     ]
 
 
-@pytest.mark.parametrize("pair", ["supernetwork", "cnn_vit"])
+@pytest.mark.parametrize("pair", ["supernetwork", pytest.param("cnn_vit", marks=pytest.mark.slow)])
 def test_both_spaces_give_the_same_canonical_genotypes(
     request: pytest.FixtureRequest, pair: str
 ) -> None:
     supernetwork: st.Supernetwork = request.getfixturevalue(pair)
     every = len(supernetwork.switches)
-    for genotype in _drawn(supernetwork, 20, every):
+    for genotype in _drawn(supernetwork, 8, every):
         params = {"threshold": 0.5, **genotype.params(supernetwork.switches)}
         flat = suggest(optuna.trial.FixedTrial(params), supernetwork)
         trial = optuna.trial.FixedTrial(params)

@@ -84,6 +84,7 @@ def test_a_full_disk_is_named(
         fitted.tune(data.train, SHORT, checkpoint=tmp_path / "tuning.pt")
 
 
+@pytest.mark.slow
 def test_parents_can_be_thawed(vit: st.Parent, data: st.Data) -> None:
     other = st.load_parent("test_resnet", num_classes=10, view=vit.view)
     supernetwork = st.stitch(other, vit)
