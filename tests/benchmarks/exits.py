@@ -3,9 +3,9 @@
     uv run python tests/benchmarks/exits.py [--quick]
 
 ResNet-20 × ResNet-56 on CIFAR-10 images. The plain cascade and a stitched one are tuned on 1,000
-validation images so that a quarter of the images goes on, and exported as Python files; these run on
-512 test images, one by one and in batches of 64, one after the other in each of several rounds. The
-last line is JSON: milliseconds per image by batch size and network, medians over rounds.
+validation images so that a quarter of the images goes on, and exported as Python files; these run
+on 512 test images, one by one and in batches of 64, in turns over several rounds. The last line is
+JSON: milliseconds per image by batch size and network, medians over rounds.
 """
 
 from __future__ import annotations
