@@ -349,7 +349,7 @@ def test_hopeless_stitches_are_dropped_before_the_search(
     best = table.nlargest(3, "quality")["quality"].min()
     assert (table[table["kept"]]["quality"] >= best).all()
     assert call("search", "runs/kept") == 0
-    asked = set(study_of("runs/kept", "kept").trials[0].params) - {"output"}
+    asked = set(study_of("runs/kept", "kept").trials[0].params) - {"output", "threshold"}
     assert asked == set(table[table["kept"]]["switch"])
 
     Path("none.yaml").write_text(f"{TINY}keep: {{min_r2: 1}}\n")

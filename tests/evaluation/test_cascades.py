@@ -56,7 +56,7 @@ def _some_heads(seed: int = 0) -> torch.Tensor:
     return heads
 
 
-@pytest.mark.parametrize("pair", ["supernetwork", "cnn_vit"])
+@pytest.mark.parametrize("pair", ["supernetwork", pytest.param("cnn_vit", marks=pytest.mark.slow)])
 def test_a_cascade_is_its_two_heads(
     request: pytest.FixtureRequest, pair: str, data: st.Data
 ) -> None:

@@ -162,6 +162,7 @@ def test_a_card_of_networks_that_label_pixels(
     assert "network.pt2" not in card
 
 
+@pytest.mark.slow
 def test_the_code_of_the_card_runs(folder: Path, data: st.Data, tmp_path: Path) -> None:
     """Each format's lines, after those that prepare an image, say the class of an image."""
     text = (folder / "README.md").read_text()

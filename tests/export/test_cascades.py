@@ -126,6 +126,7 @@ def test_code_says_what_is_chosen_only(cascade: st.Subnetwork) -> None:
     assert "F.log_softmax(a / 2.0, dim=1)" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "exit", [EXITS[0], *(pytest.param(exit, marks=pytest.mark.slow) for exit in EXITS[1:])]
 )

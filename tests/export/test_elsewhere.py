@@ -38,6 +38,7 @@ def expected_of(
     return guesses, evaluation["accuracy"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pair", "output"),
     [("supernetwork", "b"), pytest.param("cnn_vit", "ensemble", marks=pytest.mark.slow)],

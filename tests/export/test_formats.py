@@ -152,6 +152,7 @@ def test_large_onnx_weights_lie_beside_the_model(tmp_path: Path) -> None:
     assert difference.abs().max() <= 1e-4
 
 
+@pytest.mark.slow
 def test_nothing_is_said_on_the_way(
     data: st.Data,
     tmp_path: Path,

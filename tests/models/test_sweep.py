@@ -125,6 +125,7 @@ def _graph(name: str) -> NetworkGraph:
     return _parent(name).graph()
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(some.data())
 def test_no_genotype_of_any_pair_makes_a_cycle(draw: some.DataObject) -> None:

@@ -101,6 +101,7 @@ def tab(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Tab]:
     assert opened.errors == []
 
 
+@pytest.mark.slow
 def test_the_study_with_its_figures(tab: Tab, address: str, published: Published) -> None:
     tab.open(f"{address}/1", "Pareto Front")
     tab.page.wait_for_function(PARETO)
@@ -131,6 +132,7 @@ def test_the_note_of_the_study(tab: Tab, address: str, published: Published) -> 
     tab.see(f"Trial {entry.trial} (trial_id=")
 
 
+@pytest.mark.slow
 def test_a_trial_of_the_front(tab: Tab, address: str, published: Published) -> None:
     entry = published.on_front[1]
     tab.page.set_viewport_size({"width": 1400, "height": 2600})

@@ -170,6 +170,7 @@ def test_what_can_be_refused_costs_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.slow
 def test_the_folder_is_pushed_when_it_is_whole(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -133,14 +133,17 @@ def test_a_journal_beside_remembered_figures(build: Build) -> None:
     assert len(complete(_study("journal:///runs/shared/study.journal"))) == 12
 
 
-@pytest.mark.parametrize("sampler", ["linkage", "nsga2", "local_search"])
+@pytest.mark.parametrize(
+    "sampler",
+    ["linkage", *(pytest.param(s, marks=pytest.mark.slow) for s in ("nsga2", "local_search"))],
+)
 def test_the_same_seed_gives_the_same_sequence(build: Build, sampler: str) -> None:
     chosen = {"name": sampler} | ({"population_size": 6} if sampler == "nsga2" else {})
     found: list[list[dict[str, Any]]] = []
     for name, seed in (("one", 0), ("again", 0), ("other", 1)):
-        assert call("search", build(name, sampler=chosen, trials=24, seed=seed)) == 0
+        assert call("search", build(name, sampler=chosen, trials=36, seed=seed)) == 0
         found.append([trial.params for trial in complete(_study(name=name))])
-        assert len(found[-1]) == 24
+        assert len(found[-1]) == 36
     assert found[0] == found[1] != found[2]
 
 

@@ -34,6 +34,7 @@ def noise() -> st.Data:
     return st.load_data("noise/5/pixels", train=part, val=part, test=part)
 
 
+@pytest.mark.slow
 def test_from_parents_to_a_front(supernetwork: st.Supernetwork, noise: st.Data) -> None:
     assert supernetwork.segments
     assert supernetwork.classes == 5

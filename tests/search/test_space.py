@@ -39,7 +39,7 @@ def test_both_spaces_give_the_same_canonical_genotypes(
 ) -> None:
     supernetwork: st.Supernetwork = request.getfixturevalue(pair)
     every = len(supernetwork.switches)
-    for genotype in _drawn(supernetwork, 8, every):
+    for genotype in _drawn(supernetwork, 4, every):
         params = {"threshold": 0.5, **genotype.params(supernetwork.switches)}
         flat = suggest(optuna.trial.FixedTrial(params), supernetwork)
         trial = optuna.trial.FixedTrial(params)
@@ -110,8 +110,8 @@ def test_the_best_single_stitch_networks_are_among_the_first(
     a: st.Parent, b: st.Parent, data: st.Data
 ) -> None:
     supernetwork = st.stitch(a, b)
-    fits = supernetwork.fit(data.train)
-    stitch_qualities = measure_stitches(supernetwork, fits, data.val)
+    fits = supernetwork.fit(data.train.take(60))
+    stitch_qualities = measure_stitches(supernetwork, fits, data.val.take(60))
     objective = st.Objective(supernetwork, data.val.take(20))
     study = optuna.create_study(directions=objective.directions)
     enqueue_starts(study, supernetwork, population=12, stitch_qualities=stitch_qualities)

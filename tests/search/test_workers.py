@@ -75,7 +75,7 @@ def _check(trials: list[FrozenTrial], supernetwork: st.Supernetwork, wanted: int
 
 @pytest.mark.parametrize(
     ("kind", "wanted"),
-    [("sqlite", 100), *(pytest.param(kind, 400, marks=pytest.mark.slow) for kind in KINDS)],
+    [("sqlite", 160), *(pytest.param(kind, 400, marks=pytest.mark.slow) for kind in KINDS)],
 )
 def test_four_workers_one_of_which_is_killed(
     kind: str, wanted: int, saved: Path, supernetwork: st.Supernetwork

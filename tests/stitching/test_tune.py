@@ -23,6 +23,7 @@ def fitted(a: st.Parent, b: st.Parent, data: st.Data) -> st.Supernetwork:
     return _fitted(a, b, data)
 
 
+@pytest.mark.slow
 def test_tuning_brings_networks_nearer_to_the_ensemble(
     fitted: st.Supernetwork, data: st.Data
 ) -> None:

@@ -95,6 +95,7 @@ def test_tree_of_good_solutions_groups_the_blocks() -> None:
     assert not blocks & subsets(bits)  # in what is not selected there is nothing to learn
 
 
+@pytest.mark.slow
 def test_separable_front_is_found_by_local_search() -> None:
     judge = Separable(16)
     front = judge.front()
