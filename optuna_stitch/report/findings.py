@@ -218,7 +218,10 @@ def _caveat(setting: _Setting, entry: Entry) -> str:
 
 
 def _cheaper(setting: _Setting, shown: Sequence[Entry]) -> tuple[str, Entry] | None:
-    """A network that is about as good as the cheapest such baseline, for less."""
+    """A network that is about as good as the cheapest such baseline, for less.
+
+    One that is at least as good as both parents comes before one that saves more.
+    """
     found: list[tuple[float, Entry, Entry]] = []
     for entry in shown:
         as_good = [other for other in setting.baselines if other.quality >= entry.quality - _NEAR]
@@ -229,7 +232,9 @@ def _cheaper(setting: _Setting, shown: Sequence[Entry]) -> tuple[str, Entry] | N
     if not found:
         return None
     front = setting.front
-    saving, entry, rival = max(found, key=lambda each: each[0])
+    parents = [other.quality for other in setting.baselines if other.kind == "parent"]
+    best = max(parents, default=0.0)
+    saving, entry, rival = max(found, key=lambda each: (each[1].quality >= best, each[0]))
     comparison = entry.comparison(rival)
     chance = ""
     if comparison is not None:

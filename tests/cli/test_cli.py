@@ -376,6 +376,7 @@ def test_figures_are_remembered_in_the_studys_database(finished: Path) -> None:
     assert parent == next(t for t in trials if t.params["output"] == "a").values[0]
 
 
+@pytest.mark.slow
 def test_latency_as_an_objective_bounds_and_races(built_once: Path) -> None:
     file = change_study_file(
         "tiny.yaml",

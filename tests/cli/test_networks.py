@@ -16,6 +16,7 @@ def _workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
 
 
+@pytest.mark.slow
 def test_zoo_lists_what_a_pattern_matches(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("zoo", "test_vit*", "--csv", "zoo.csv") == 0
     out = capsys.readouterr().out

@@ -236,6 +236,7 @@ def test_the_header_says_what_it_costs(pair: st.Supernetwork) -> None:
     assert title.text == "test_resnet × test_efficientnet"
 
 
+@pytest.mark.slow
 def test_400_blocks_a_lane_are_legible(deep: st.Supernetwork) -> None:
     # to and fro, at neighbours and far apart, and at last both ways
     matches = [0, 1, 2, 50, 51, 200, 399]

@@ -84,7 +84,7 @@ def test_a_cascade_is_its_two_heads(
         assert evaluation["macs"] == pytest.approx(expected, abs=1)
 
 
-@pytest.mark.parametrize("pair", ["supernetwork", "cnn_vit"])
+@pytest.mark.parametrize("pair", ["supernetwork", pytest.param("cnn_vit", marks=pytest.mark.slow)])
 def test_the_module_lets_unsure_images_go_on_together(
     request: pytest.FixtureRequest, pair: str, data: st.Data
 ) -> None:

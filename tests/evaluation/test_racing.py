@@ -55,6 +55,7 @@ def test_what_is_no_worse_is_stopped_no_more_often_than_stated(agreement: float)
     assert stopped / orders <= error_rate + 3 * (error_rate / orders) ** 0.5
 
 
+@pytest.mark.slow
 def test_real_subnetworks_that_a_full_evaluation_keeps_are_kept(
     table: tuple[torch.Tensor, list[float]],
 ) -> None:

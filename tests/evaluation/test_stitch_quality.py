@@ -17,6 +17,7 @@ def stitch_qualities(a: st.Parent, b: st.Parent, data: st.Data) -> list[StitchQu
     return measure_stitches(supernetwork, fits, data.val.take(100))
 
 
+@pytest.mark.slow
 def test_each_is_the_network_with_one_stitch_on(
     stitch_qualities: list[StitchQuality], a: st.Parent, b: st.Parent, data: st.Data
 ) -> None:

@@ -36,7 +36,7 @@ from tests.helpers.exports import (
 
 @pytest.mark.parametrize("pair", ["supernetwork", "cnn_vit"])
 @pytest.mark.parametrize(
-    "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3))]
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))]
 )
 def test_code_and_program_are_bit_for_bit_the_network(
     pair: str, seed: int, request: pytest.FixtureRequest, data: st.Data, tmp_path: Path

@@ -126,9 +126,10 @@ def run(supernetwork: st.Supernetwork, genotype: Genotype, images: list[Tensor])
     if genotype.first is not None:
         # random answers to many classes are not sure, so that all go on
         found = Exit(SIDES.index(genotype.first), "probability", 1.0, 1.0)
-        return subnetwork.with_exit(found).extract()(*images)  # type: ignore[no-any-return]
-    network = subnetwork.extract()
-    inputs = [node for node in network.graph.nodes if node.op == "placeholder"]  # type: ignore[union-attr]
+        subnetwork = subnetwork.with_exit(found)
+    network: Any = subnetwork.extract()
+    graph = (network if genotype.first is None else network.first).graph
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
     if len(supernetwork.views) == 1:
         return network(*images)  # type: ignore[no-any-return]
     needed = [int(node.name.rsplit("_", 1)[1]) for node in inputs]

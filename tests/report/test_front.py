@@ -144,6 +144,7 @@ def test_baselines_come_first_and_the_front_is_what_nothing_dominates(front: st.
         assert rivals[4].startswith("cascade")
 
 
+@pytest.mark.slow
 def test_other_networks_and_other_objectives(
     study: optuna.Study,
     supernetwork: st.Supernetwork,

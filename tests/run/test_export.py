@@ -50,6 +50,7 @@ def stitched(run: Run) -> int:
     )
 
 
+@pytest.mark.slow
 def test_a_trial_leaves_the_run_with_its_figures(run: Run, tmp_path: Path) -> None:
     number = stitched(run)
     before = {path.name: path.stat().st_mtime_ns for path in run.folder.iterdir()}

@@ -126,6 +126,7 @@ def test_a_study_starts_from_the_front_of_another(
     assert "runs/fourth has no study yet" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_journal_beside_remembered_figures(build: Build) -> None:
     study_file = build(storage="journal:///{run}/study.journal")
     assert call("run", study_file) == 0

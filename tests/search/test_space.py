@@ -39,7 +39,7 @@ def test_both_spaces_give_the_same_canonical_genotypes(
 ) -> None:
     supernetwork: st.Supernetwork = request.getfixturevalue(pair)
     every = len(supernetwork.switches)
-    for genotype in _drawn(supernetwork, 4, every):
+    for genotype in _drawn(supernetwork, 3, every):
         params = {"threshold": 0.5, **genotype.params(supernetwork.switches)}
         flat = suggest(optuna.trial.FixedTrial(params), supernetwork)
         trial = optuna.trial.FixedTrial(params)

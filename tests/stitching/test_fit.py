@@ -251,6 +251,7 @@ def test_too_few_images(a: st.Parent, b: st.Parent, data: st.Data) -> None:
         st.stitch(a, b).fit(data.train, images=5)
 
 
+@pytest.mark.slow
 def test_a_fit_is_repeatable_and_late_stitches_are_good(
     a: st.Parent, b: st.Parent, supernetwork: st.Supernetwork, data: st.Data
 ) -> None:

@@ -98,7 +98,8 @@ def test_it_helps_to_cross_into_a_batchnorm_network(
     assert supernetwork.content_hash() != without.content_hash()
 
 
-@pytest.mark.parametrize("output", ["a", pytest.param("ensemble", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("output", ["a", "ensemble"])
 def test_batchnorm_operators_of_exported_programs(
     a: st.Parent, b: st.Parent, data: st.Data, tmp_path: Path, output: str
 ) -> None:

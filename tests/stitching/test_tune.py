@@ -46,6 +46,7 @@ def test_a_stitch_that_got_worse_is_put_back(fitted: st.Supernetwork, data: st.D
         assert same != entry.kept
 
 
+@pytest.mark.slow
 def test_interrupted_it_goes_on_to_the_same_stitches(
     a: st.Parent, b: st.Parent, data: st.Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
