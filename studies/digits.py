@@ -24,5 +24,5 @@ study = st.create_study(
 st.optimize(study, objective, n_trials=100, batch=10)  # or: study.optimize(objective, ...)
 
 best = max(study.best_trials, key=lambda trial: trial.values[0])
-network = supernetwork.subnetwork(best.params).extract()  # a plain nn.Module
+network = objective.subnetwork(best.params).extract()  # a plain nn.Module
 print(f"trial {best.number}: {best.values[0]:.1%} at {best.values[1] / 1e6:.2f} M MACs")

@@ -187,6 +187,21 @@ class Objective:
         values = self.values(evaluation)
         return values if len(values) > 1 else values[0]
 
+    def subnetwork(self, params: Mapping[str, Any]) -> Subnetwork:
+        """The network that a trial's parameters stand for, ready to answer.
+
+        A cascade gets its exit from the objective's images; other networks are those of
+        ``supernetwork.subnetwork(params)``.
+
+        Args:
+            params: A trial's.
+
+        Raises:
+            StudyError: If a parameter is no switch of the supernetwork, or has no such value.
+        """
+        (found,) = self.evaluator.tune_exits([self.supernetwork.subnetwork(params)])
+        return found
+
     def outputs_for(self, study: optuna.Study) -> Sequence[Output]:
         """What trials of a study may answer with: what its earlier ones could, else `outputs`.
 

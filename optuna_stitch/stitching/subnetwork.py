@@ -196,8 +196,9 @@ class Subnetwork:
             return self._assembled(statistics, self.resolved.steps, {}, [self.resolved.output])
         if self.exit is None:
             raise StudyError(
-                "This cascade has no exit yet: `Evaluator.tune_exits` on validation images finds "
-                "when its first answer is enough."
+                "This cascade has no exit yet: `objective.subnetwork(params)`, or "
+                "`Evaluator.tune_exits` on validation images, finds when its first answer is "
+                "enough."
             )
         stages = self.stages
         handed = {place: f"feature_{number}" for number, place in enumerate(stages.handed)}
