@@ -169,7 +169,8 @@ class OneStatementStorage(optuna.storages.RDBStorage):
             values = {
                 "trial_id": trial_id,
                 "names": [name for name, _, _ in rows],
-                "values": [value for _, value, _ in rows],
+                # a choice is stored as its place, an integer; arrays hold one type
+                "values": [float(value) for _, value, _ in rows],
                 "choices": choices,
                 "chosen": [choices.index(choice) + 1 for _, _, choice in rows],
             }
