@@ -259,7 +259,7 @@ def _mixable(results: Mapping[str, PerImageResult]) -> dict[str, MixableResult]:
             raise ConfigError(
                 f"The metric {name!r} does not say what single images say, so that no cascade can "
                 "be judged by it: give it `of_confusions`, or leave cascades out with "
-                "`outputs=STATIC_OUTPUTS`."
+                "`outputs`."
             )
         found[name] = said
     return found

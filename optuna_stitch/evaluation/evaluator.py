@@ -169,6 +169,10 @@ class Evaluator:
 
         Returns:
             The same subnetworks, in their order.
+
+        Raises:
+            DataError: If an image has a label that the parents have no class for, does not
+                decode, or memory does not suffice.
         """
         cascades = {s.heads: s for s in subnetworks if s.is_cascade}
         if not cascades:
@@ -220,6 +224,8 @@ class Evaluator:
     def logits(self, subnetworks: Sequence[Subnetwork]) -> list[Tensor]:
         """What subnetworks answer on the whole split, ``(len(split), classes, ...)`` each.
 
+        Of cascades it is what both heads answer, ``(len(split), 2, classes, ...)``.
+
         Args:
             subnetworks: Whose logits.
         """
@@ -237,7 +243,8 @@ class Evaluator:
 
         Returns:
             An iterator over the batch's labels, ``(N,)`` or ``(N, H, W)``, and logits of each
-            subnetwork, ``(N, classes)`` or ``(N, classes, H, W)``.
+            subnetwork, ``(N, classes)`` or ``(N, classes, H, W)``; of cascades those of both
+            heads, ``(N, 2, classes, ...)``.
 
         Raises:
             DataError: If an image has a label that the parents have no class for.

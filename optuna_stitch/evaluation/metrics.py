@@ -334,7 +334,7 @@ METRICS: dict[str, AnyMetric] = {
             unit=_millions(
                 "multiply-accumulates at worst",
                 "M MACs at worst",
-                "multiply-accumulates of the dearest image (millions)",
+                "multiply-accumulates of the most expensive image (millions)",
             ),
         ),
         Cost(

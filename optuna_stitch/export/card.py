@@ -75,7 +75,7 @@ class Figures:
         macs: Multiply-accumulates per image; of a cascade, on average.
         parameters: Number of parameters.
         others: Further figures, by name.
-        worst_macs: Multiply-accumulates of the dearest image, where images differ.
+        worst_macs: Multiply-accumulates of the most expensive image, where images differ.
         share: Of a cascade, the share of the images that go on.
     """
 

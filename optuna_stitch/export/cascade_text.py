@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from optuna_stitch.export.exit_code import MEASURES
-from optuna_stitch.stitching.cascade import Exit
+from optuna_stitch.stitching.cascade import MEASURES, Exit
 from optuna_stitch.stitching.genotype import SIDES
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.utils.errors import ExportError
@@ -23,8 +22,9 @@ def exit_of(subnetwork: Subnetwork) -> Exit:
     """
     if subnetwork.exit is None:
         raise ExportError(
-            "This cascade has no exit yet, so that it has no answers. `Evaluator.tune_exits` on "
-            "validation images finds when its first answer is enough; export what it returns."
+            "This cascade has no exit yet, so that it has no answers. "
+            "`objective.subnetwork(params)`, or `Evaluator.tune_exits` on validation images, "
+            "finds when its first answer is enough; export what it returns."
         )
     return subnetwork.exit
 
@@ -53,7 +53,8 @@ def cascade_config(subnetwork: Subnetwork) -> dict[str, Any]:
 
     Returns:
         The numbers of its `Exit`; ``macs`` per image at the ``share`` of images that go on, of
-        the dearest image (``worst_macs``), and of images that do not go on (``first_macs``).
+        the most expensive image (``worst_macs``), and of images that do not go on
+        (``first_macs``).
     """
     found = exit_of(subnetwork)
     coefficients = {"coefficients": list(found.coefficients)} if found.coefficients else {}

@@ -6,16 +6,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 
-from optuna_stitch.stitching.cascade import Exit
-from optuna_stitch.stitching.settings import Confidence
-
-# What each measure of confidence is, in words.
-MEASURES: dict[Confidence, str] = {
-    "probability": "the largest class probability",
-    "margin": "the largest class probability less the second largest",
-    "entropy": "one less the entropy over that of a uniform guess",
-    "calibrated": "the probability that the answer is right, from three measures of it",
-}
+from optuna_stitch.stitching.cascade import MEASURES, Exit
 
 _METHODS = '''\
 def forward(self, {arguments}) -> Tensor:

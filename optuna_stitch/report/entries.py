@@ -67,7 +67,7 @@ class Entry:
         on_front: Whether no other entry is at least as good in every objective on the test split
             and better in one; costs of cascades are averages over the test images.
         on_fixed_front: Whether no other entry is, of those that cost the same for every image.
-        worst: What the dearest image costs, of the costs that differ between images.
+        worst: What the most expensive image costs, of the costs that differ between images.
         share: Of a cascade, the share of test images that go on.
         comparisons: With baselines; empty for the baselines themselves.
         result: What every image says of its quality.
@@ -247,7 +247,7 @@ class Entries:
         Returns:
             Columns ``name``, ``kind``, ``trial``, ``on_front``, ``on_fixed_front``, ``val_*``,
             ``test_*`` with ``test_*_low`` and ``test_*_high`` (of cascades, average costs),
-            ``worst_*`` (what the dearest image costs), ``share`` (of a cascade, of the test
+            ``worst_*`` (what the most expensive image costs), ``share`` (of a cascade, of the test
             images that go on), ``threshold`` (the study's parameter, of a stitched cascade),
             ``confidence`` and ``confidence_threshold`` (which measure its first answer must
             reach, and how much of it), ``parameters``, ``output``, ``stitches``, and for every

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import optuna
 import sqlalchemy
@@ -105,8 +106,8 @@ class Objective:
         split: Images to judge them on: the validation split.
         metrics: One objective each; names of known metrics, or metrics of your own.
         space: What trials are asked: ``flat``, every switch; ``reachable``, those that matter.
-        outputs: What networks may answer with; `STATIC_OUTPUTS` leaves cascades out. Trials of
-            a study that has others already are asked for those.
+        outputs: What networks may answer with; ``("a", "b", "ensemble")`` leaves cascades out.
+            Trials of a study that has others already are asked for those.
         constraints: Bounds by name, ``max_`` or ``min_`` and a metric: ``{"max_macs": 1e9}``.
             A network with stitches whose cost alone is out of bounds is not run on images; its
             trial is pruned.
@@ -146,7 +147,7 @@ class Objective:
         self.supernetwork = supernetwork
         self.space = space
         self.outputs = check_outputs(outputs)
-        self._outputs_of: dict[str, Sequence[Output]] = {}
+        self._outputs_of: WeakKeyDictionary[optuna.Study, Sequence[Output]] = WeakKeyDictionary()
         self.metrics = resolve_metrics(metrics)
         self.constraints = resolve_constraints(constraints or {})
         self.directions = [metric.direction for metric in self.metrics]
@@ -208,9 +209,9 @@ class Objective:
         Args:
             study: The study.
         """
-        if study.study_name not in self._outputs_of:
-            self._outputs_of[study.study_name] = study_outputs(study) or self.outputs
-        return self._outputs_of[study.study_name]
+        if study not in self._outputs_of:
+            self._outputs_of[study] = study_outputs(study) or self.outputs
+        return self._outputs_of[study]
 
     def evaluate(self, subnetworks: Sequence[Subnetwork]) -> list[Evaluation]:
         """Judge several subnetworks together.

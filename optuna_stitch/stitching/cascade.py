@@ -15,6 +15,14 @@ from torch.nn import functional as F
 
 from optuna_stitch.stitching.settings import Confidence
 
+# What each measure of confidence is, in words.
+MEASURES: dict[Confidence, str] = {
+    "probability": "the largest class probability",
+    "margin": "the largest class probability less the second largest",
+    "entropy": "one less the entropy over that of a uniform guess",
+    "calibrated": "the probability that the answer is right, from three measures of it",
+}
+
 
 def confidences(logits: Tensor) -> dict[Confidence, Tensor]:
     """How sure answers are, by measure; each from 0 to 1, more is surer.
@@ -76,15 +84,10 @@ class Exit:
     def recipe(self) -> str:
         """How it answers, for people."""
         ours, other = ("a", "b") if self.first == 0 else ("b", "a")
-        measure = {
-            "probability": "largest class probability",
-            "margin": "margin between the two largest class probabilities",
-            "entropy": "certainty by entropy",
-            "calibrated": "calibrated certainty",
-        }[self.confidence]
+        mean = "mean" if self.weight == 0.5 else "weighted mean"
         return (
-            f"{ours} where its {measure} is {self.threshold:.3f} or more, else the mean of "
-            f"{ours}'s and {other}'s class probabilities"
+            f"{ours} where {MEASURES[self.confidence]} is {self.threshold:.3f} or more, else the "
+            f"{mean} of {ours}'s and {other}'s class probabilities"
         )
 
     def sure(self, logits: Tensor) -> Tensor:

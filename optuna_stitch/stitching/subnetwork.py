@@ -56,6 +56,9 @@ class Subnetwork:
         Args:
             supergraph: The supernetwork's computation.
             genotype: In any form. A cascade that lets no image go on is its first head.
+
+        Raises:
+            StudyError: If it is a cascade without a threshold.
         """
         if genotype.first is not None and not genotype.threshold:
             if genotype.threshold is None:
