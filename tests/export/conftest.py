@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import shutil
 import subprocess
 import sys
@@ -63,14 +62,12 @@ def exported(
     request: pytest.FixtureRequest,
     data: st.Data,
     origin: Origin,
-    tmp_path_factory: pytest.TempPathFactory,
+    shared: Path,
 ) -> Callable[[str, str], Exported]:
     """The best network of a pair with one stitch and some output, in every format.
 
     Each is exported once for all tests that look at it, whichever worker runs them.
     """
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
     @once
     def export(pair: str, output: str) -> Exported:

@@ -34,7 +34,7 @@ from tests.helpers.exports import (
 )
 
 
-@pytest.mark.parametrize("pair", ["supernetwork", "cnn_vit"])
+@pytest.mark.parametrize("pair", ["supernetwork", pytest.param("cnn_vit", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))]
 )

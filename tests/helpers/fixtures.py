@@ -21,14 +21,19 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this session, common to all its workers."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
 @pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def cache(shared: Path) -> Iterator[Path]:
     """Trained parents are kept for the session, apart from the user's own, by all its workers.
 
     Or for longer, in a folder that ``OPTUNA_STITCH_TEST_CACHE`` names.
     """
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     folder = os.environ.get("OPTUNA_STITCH_TEST_CACHE", str(shared / "cache"))
     Path(folder).mkdir(parents=True, exist_ok=True)
     os.environ["OPTUNA_STITCH_CACHE"] = folder
@@ -64,18 +69,24 @@ def vit(data: st.Data, cache: Path) -> st.Parent:
     return _parent("test_vit", data, cache, 2, img_size=32, patch_size=4)
 
 
-@pytest.fixture(scope="session")
-def supernetwork(a: st.Parent, b: st.Parent, data: st.Data) -> st.Supernetwork:
-    made = st.stitch(a, b)
-    made.fit(data.train)
+def _fitted(a: st.Parent, b: st.Parent, data: st.Data, folder: Path) -> st.Supernetwork:
+    with FileLock(f"{folder}.lock"):  # one worker fits it, the others load it
+        if folder.exists():
+            return st.Supernetwork.load(folder)
+        made = st.stitch(a, b)
+        made.fit(data.train)
+        made.save(folder)
     return made
 
 
 @pytest.fixture(scope="session")
-def cnn_vit(a: st.Parent, vit: st.Parent, data: st.Data) -> st.Supernetwork:
-    made = st.stitch(a, vit)
-    made.fit(data.train)
-    return made
+def supernetwork(a: st.Parent, b: st.Parent, data: st.Data, shared: Path) -> st.Supernetwork:
+    return _fitted(a, b, data, shared / "supernetwork")
+
+
+@pytest.fixture(scope="session")
+def cnn_vit(a: st.Parent, vit: st.Parent, data: st.Data, shared: Path) -> st.Supernetwork:
+    return _fitted(a, vit, data, shared / "cnn_vit")
 
 
 @pytest.fixture(scope="session")

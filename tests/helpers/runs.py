@@ -65,10 +65,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def _once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+def _once(shared: Path, name: str, make: Callable[[Path], object]) -> Path:
     """A folder that is made once for all workers of the session."""
-    base = factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     folder = shared / name
     with FileLock(shared / f"{name}.lock"):
         if not folder.exists():
@@ -79,7 +77,7 @@ def _once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], obj
 
 
 @pytest.fixture(scope="session")
-def built_once(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built_once(cache: Path, shared: Path) -> Path:
     """The folder of a run of `TINY` that was built, not searched; to be copied."""
 
     def make(folder: Path) -> None:
@@ -89,11 +87,11 @@ def built_once(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         run.build()
         _close(run)
 
-    return _once(tmp_path_factory, "built", make)
+    return _once(shared, "built", make)
 
 
 @pytest.fixture(scope="session")
-def finished_once(built_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_once(built_once: Path, shared: Path) -> Path:
     """The folder of a run of `TINY` that was searched and reported on; to be copied."""
 
     def make(folder: Path) -> None:
@@ -104,11 +102,11 @@ def finished_once(built_once: Path, tmp_path_factory: pytest.TempPathFactory) ->
         run.report()
         _close(run)
 
-    return _once(tmp_path_factory, "finished", make) / "tiny"
+    return _once(shared, "finished", make) / "tiny"
 
 
 @pytest.fixture(scope="session")
-def smoke_once(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def smoke_once(cache: Path, shared: Path) -> Path:
     """The folder of a study file as `init` writes it, and of its run with ``--smoke``."""
 
     def make(folder: Path) -> None:
@@ -121,7 +119,7 @@ def smoke_once(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         finally:
             os.chdir(before)
 
-    return _once(tmp_path_factory, "smoke", make)
+    return _once(shared, "smoke", make)
 
 
 def _close(run: st.Run) -> None:
