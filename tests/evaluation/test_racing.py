@@ -33,7 +33,9 @@ def test_blocks_grow_in_whole_batches() -> None:
     assert sorted(_race(3).order) == list(range(IMAGES))
 
 
-@pytest.mark.parametrize("agreement", [0.0, 0.5, 0.95])
+@pytest.mark.parametrize(
+    "agreement", [0.95, *(pytest.param(some, marks=pytest.mark.slow) for some in (0.0, 0.5))]
+)
 def test_what_is_no_worse_is_stopped_no_more_often_than_stated(agreement: float) -> None:
     """A subnetwork exactly as good as its rival, the hardest case, in 3,000 orders of images."""
     rng = np.random.default_rng(0)
