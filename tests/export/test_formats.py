@@ -65,7 +65,9 @@ def test_onnx_answers_alike(pair: str, output: str, exported: Any, data: st.Data
         for batch in data.test.batches(subnetwork.supergraph.views, 100):
             found, expected = run(*batch.images), module(*batch.images)
             assert (found - expected).abs().max() <= 1e-4
-            assert torch.equal(found.argmax(1), expected.argmax(1))
+            best = expected.topk(2).values
+            decided = best[:, 0] - best[:, 1] > 2e-4  # the rest may fall either way
+            assert torch.equal(found.argmax(1)[decided], expected.argmax(1)[decided])
 
 
 @pytest.fixture(scope="module")

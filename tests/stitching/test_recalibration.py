@@ -70,9 +70,19 @@ def test_a_stitched_path_has_the_parents_own_mean_and_variance(
     assert checked > 50
 
 
-def test_it_helps_to_cross_into_a_batchnorm_network(
-    supernetwork: st.Supernetwork, data: st.Data
+def test_what_a_stitch_shrinks_is_restored_in_a_batchnorm_network(
+    a: st.Parent, b: st.Parent, data: st.Data
 ) -> None:
+    """Least squares shrinks what it cannot predict; here every stitch carries a third.
+
+    Over parents trained from four seeds the worst crossing then lost at least 40 of 100 points
+    without recalibration, and crossings lost a few with it.
+    """
+    supernetwork = st.stitch(a, b, points="blocks")
+    supernetwork.fit(data.train, images=100, recalibrate=50)
+    with torch.no_grad():
+        for parameter in supernetwork.stitches.parameters():
+            parameter.mul_(0.3)
     without = supernetwork.keep(range(len(supernetwork.switches)))
     without.calibration = None
     crossed = [
@@ -81,13 +91,15 @@ def test_it_helps_to_cross_into_a_batchnorm_network(
         if switch.into == "b"
     ]
     better, plain = (
-        sum(
-            f["accuracy"]
-            for f in st.Evaluator(net, data.val, ["accuracy"]).evaluate(networks(net, crossed))
-        )
+        [
+            figures["accuracy"]
+            for figures in st.Evaluator(net, data.val, ["accuracy"]).evaluate(
+                networks(net, crossed)
+            )
+        ]
         for net in (supernetwork, without)
     )
-    assert better > plain  # by how much, hangs on the arithmetic that trained the parents
+    assert all(one > other + 0.15 for one, other in zip(better, plain, strict=True))
     parents = [Genotype("a"), Genotype("b")]
     for logits, same in zip(
         st.Evaluator(supernetwork, data.val).logits(networks(supernetwork, parents)),
