@@ -17,10 +17,16 @@ from PIL import Image
 from torch import Tensor
 
 from optuna_stitch.data.view import View
+from optuna_stitch.utils.device import free_memory
 from optuna_stitch.utils.errors import DataError
 
 # Pixels are kept in memory up to this many bytes per view, beyond it in a temporary file.
 IN_MEMORY = 1 << 30
+
+# Pixels stay on an accelerator where they take at most this share of what is free there.
+_DEVICE_SHARE = 1 / 4
+
+CPU = torch.device("cpu")
 
 
 class ImageDataset(Protocol):
@@ -78,6 +84,9 @@ class Split:
     source: str
     _pixels: dict[View, NDArray[np.uint8]] = field(default_factory=dict, init=False, repr=False)
     _masks: dict[View, NDArray[np.uint8]] = field(default_factory=dict, init=False, repr=False)
+    _on_device: dict[tuple[View, torch.device], Tensor] = field(
+        default_factory=dict, init=False, repr=False
+    )
     _targets: Tensor = field(default_factory=lambda: torch.empty(0), init=False, repr=False)
 
     def __len__(self) -> int:
@@ -114,6 +123,7 @@ class Split:
         *,
         shard: tuple[int, int] = (0, 1),
         within: Sequence[int] | None = None,
+        device: torch.device = CPU,
     ) -> Iterator[Batch]:
         """Go through the split once, in order.
 
@@ -123,6 +133,7 @@ class Split:
             batch_size: Number of images in a batch; the last may have fewer.
             shard: Rank r and world size w: only every w-th batch, from the r-th.
             within: Positions to go through, instead of all.
+            device: Where the batches are to be.
 
         Yields:
             Batches with one tensor per view.
@@ -132,14 +143,17 @@ class Split:
         """
         within = range(len(self)) if within is None else within
         for start in range(shard[0] * batch_size, len(within), shard[1] * batch_size):
-            yield self.pick(within[start : start + batch_size], views)
+            yield self.pick(within[start : start + batch_size], views, device)
 
-    def pick(self, positions: Sequence[int], views: Sequence[View]) -> Batch:
+    def pick(
+        self, positions: Sequence[int], views: Sequence[View], device: torch.device = CPU
+    ) -> Batch:
         """Some of the images, as a batch.
 
         Args:
             positions: Their positions in the split.
             views: How networks see them.
+            device: Where the batch is to be.
 
         Raises:
             DataError: If an image does not decode, or there is no room for the pixels.
@@ -148,13 +162,32 @@ class Split:
         chosen: slice | NDArray[np.int64] = np.asarray(positions)
         if isinstance(positions, range) and positions.step == 1:  # needs no copy
             chosen = slice(positions.start, positions.stop)
-        images = tuple(
-            view.normalize(torch.from_numpy(self._pixels[view][chosen])) for view in views
-        )
+        images = tuple(view.normalize(self._read(view, chosen, device)) for view in views)
         masks = self._masks.get(views[0])
         if masks is None:
-            return Batch(images, self._targets[chosen])
-        return Batch(images, torch.from_numpy(masks[chosen].astype(np.int64)))
+            return Batch(images, self._targets[chosen].to(device))
+        return Batch(images, torch.from_numpy(masks[chosen]).to(device).long())
+
+    def _read(self, view: View, chosen: slice | NDArray[np.int64], device: torch.device) -> Tensor:
+        """Pixels of some images on a device, 8 bits a channel.
+
+        On an accelerator the whole split stays there where it takes a small share of its memory;
+        otherwise every batch is sent from pinned memory, while the device computes.
+        """
+        pixels = self._pixels[view]
+        if device.type == "cpu":
+            return torch.from_numpy(pixels[chosen])
+        kept = self._on_device.get((view, device))
+        if kept is None and pixels.nbytes <= _DEVICE_SHARE * (free_memory(device) or 0):
+            kept = self._on_device[view, device] = torch.from_numpy(pixels).to(device)
+        if kept is not None:
+            if isinstance(chosen, slice):
+                return kept[chosen]
+            return kept[torch.from_numpy(chosen).to(device)]
+        some = torch.from_numpy(np.ascontiguousarray(pixels[chosen]))
+        if device.type == "cuda":
+            some = some.pin_memory()
+        return some.to(device, non_blocking=True)
 
     def read(self, position: int) -> tuple[Image.Image, int | Image.Image]:
         """One image as it is stored, and its label.

@@ -64,7 +64,7 @@ class View:
         Returns:
             ``(..., C, H, W)``, uint8.
         """
-        mean, std = self._affine()
+        mean, std = self._affine(images.device)
         return ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
     def normalize(self, pixels: Tensor) -> Tensor:
@@ -76,11 +76,13 @@ class View:
         Returns:
             ``(..., C, H, W)``, normalized, float32.
         """
-        mean, std = self._affine()
+        mean, std = self._affine(pixels.device)
         return pixels.to(torch.float32, copy=True).div_(255).sub_(mean).div_(std)
 
-    def _affine(self) -> tuple[Tensor, Tensor]:
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+    def _affine(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        mean, std = (
+            torch.tensor(values, device=device)[:, None, None] for values in (self.mean, self.std)
+        )
         return mean, std
 
     @property

@@ -290,7 +290,8 @@ class Accumulator:
             if isinstance(metric, ImageMetric):
                 self._said[metric.name].append(metric.compute(logits, labels[metric.name]))
             elif metric.name in self._streams:
-                self._streams[metric.name].update(logits, labels[metric.name])
+                stream = self._streams[metric.name].to(logits.device)
+                stream.update(logits, labels[metric.name])
         if self._whole:  # the labels of all of them are the split's own
             self._logits.append(logits)
             self._targets.append(labels[self._whole[0]])
@@ -339,9 +340,11 @@ class Accumulator:
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
-    """Batches as one tensor, which takes their place: joined twice, they are copied once."""
-    if len(parts) > 1:
-        parts[:] = [torch.cat(parts)]
+    """Batches as one tensor on the processor, which takes their place.
+
+    Joined twice, they are copied once.
+    """
+    parts[:] = [torch.cat(parts).cpu()] if len(parts) > 1 else [parts[0].cpu()]
     return parts[0]
 
 
@@ -403,7 +406,9 @@ class Labels:
         """
         self.prepare()
         return {
-            metric.name: self._guesses[self._references[metric.name]][list(positions)]
+            metric.name: self._guesses[self._references[metric.name]][list(positions)].to(
+                targets.device
+            )
             if metric.name in self._references
             else targets
             for metric in self._metrics

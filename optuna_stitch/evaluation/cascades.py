@@ -125,16 +125,17 @@ class CascadeAccumulator:
 
     def curve(self) -> Curve:
         """What all images so far say."""
-        ranks = self._cross_fitted() if self._kept else _ranks(torch.cat(self._sure))
+        ranks = self._cross_fitted() if self._kept else _ranks(torch.cat(self._sure).cpu())
         first, both = (_mixable(accumulator.results()) for accumulator in self._accumulators)
         return Curve(ranks, first, both)
 
     def _cross_fitted(self) -> Tensor:
         """Judge each half of the images with what the other half tuned; returns the ranks."""
-        heads = torch.cat([some for some, _, _ in self._kept])
-        targets = torch.cat([some for _, some, _ in self._kept])
+        heads = torch.cat([some for some, _, _ in self._kept]).cpu()
+        targets = torch.cat([some for _, some, _ in self._kept]).cpu()
         labels = {
-            name: torch.cat([some[name] for _, _, some in self._kept]) for name in self._kept[0][2]
+            name: torch.cat([some[name] for _, _, some in self._kept]).cpu()
+            for name in self._kept[0][2]
         }
         first, both = heads[:, self._first], torch.empty_like(heads[:, 0])
         ranks = torch.empty(len(heads), dtype=torch.float64)

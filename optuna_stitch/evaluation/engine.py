@@ -242,7 +242,7 @@ class Engine:
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self.kernels == "bfloat16":
-            return torch.autocast("cpu", torch.bfloat16)
+            return torch.autocast(self.supergraph.device.type, torch.bfloat16)
         return nullcontext()
 
 

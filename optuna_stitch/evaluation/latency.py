@@ -22,6 +22,7 @@ from optuna_stitch.evaluation.settings import LatencySettings
 from optuna_stitch.stitching.program import Program
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supergraph import Supergraph
+from optuna_stitch.utils.device import synchronize
 from optuna_stitch.utils.errors import ArtifactError
 from optuna_stitch.utils.files import write_text
 from optuna_stitch.utils.progress import track
@@ -138,13 +139,18 @@ def _time(
         [(place, operation.inputs) for place, operation in enumerate(operations)],
         [place for place in range(len(operations)) if place not in read],
     )
-    images = [torch.randn(settings.batch_size, *view.input_size) for view in supergraph.views]
+    device = supergraph.device
+    images = [
+        torch.randn(settings.batch_size, *view.input_size).to(device) for view in supergraph.views
+    ]
     taken: dict[str, list[float]] = {}
     with _threads(settings.threads) as used, torch.inference_mode():
         program.run(images)  # what is slow only the first time does not count
+        synchronize(device)
         for _ in track(range(rounds), "Time operations", show_progress_bar=show_progress_bar):
             before = time.perf_counter()
             for step, _ in program.values(images):
+                synchronize(device)
                 now = time.perf_counter()
                 taken.setdefault(program.operations[step].name, []).append(1e3 * (now - before))
                 before = time.perf_counter()

@@ -169,12 +169,13 @@ class Runner:
         )
         for batch in self._batches(range(len(self._split))):
             logits = self._engine.run(program, batch.images)
-            yield batch.targets, [answer.float() for answer in logits]
+            yield batch.targets.cpu(), [answer.float().cpu() for answer in logits]
 
     def _batches(self, positions: Sequence[int]) -> Iterator[Batch]:
         supergraph = self._engine.supergraph
         views, size = supergraph.views, self._engine.batch_size
-        for batch in self._split.batches(views, size, within=positions):
+        where = supergraph.device
+        for batch in self._split.batches(views, size, within=positions, device=where):
             check_labels(batch.targets, supergraph, self._split)
             yield batch
 

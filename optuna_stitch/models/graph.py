@@ -140,6 +140,35 @@ class NetworkGraph:
         assert shape is not None
         return shape[1]
 
+    def to(self, device: torch.device) -> None:
+        """Move weights and constants to a device, and what the graph makes there, in place.
+
+        Args:
+            device: Where to.
+        """
+        move(self.module, device)
+
+
+def move(module: fx.GraphModule, device: torch.device) -> None:
+    """Move a graph's weights and constants to a device, and what it makes there, in place.
+
+    Args:
+        module: The graph.
+        device: Where to.
+    """
+    module.to(device)
+    for part in module.modules():
+        for name, value in list(vars(part).items()):
+            if isinstance(value, torch.Tensor):  # a constant that tracing found
+                setattr(part, name, value.to(device))
+    # a graph of operators says where its constants are made
+    for node in module.graph.nodes:
+        node.args, node.kwargs = fx.node.map_aggregate(
+            (node.args, node.kwargs),
+            lambda value: device if isinstance(value, torch.device) else value,
+        )
+    module.recompile()
+
 
 def capture_graph(
     module: nn.Module,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from optuna_stitch.data.view import View, view_of
@@ -18,6 +19,7 @@ from optuna_stitch.models.zoo import (
     own_view,
     source_of,
 )
+from optuna_stitch.utils.device import resolve_device
 
 
 @dataclass
@@ -49,8 +51,25 @@ class Parent:
     def __post_init__(self) -> None:
         self.module.eval().requires_grad_(False)
 
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next((weight.device for weight in self.module.parameters()), torch.device("cpu"))
+
+    def to(self, device: str | torch.device) -> Parent:
+        """Move it, in place, as `torch.nn.Module.to` does.
+
+        Args:
+            device: Where to; see `resolve_device`.
+
+        Raises:
+            ConfigError: If there is no such device.
+        """
+        self.module.to(resolve_device(device))
+        return self
+
     def graph(self) -> NetworkGraph:
-        """Capture the network.
+        """Capture the network, which has to be on the processor.
 
         Raises:
             CaptureError: If it cannot be captured.

@@ -59,20 +59,20 @@ def train_parent(
     if path.is_file():
         load_weights(parent.module, path, parent.name)
         return False
-    with torch.random.fork_rng(devices=[]):
+    device = parent.device
+    forked = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(forked, device_type=device.type if forked else "cuda"):
         torch.manual_seed(recipe.seed)
         fresh = create_module(parent.name, parent.model_args)
         parent.module.load_state_dict(fresh.state_dict())
         _train(parent, split, recipe, show_progress_bar)
-    weights = {key: value.contiguous() for key, value in parent.module.state_dict().items()}
+    weights = {k: value.contiguous().cpu() for k, value in parent.module.state_dict().items()}
     write_whole(path, lambda unfinished: save_file(weights, unfinished))
     return True
 
 
 def _train(parent: Parent, split: Split, recipe: Recipe, show_progress_bar: bool) -> None:
     module = parent.module.train().requires_grad_(True)
-    everything = next(split.batches([parent.view], batch_size=len(split)))
-    images, targets = everything.images[0], everything.targets
     steps = -(-len(split) // recipe.batch_size)
     optimizer = torch.optim.AdamW(
         module.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
@@ -87,8 +87,9 @@ def _train(parent: Parent, split: Split, recipe: Recipe, show_progress_bar: bool
         for chosen in torch.split(torch.randperm(len(split)), recipe.batch_size):
             if len(chosen) == 1:
                 continue  # BatchNorm cannot normalize a single vector
+            batch = split.pick(chosen.tolist(), [parent.view], parent.device)
             loss = F.cross_entropy(
-                module(images[chosen]), targets[chosen], label_smoothing=recipe.label_smoothing
+                module(batch.images[0]), batch.targets, label_smoothing=recipe.label_smoothing
             )
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]

@@ -112,20 +112,22 @@ def fit_stitches(
         for number, group in enumerate(groups, start=1):
             note = f"pass {number} of {len(groups)}" if len(groups) > 1 else ""
             pairs = [pair for job in group for pair, _ in job.maps]
-            moments = Moments(dict.fromkeys(pairs), positions, settings.seed)
+            moments = Moments(dict.fromkeys(pairs), positions, settings.seed, supergraph.device)
             task = progress.add_task("Read features", total=len(taken), note=note)
             for count in _read(supergraph, taken, moments, group, batch_size):
                 progress.advance(task, count)
             task = progress.add_task("Fit stitches", total=len(group), note=note)
             for job in group:
                 solutions = [Regression(moments, pair).solve(own) for pair, own in job.maps]
-                made = job.make(solutions)
+                made = job.make(solutions).to(supergraph.device)
                 fitted.append(made)
                 fits.append(_report(job, made, solutions[0]))
                 progress.advance(task)
     images = settings.recalibrate
     calibration = (
-        Calibration.of(taken.take(images), supergraph.views, batch_size) if images else None
+        Calibration.of(taken.take(images), supergraph.views, batch_size, supergraph.device)
+        if images
+        else None
     )
     return fitted, fits, calibration
 
@@ -250,9 +252,11 @@ def _read(
     batch_size = max(1, min(batch_size, _FEATURE_BYTES // image))
     rank, world_size = distributed.rank(), distributed.world_size()
     start = rank * batch_size
-    for batch in split.batches(supergraph.views, batch_size, shard=(rank, world_size)):
+    device = supergraph.device
+    shard = (rank, world_size)
+    for batch in split.batches(supergraph.views, batch_size, shard=shard, device=device):
         values: list[Tensor] = features.run(batch.images)
-        held_out = torch.arange(start, start + len(batch)) % EVERY == EVERY - 1
+        held_out = torch.arange(start, start + len(batch), device=device) % EVERY == EVERY - 1
         broken = moments.add(dict(zip(wanted, values, strict=True)), held_out)
         if broken is not None:
             name = next(

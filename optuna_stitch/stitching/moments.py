@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from optuna_stitch.data.splits import CPU
 from optuna_stitch.models.layouts import Layout
 from optuna_stitch.stitching.genotype import Side
 from optuna_stitch.stitching.layer import Part, read_part
@@ -73,14 +74,18 @@ class Positions:
         size: Height and width of the grid.
         wanted: How many at most.
         seed: Draws them.
+        device: Where the grids are.
     """
 
-    def __init__(self, size: tuple[int, int], wanted: int, seed: int) -> None:
+    def __init__(
+        self, size: tuple[int, int], wanted: int, seed: int, device: torch.device = CPU
+    ) -> None:
         cells = size[0] * size[1]
         chosen = torch.arange(cells)
         if cells > wanted:
             generator = torch.Generator().manual_seed(seed)
             chosen = torch.randperm(cells, generator=generator)[:wanted].sort().values
+        chosen = chosen.to(device)
         self.rows, self.columns = chosen // size[1], chosen % size[1]
 
     def __len__(self) -> int:
@@ -102,7 +107,7 @@ class Positions:
         width = grid.shape[3]
         taps = [down * width + right for down in range(kernel) for right in range(kernel)]
         first = self.rows * width + self.columns
-        cells = (first[:, None] + torch.tensor(taps)).flatten()
+        cells = (first[:, None] + torch.tensor(taps, device=first.device)).flatten()
         read = grid.flatten(2).transpose(1, 2).index_select(1, cells)
         return read.reshape(len(grid), len(first), len(taps), -1).transpose(2, 3).flatten(2)
 
@@ -114,13 +119,19 @@ class Moments:
         pairs: The linear maps that are to be fitted.
         positions: How many positions of a grid count at most.
         seed: Draws the positions.
+        device: Where the features are.
     """
 
-    def __init__(self, pairs: Iterable[Pair], positions: int, seed: int) -> None:
+    def __init__(
+        self, pairs: Iterable[Pair], positions: int, seed: int, device: torch.device = CPU
+    ) -> None:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=device)
+
         self.pairs = list(pairs)
-        self.count = torch.zeros(2, dtype=torch.float64)
+        self.count = zeros(2)
         self.positions = {
-            size: Positions(size, positions, seed)
+            size: Positions(size, positions, seed, device)
             for size in {pair.source.size for pair in self.pairs}
         }
         self.sums: dict[Reading, Tensor] = {}
@@ -128,15 +139,11 @@ class Moments:
         self.products: dict[tuple[Reading, Reading], Tensor] = {}
         for pair in self.pairs:
             for reading in (pair.source.base, pair.target):
-                shape = (2, reading.width, *reading.size)
-                self.sums.setdefault(reading, torch.zeros(shape, dtype=torch.float64))
-            self.squares.setdefault(
-                pair.target, torch.zeros(2, pair.target.width, dtype=torch.float64)
-            )
+                self.sums.setdefault(reading, zeros(2, reading.width, *reading.size))
+            self.squares.setdefault(pair.target, zeros(2, pair.target.width))
             for one, other in _products(pair):
                 if (other, one) not in self.products:
-                    zeros = torch.zeros(2, one.width, other.width, dtype=torch.float64)
-                    self.products.setdefault((one, other), zeros)
+                    self.products.setdefault((one, other), zeros(2, one.width, other.width))
 
     @staticmethod
     def bytes_of(pair: Pair) -> tuple[int, int]:

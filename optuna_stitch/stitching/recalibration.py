@@ -13,13 +13,13 @@ any other: the same path has the same statistics.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from optuna_stitch.data.splits import Split
+from optuna_stitch.data.splits import CPU, Split
 from optuna_stitch.data.view import View
 from optuna_stitch.stitching.batch_norm import BatchNorm
 from optuna_stitch.stitching.program import Observer, Program
@@ -45,22 +45,33 @@ class Calibration:
     batch_size: int
 
     @staticmethod
-    def of(split: Split, views: Sequence[View], batch_size: int) -> Calibration:
+    def of(
+        split: Split, views: Sequence[View], batch_size: int, device: torch.device = CPU
+    ) -> Calibration:
         """Take the images of a split.
 
         Args:
             split: The images.
             views: How they are seen.
             batch_size: Images per batch.
+            device: Where they are kept.
         """
         seen: list[list[Tensor]] = [[] for _ in views]
-        for batch in split.batches(views, batch_size):
+        for batch in split.batches(views, batch_size, device=device):
             for column, view, images in zip(seen, views, batch.images, strict=True):
                 column.append(view.pixels(images))
         return Calibration(tuple(views), tuple(torch.cat(column) for column in seen), batch_size)
 
     def __len__(self) -> int:
         return len(self.pixels[0])
+
+    def to(self, device: torch.device) -> Calibration:
+        """The same on a device.
+
+        Args:
+            device: Where to.
+        """
+        return replace(self, pixels=tuple(pixels.to(device) for pixels in self.pixels))
 
     @property
     def count(self) -> int:

@@ -155,8 +155,8 @@ def ridge_solution(moments: Centred, strength: float) -> Tensor:
         moments: Centred moments of the images that are fitted.
         strength: One of `RIDGES`.
     """
-    identity = torch.eye(len(moments.xx), dtype=moments.xx.dtype)
-    ridge = moments.ridge(torch.tensor(strength, dtype=moments.xx.dtype))
+    identity = torch.eye(len(moments.xx), dtype=moments.xx.dtype, device=moments.xx.device)
+    ridge = moments.ridge(moments.xx.new_tensor(strength))
     factor: Tensor = torch.linalg.cholesky(moments.xx + ridge * identity)
     return torch.cholesky_solve(moments.xy, factor)
 
@@ -174,7 +174,7 @@ def _errors(fitted: Centred, held_out: Centred) -> Tensor:
     projected = vectors.T @ fitted.xy
     linear = (projected * (vectors.T @ held_out.xy)).sum(1)
     quadratic = (vectors.T @ held_out.xx @ vectors) * (projected @ projected.T)
-    strengths = torch.tensor(RIDGES, dtype=eigenvalues.dtype)[:, None]
+    strengths = eigenvalues.new_tensor(RIDGES)[:, None]
     inverse = 1 / (eigenvalues + fitted.ridge(strengths))
     error: Tensor = (
         held_out.yy.sum() - 2 * inverse @ linear + ((inverse @ quadratic) * inverse).sum(1)
@@ -270,10 +270,11 @@ class Regression:
     def _columns(self, kernel: int) -> Tensor:
         """The columns that a smaller kernel reads of the largest one's."""
         side = self._pair.source.kernel
-        taps = torch.arange(side * side).reshape(side, side)
+        device = self._xx.device
+        taps = torch.arange(side * side, device=device).reshape(side, side)
         edge = (side - kernel) // 2
         inner = taps[edge : side - edge, edge : side - edge].flatten()
-        channels = torch.arange(self._pair.source.layout.channels)
+        channels = torch.arange(self._pair.source.layout.channels, device=device)
         return (channels[:, None] * side * side + inner).flatten()
 
     def _varies_by_position(self) -> bool:
@@ -326,7 +327,7 @@ class Regression:
         """Where the source or the target never changes, the best prediction is the mean."""
         kernel = min(choices.kernels)
         rows, width = self._pair.target.width, self._pair.source.layout.channels * kernel**2
-        weight = torch.zeros(rows, width, dtype=torch.float64)
+        weight = self._xx.new_zeros(rows, width)
         return Solution(weight, None, self._bias(weight, kernel, everywhere), kernel, 0.0, 0.0)
 
     def _finish(

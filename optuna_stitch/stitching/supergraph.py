@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -57,6 +57,7 @@ class Supergraph:
             where BatchNorms keep their parents' own.
 
     Attributes:
+        device: Where the weights are, and everything is computed.
         graphs: As given.
         views: The distinct ways in which the parents see images; batches hold one tensor for each.
         switches: As given.
@@ -80,6 +81,7 @@ class Supergraph:
         self.switches = tuple(switches)
         self.stitches = Stitches(stitches)
         self._calibration = calibration
+        self.device = next((p.device for p in self._weights()), torch.device("cpu"))
         self._parents_statistics: list[dict[int, Statistics]] = []
         builder = _Builder(graphs, {side: self.views.index(views[side]) for side in SIDES})
         builder.add_stitches(self.switches, list(self.stitches))
@@ -104,6 +106,10 @@ class Supergraph:
         # one after the other asks for a subnetwork's costs and for its program
         self.resolve = lru_cache(_RESOLVED)(self._resolve)
         self._place_of = place_of
+
+    def _weights(self) -> Iterator[nn.Parameter]:
+        for module in (*(graph.module for graph in self.graphs.values()), self.stitches):
+            yield from module.parameters()
 
     @property
     def calibration(self) -> Calibration | None:
@@ -151,7 +157,12 @@ class Supergraph:
     def memory_format(self) -> torch.memory_format:
         """How images lie in memory: channels last, which is faster, where both parents take it."""
         shapes = [view.input_size for view in self.views]
-        images = [torch.zeros(2, *s).contiguous(memory_format=torch.channels_last) for s in shapes]
+        images = [
+            torch.zeros(2, *shape, device=self.device).contiguous(
+                memory_format=torch.channels_last
+            )
+            for shape in shapes
+        ]
         try:
             with torch.no_grad():
                 self.parents_program().run(images)
@@ -177,7 +188,7 @@ class Supergraph:
         another size than the traced one tells: a dimension may be as long as that by chance.
         """
         count = TRACED_BATCH - 1
-        images = [torch.zeros(count, *view.input_size) for view in self.views]
+        images = [torch.zeros(count, *v.input_size, device=self.device) for v in self.views]
         program = self.parents_program()
         found = {p for p, operation in enumerate(self.operations) if operation.owner == "stitch"}
         with torch.no_grad():
@@ -309,7 +320,7 @@ class Supergraph:
         _update(digest, self.stitches)
         if self._calibration is not None:
             for pixels in self._calibration.pixels:
-                digest.update(pixels.numpy().tobytes())
+                digest.update(pixels.cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
 

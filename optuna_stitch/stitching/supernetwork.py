@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from optuna_stitch.data.splits import Split
 from optuna_stitch.data.view import View
@@ -32,6 +33,7 @@ from optuna_stitch.stitching.settings import FitSettings, PointKind, Tuning
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supergraph import Supergraph
 from optuna_stitch.stitching.tune import Tuned, tune_stitches
+from optuna_stitch.utils.device import resolve_device
 from optuna_stitch.utils.errors import ArtifactError, MatchError
 
 _MACS = ["macs_into_b", "macs_into_a"]
@@ -93,6 +95,42 @@ class Supernetwork:
             [switch for switch, _, _ in sides],
             [Stitch(source, target) for _, source, target in sides],
         )
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.supergraph.device
+
+    def to(self, device: str | torch.device) -> Supernetwork:
+        """Move parents, stitches and calibration images, in place, as `torch.nn.Module.to` does.
+
+        Fitting, tuning and evaluation run where the supernetwork is. Subnetworks that were made
+        before, and supernetworks that share its parents (see `keep`), must be made anew.
+
+        Args:
+            device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps`` or ``xpu``; see
+                `resolve_device`.
+
+        Returns:
+            This one.
+
+        Raises:
+            ConfigError: If there is no such device.
+
+        Example:
+            >>> supernetwork.to("cpu").device
+            device(type='cpu')
+        """
+        wanted = resolve_device(device)
+        if wanted == self.device:
+            return self
+        for parent in (self.a, self.b):
+            parent.to(wanted)
+        for graph in self.graphs.values():
+            graph.to(wanted)
+        calibration = self.calibration and self.calibration.to(wanted)
+        self._lay([stitch.to(wanted) for stitch in self.stitches], calibration)
+        return self
 
     def _views(self) -> dict[Side, View]:
         return {"a": self.a.view, "b": self.b.view}
@@ -405,7 +443,7 @@ def stitch(
 
     Args:
         a: Parent a.
-        b: Parent b.
+        b: Parent b, which moves to where parent a is.
         points: Which points may be matched: ``all``, the ``dominators`` that everything flows
             through, or the outputs of ``blocks``. ``auto`` takes the dominators, or all points
             where those give few matches.
@@ -420,7 +458,8 @@ def stitch(
         CaptureError: If a parent cannot be captured.
         MatchError: If the parents differ in their classes or have no compatible points.
     """
-    graphs: dict[Side, NetworkGraph] = {"a": a.graph(), "b": b.graph()}
+    device = a.device
+    graphs: dict[Side, NetworkGraph] = {"a": a.to("cpu").graph(), "b": b.to("cpu").graph()}
     classes = {side: graphs[side].classes for side in SIDES}
     if classes["a"] != classes["b"]:
         raise MatchError(
@@ -435,7 +474,7 @@ def stitch(
             "must label images, or the same pixels. Give them one `input_size`."
         )
     matches = match(graphs["a"], graphs["b"], points=points, resize=resize, similarity=similarity)
-    return Supernetwork(a, b, graphs, matches)
+    return Supernetwork(a, b, graphs, matches).to(device)
 
 
 def _both_ways(match: Match) -> tuple[tuple[Switch, Layout, Layout], ...]:

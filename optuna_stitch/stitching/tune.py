@@ -148,10 +148,11 @@ class Trainer:
         return Genotype(output, frozenset(on))
 
     def _loss(self, genotypes: Sequence[Genotype], positions: Sequence[int]) -> Tensor:
-        batch = self._split.pick(positions, self._graph.views)
-        wanted = self._teacher[torch.tensor(positions)].softmax(1)
+        batch = self._split.pick(positions, self._graph.views, self._graph.device)
+        wanted = self._teacher[positions].softmax(1)
         program = self._graph.program(genotypes)
-        casting = torch.autocast("cpu", torch.bfloat16, enabled=self._tuning.bfloat16)
+        device = self._graph.device.type
+        casting = torch.autocast(device, torch.bfloat16, enabled=self._tuning.bfloat16)
         with casting:
             answers = _run_matched(program, batch.images, self._graph)
         losses = [
@@ -172,7 +173,7 @@ class Trainer:
             self._graph.stitches.load_state_dict(self._fitted)
         answers = self._answers(single_stitch_genotypes(self._graph.switches), self._held_out)
         self._graph.stitches.load_state_dict(tuned)
-        wanted = self._teacher[torch.tensor(self._held_out)].log_softmax(1)
+        wanted = self._teacher[self._held_out].log_softmax(1)
         return [
             float(F.kl_div(a.log_softmax(1), wanted, log_target=True, reduction="batchmean"))
             for a in answers
@@ -185,7 +186,8 @@ class Trainer:
         with torch.no_grad():
             self._graph.recalibrate(program)
             for start in range(0, len(positions), size):
-                batch = self._split.pick(positions[start : start + size], self._graph.views)
+                some = positions[start : start + size]
+                batch = self._split.pick(some, self._graph.views, self._graph.device)
                 for column, logits in zip(kept, program.run(batch.images), strict=True):
                     column.append(logits)
         return [torch.cat(column) for column in kept]
@@ -247,7 +249,7 @@ class Trainer:
             FitError: If it cannot be read, or belongs to another tuning.
         """
         try:
-            state = torch.load(path, weights_only=True)
+            state = torch.load(path, weights_only=True, map_location=self._graph.device)
             if state["key"] == self._key:
                 self.step = state["step"]
                 self._graph.stitches.load_state_dict(state["stitches"])

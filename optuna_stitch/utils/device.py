@@ -1,0 +1,108 @@
+"""Devices by name: the processor, or an accelerator that torch knows."""
+
+from __future__ import annotations
+
+import torch
+
+from optuna_stitch.utils.errors import ConfigError
+
+# What may be asked for, besides a number behind it: ``cuda:1``.
+KINDS = ("auto", "cpu", "cuda", "mps", "xpu")
+
+
+def resolve_device(name: str | torch.device = "auto") -> torch.device:
+    """The device that a name stands for, with its number where it is an accelerator.
+
+    Args:
+        name: ``auto`` for the accelerator that torch names, or the processor where there is none;
+            ``cpu``, ``cuda`` (the first one), ``cuda:1``, ``mps`` or ``xpu``.
+
+    Raises:
+        ConfigError: If there is no such device, or torch was built without it.
+
+    Example:
+        >>> from optuna_stitch.utils.device import resolve_device
+        >>> resolve_device("cpu")
+        device(type='cpu')
+    """
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if str(name) == "auto":
+        return _numbered(found) if found is not None else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"There is no device {str(name)!r}; choose one of {', '.join(KINDS)}, or cuda:1 for "
+            "the second GPU."
+        ) from error
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if device.type not in KINDS:
+        raise ConfigError(
+            f"The device {str(name)!r} is not supported; choose one of {', '.join(KINDS)}."
+        )
+    if found is None or found.type != device.type:
+        raise ConfigError(f"The device {str(name)!r} is not there: {_why_not(device.type)}")
+    count = torch.accelerator.device_count()
+    if device.index is not None and device.index >= count:
+        raise ConfigError(
+            f"The device {str(name)!r} is not there: this machine has {count} of them, "
+            f"{device.type}:0 to {device.type}:{count - 1}."
+        )
+    return _numbered(device)
+
+
+def device_name(device: torch.device) -> str:
+    """What people call a device: ``cuda:0 (NVIDIA H100)``.
+
+    Args:
+        device: Any that `resolve_device` returns.
+    """
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    if device.type == "xpu":
+        return f"{device} ({torch.xpu.get_device_name(device)})"
+    return str(device)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that are free on an accelerator, as far as it says so.
+
+    Args:
+        device: Any that `resolve_device` returns.
+    """
+    if device.type in ("cuda", "xpu"):
+        module = torch.cuda if device.type == "cuda" else torch.xpu
+        free: int = module.mem_get_info(device)[0]
+        # what torch has reserved and does not use is free for torch
+        return free + int(module.memory_reserved(device) - module.memory_allocated(device))
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
+    return None
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done all that it was given.
+
+    Args:
+        device: Any that `resolve_device` returns.
+    """
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def _numbered(device: torch.device) -> torch.device:
+    return torch.device(device.type, device.index or 0)
+
+
+def _why_not(kind: str) -> str:
+    if kind == "cuda" and torch.version.cuda is None and torch.version.hip is None:
+        return (
+            f"torch {torch.__version__} was built without CUDA. Install a build that has it, as "
+            "pytorch.org/get-started says for your driver, or choose `device: cpu`."
+        )
+    built = {"cuda": "an NVIDIA or AMD GPU and its driver", "mps": "an Apple GPU"}
+    return (
+        f"torch finds none, for which it needs {built.get(kind, 'an Intel GPU and its driver')}. "
+        "Choose `device: auto`, which takes what is there, or `device: cpu`."
+    )
