@@ -53,6 +53,14 @@ IMAGES: dict[str, tuple[int, int | None, int | None]] = {
     "digits": (500, None, None),
 }
 
+# The same with `--quick`, and trials.
+QUICK: dict[str, tuple[int, int, int]] = {
+    "cifar": (60, 500, 1000),
+    "cnn_vit": (60, 500, 1000),
+    "imagenet": (30, 50, 100),
+    "digits": (60, 500, 1000),
+}
+
 FIGURES = ("fixed_gain", "average_gain", "worst_ratio", "optimism")
 
 
@@ -103,7 +111,7 @@ def measure(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, fl
     fit_images, val_images, test_images = IMAGES[name]
     trials = arguments.trials
     if arguments.quick:
-        trials, val_images, test_images = 60, 500, 1000
+        trials, val_images, test_images = QUICK[name]
     pair = _digits(seed) if name == "digits" else load_pair(name, seed)
     data = pair.data
     val = data.val.take(min(val_images or len(data.val), len(data.val)))
