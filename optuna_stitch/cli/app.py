@@ -60,14 +60,14 @@ def main() -> None:
         console.print(f"[red]Error:[/red] {text}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except Exception as error:
-        from optuna_stitch.storage.retry import is_storage_error, reason
+        from optuna_stitch.storage.retry import is_storage_error, reason, way_out
 
         if not is_storage_error(error):  # wherever the study is read
             raise
-        text = escape(reason(error))
+        again = "Nothing that is finished is lost; run the same command again to go on."
+        text = escape(f"{reason(error)}. {way_out(error, again)}")
         console.print(
-            f"[red]Error:[/red] The storage failed: {text}. Nothing that is finished is lost; run "
-            "the same command again to go on.",
+            f"[red]Error:[/red] The storage failed: {text}",
             highlight=False,
             soft_wrap=True,
         )

@@ -25,7 +25,7 @@ from optuna_stitch.search.space import (
 )
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.storage.buffered import buffered_storage
-from optuna_stitch.storage.retry import is_storage_error, is_transient, reason
+from optuna_stitch.storage.retry import is_storage_error, is_transient, reason, way_out
 from optuna_stitch.utils.errors import StudyError
 from optuna_stitch.utils.progress import console, progress_bar
 
@@ -85,8 +85,8 @@ def optimize(
         if not is_storage_error(error):
             raise
         raise StudyError(
-            f"The storage failed during the search: {reason(error)}. Finished trials are kept; "
-            "run the same command again to go on."
+            f"The storage failed during the search: {reason(error)}. "
+            + way_out(error, "Finished trials are kept; run the same command again to go on.")
         ) from error
 
 
