@@ -14,11 +14,11 @@ from optuna_stitch.run.build import build
 from optuna_stitch.run.export import export_trial
 from optuna_stitch.run.folder import COPY, RunFolder
 from optuna_stitch.run.report import export_command, write_results
-from optuna_stitch.run.schema import smoke_test
+from optuna_stitch.run.schema import StudyFile, smoke_test
 from optuna_stitch.run.search import LATENCY, known_genotypes, make_objective, sampler_for
 from optuna_stitch.run.study_file import check_same_study, load_study_file
 from optuna_stitch.search.objective import resolve_constraints
-from optuna_stitch.search.samplers.by_name import make_sampler
+from optuna_stitch.search.samplers.by_name import check_sampler, make_sampler
 from optuna_stitch.search.study import create_study
 from optuna_stitch.search.worker import optimize
 from optuna_stitch.stitching.genotype import Genotype
@@ -119,7 +119,7 @@ class Run(RunFolder):
                 "another with `--run`."
             )
         # checked before anything is made, so that a typing error costs nothing
-        make_sampler(study_file.study.sampler.name, study_file.study.sampler.arguments, seed=0)
+        _check_sampler(study_file)
         resolve_metrics(study_file.study.objectives)
         resolve_constraints(study_file.study.constraints)
         run = Run(study_file, place)
@@ -140,7 +140,9 @@ class Run(RunFolder):
             StudyError: If the study's storage cannot be reached, before anything is computed.
             DataError: If the parents tell other classes apart than the data set has.
             MatchError: If the parents cannot be stitched, or no stitch is kept.
+            ConfigError: If the sampler cannot search for so many objectives.
         """
+        _check_sampler(self.study_file)
         _ = self.storage
         if is_saved(self.folder) or self._fetch():
             return self.supernetwork
@@ -292,3 +294,10 @@ class Run(RunFolder):
             command=command,
             show_progress_bar=show_progress_bar,
         )
+
+
+def _check_sampler(study_file: StudyFile) -> None:
+    """Make the sampler of a study file, and see that it can do what is asked for."""
+    study = study_file.study
+    sampler = make_sampler(study.sampler.name, study.sampler.arguments, seed=0)
+    check_sampler(sampler, len(study.objectives))

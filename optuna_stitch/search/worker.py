@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import moocore
@@ -11,6 +13,7 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
+from optuna.samplers import BruteForceSampler, GridSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_stitch.evaluation.accumulator import Evaluation
@@ -23,6 +26,7 @@ from optuna_stitch.search.space import (
     join_population,
     suggest,
 )
+from optuna_stitch.search.steering import unwrapped
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.storage.buffered import buffered_storage
 from optuna_stitch.storage.retry import is_storage_error, is_transient, reason, way_out
@@ -58,7 +62,8 @@ def optimize(
     """Search as one worker; any number of them may work on the same study.
 
     Trials of a batch are judged as one program, which computes once what they share. What a
-    worker left unfinished that is dead, or was interrupted, is enqueued again.
+    worker left unfinished that is dead, or was interrupted, is enqueued again. The search ends
+    early where the sampler calls ``study.stop``, as those do that have tried everything.
 
     Args:
         study: A study over the objective's switches. With a storage of `open_storage` a trial is
@@ -79,8 +84,9 @@ def optimize(
     if n_trials is None and until is None:
         raise ValueError("Say how long to search: n_trials, until, or both.")
     try:
-        with Heartbeat(study, grace=grace) as worker:
-            _Search(study, objective, worker).go(n_trials, until, batch, show_progress_bar)
+        with Heartbeat(study, grace=grace) as worker, _stoppable(study) as stop:
+            search = _Search(study, objective, worker, stop)
+            search.go(n_trials, until, batch, show_progress_bar)
     except Exception as error:
         if not is_storage_error(error):
             raise
@@ -95,9 +101,13 @@ class _Search:
     study: optuna.Study
     objective: Objective
     worker: Heartbeat
+    stop: threading.Event
+    """Set when the sampler wants no more trials."""
     finished: int = 0
     """Trials that this worker finished."""
     fruitless: int = 0
+    lost: int = 0
+    """Trials of the batch that others finished, who took this worker for dead."""
 
     def go(
         self, n_trials: int | None, until: int | None, batch: int, show_progress_bar: bool
@@ -116,6 +126,12 @@ class _Search:
                 if n_trials is not None and self.finished >= n_trials:
                     return
                 if until is not None and done >= until:
+                    return
+                if self.stop.is_set() or self._is_exhausted(trials):
+                    console.print(
+                        f"{type(unwrapped(self.study.sampler)).__name__} has no more trials to "
+                        f"propose: the search ends after {done}."
+                    )
                     return
                 running = self._release(trials)
                 left = [n_trials - self.finished] if n_trials is not None else []
@@ -146,12 +162,25 @@ class _Search:
                 self._retry(trial)
         return len(others) - len(abandoned)
 
+    def _is_exhausted(self, trials: Sequence[FrozenTrial]) -> bool:
+        """Whether the sampler has tried everything already, before this search or elsewhere."""
+        sampler = unwrapped(self.study.sampler)
+        if isinstance(sampler, GridSampler):
+            return sampler.is_exhausted(self.study)
+        if isinstance(sampler, BruteForceSampler) and not self.finished:
+            # it tells after a trial only, which it looks up
+            last = next((t for t in reversed(trials) if t.state.is_finished() and t.params), None)
+            if last is not None:
+                sampler.after_trial(self.study, last, last.state, last.values)
+        return self.stop.is_set()
+
     def _work(self, count: int) -> None:
         """Ask for some trials, judge them together, tell the results."""
         open_trials: list[optuna.Trial] = []
+        self.lost = 0
         try:
             subnetworks = self._ask(count, open_trials)
-            evaluations = self.objective.evaluate(subnetworks)
+            evaluations = self.objective.evaluate(subnetworks) if subnetworks else []
             told = 0
             for evaluation in evaluations:
                 told += self._tell(open_trials[0], evaluation)
@@ -162,8 +191,16 @@ class _Search:
             if not is_transient(error):
                 self._give_back(open_trials)
             raise
+        if self.lost:
+            console.print(
+                f"Other workers took this one for dead and finished {self.lost} of its trials; "
+                "it goes on with the next. Is `grace` shorter than this machine was busy or "
+                "asleep?",
+                style="yellow",
+            )
         self.finished += told
-        self.fruitless = 0 if told else self.fruitless + 1
+        failed = any(evaluation.failed for evaluation in evaluations)
+        self.fruitless = self.fruitless + 1 if failed and not told else 0
         self._enqueue_thresholds(subnetworks, most=max(1, count // _FOLLOWED))
 
     def _enqueue_thresholds(self, subnetworks: Sequence[Subnetwork], most: int) -> None:
@@ -213,17 +250,22 @@ class _Search:
         space: dict[str, BaseDistribution] = distributions(supernetwork, outputs) if flat else {}
         storage = buffered_storage(self.study)
         subnetworks: list[Subnetwork] = []
-        for _ in range(count):
-            trial = self.study.ask(space)
-            trials.append(trial)
-            trial.set_user_attr(WORKER, self.worker.name)
-            if flat:
-                subnetwork = supernetwork.subnetwork(trial.params)
-            else:
-                subnetwork = suggest(trial, supernetwork, self.objective.space, outputs)
-            join_population(trial)
-            self.objective.mark_cost(trial, subnetwork)
-            subnetworks.append(subnetwork)
+        while len(subnetworks) + self.lost < count and not self.stop.is_set():
+            try:
+                trial = self.study.ask(space)
+                trials.append(trial)
+                trial.set_user_attr(WORKER, self.worker.name)
+                if flat:
+                    subnetwork = supernetwork.subnetwork(trial.params)
+                else:
+                    subnetwork = suggest(trial, supernetwork, self.objective.space, outputs)
+                join_population(trial)
+                self.objective.mark_cost(trial, subnetwork)
+                subnetworks.append(subnetwork)
+            except UpdateFinishedTrialError:
+                # an enqueued one, before this worker could sign it
+                self.lost += 1
+                del trials[len(subnetworks) :]
         if storage is not None:
             storage.write(trials)
         return subnetworks
@@ -233,19 +275,15 @@ class _Search:
         try:
             self.objective.mark(trial, evaluation)
             if evaluation.failed:
-                self.study.tell(trial, state=TrialState.FAIL)
+                _finish(self.study, trial, state=TrialState.FAIL)
             elif evaluation.ruled_out:
-                self.study.tell(trial, state=TrialState.PRUNED)
+                _finish(self.study, trial, state=TrialState.PRUNED)
             else:
-                self.study.tell(trial, self.objective.values(evaluation))
+                _finish(self.study, trial, self.objective.values(evaluation))
         except (UpdateFinishedTrialError, ValueError):
             if not trial.storage.get_trial(trial._trial_id).state.is_finished():
                 raise
-            console.print(
-                "Another worker finished a trial of this one, which it took for dead; is `grace` "
-                "shorter than this machine was asleep?",
-                style="yellow",
-            )
+            self.lost += 1
             return False
         return not evaluation.failed
 
@@ -255,10 +293,8 @@ class _Search:
         for trial in trials:
             if storage is not None and storage.is_held(trial):
                 storage.forget([trial])  # only this process knows of it
-                continue
-            self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
-            frozen = trial.storage.get_trial(trial._trial_id)
-            self._retry(frozen)
+            elif _fail(self.study, trial):
+                self._retry(trial.storage.get_trial(trial._trial_id))
 
     def _retry(self, trial: FrozenTrial) -> None:
         """Enqueue what a trial asked once more."""
@@ -276,10 +312,44 @@ def _counts(trial: FrozenTrial) -> bool:
     return trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
 
 
-def _fail(study: optuna.Study, number: int) -> bool:
+def _fail(study: optuna.Study, trial: optuna.Trial | int) -> bool:
     """Fail a running trial; whether it was this process that did."""
     try:
-        study.tell(number, state=TrialState.FAIL)
+        _finish(study, trial, state=TrialState.FAIL)
     except (ValueError, UpdateFinishedTrialError):  # another worker was faster
         return False
     return True
+
+
+def _finish(
+    study: optuna.Study,
+    trial: optuna.Trial | int,
+    values: Sequence[float] | None = None,
+    *,
+    state: TrialState | None = None,
+) -> None:
+    """Tell a trial; that is all, also where Optuna's `GridSampler` has no place for it."""
+    try:
+        study.tell(trial, values, state)
+    except KeyError as error:
+        # it looks for the place of an enqueued trial, which has none, after the trial is told
+        if error.args != ("grid_id",):
+            raise
+
+
+@contextmanager
+def _stoppable(study: optuna.Study) -> Iterator[threading.Event]:
+    """Let a sampler call ``study.stop``, for which Optuna wants to be in ``study.optimize``.
+
+    Args:
+        study: Whose search can be stopped in the ``with`` block.
+
+    Yields:
+        What is set when it was called.
+    """
+    stop = threading.Event()
+    study.stop = stop.set  # type: ignore[method-assign]
+    try:
+        yield stop
+    finally:
+        del study.stop

@@ -153,8 +153,9 @@ def check_sqlite(path: Path, *, create: bool) -> None:
             )
     if create and not _is_writable(path):
         raise StudyError(
-            f"The database {path} is read-only: a search has to write it and the folder that it "
-            "is in. Copy the folder to where you may write; `export` and `compare` only read."
+            f"The database {path} is read-only: a search has to write it, and the folder that it "
+            "is in. Copy the folder to where you may write. To read it, `export` and `compare` "
+            "will do, or from Python `load_study`."
         )
 
 

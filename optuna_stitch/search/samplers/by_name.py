@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.samplers import BaseSampler
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, create_trial
 
 from optuna_stitch.search.samplers.linkage import LinkageSampler, LocalSearchSampler
 from optuna_stitch.utils.errors import ConfigError, first_line
@@ -24,6 +26,9 @@ SAMPLERS: dict[str, type[BaseSampler]] = {
 }
 
 _HUB = "hub:"
+
+# What samplers for one objective say of several; Optuna has no other way to ask them.
+_ABOUT_OBJECTIVES = re.compile(r"(multi|multiple|single|one|several)[- ]?objective", re.IGNORECASE)
 
 _OPTUNA_4 = not hasattr(optuna.Trial, "set_constraint")
 
@@ -66,6 +71,53 @@ def make_sampler(
         raise ConfigError(
             f"Sampler {name} cannot be made with {dict(arguments)}: {error}"
         ) from error
+
+
+def check_sampler(sampler: BaseSampler, objectives: int) -> None:
+    """Let a sampler propose two trials of a study in memory, to see what it cannot do.
+
+    Args:
+        sampler: Any sampler; its random numbers go on.
+        objectives: How many objectives it shall search for.
+
+    Raises:
+        ConfigError: If it cannot search for several objectives at once, or needs a package that
+            is not installed.
+
+    Example:
+        >>> check_sampler(optuna.samplers.CmaEsSampler(), 2)
+        Traceback (most recent call last):
+        optuna_stitch.utils.errors.ConfigError: CmaEsSampler cannot search for 2 objectives ...
+    """
+    name = type(sampler).__name__
+    values = [0.0] * objectives
+    space: dict[str, BaseDistribution] = {
+        "switch": CategoricalDistribution(("off", "on")),
+        **{f"threshold {place}": FloatDistribution(0, 1) for place in range(2)},
+    }
+    params = {name: "on" if name == "switch" else 0.5 for name in space}
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        study = optuna.create_study(sampler=sampler, directions=["minimize"] * objectives)
+        study.add_trial(create_trial(params=params, distributions=space, values=values))
+        study.tell(study.ask(space), values)
+        study.ask(space)
+    except ImportError as error:
+        raise ConfigError(
+            f"{name} needs a package that is not installed: {first_line(error)}. Install it, or "
+            f"choose another sampler: {', '.join(SAMPLERS)}."
+        ) from error
+    except Exception as error:
+        if objectives > 1 and _ABOUT_OBJECTIVES.search(str(error)):
+            raise ConfigError(
+                f"{name} cannot search for {objectives} objectives at once "
+                f"({first_line(error)}). Choose a sampler that can: {', '.join(SAMPLERS)}, "
+                "optuna.samplers.GPSampler; or name one objective."
+            ) from error
+        # else it may want the study's own space, a grid of it for instance
+    finally:
+        optuna.logging.set_verbosity(verbosity)
 
 
 def _constraints(trial: FrozenTrial) -> list[float]:
