@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -108,7 +109,7 @@ def build(study: StudyArgument, folder: FolderOption = None) -> None:
             out.print(stitch_quality_sentence(started.stitch_quality))
             out.print(
                 f"{supernetwork.a.name} × {supernetwork.b.name}: {len(supernetwork.matches)} "
-                f"matches, {len(supernetwork.switches)} stitches, in {started.folder}"
+                f"matches, {len(supernetwork.switches)} stitches, in {escape(str(started.folder))}"
             )
 
 
@@ -136,7 +137,12 @@ def search(
         started = start_run(study, folder)
         found = started.search(n_trials=trials, batch=batch, show_progress_bar=True)
     finished = sum(trial.state.is_finished() for trial in found.get_trials(deepcopy=False))
-    Console().print(f"{finished} trials; next: optuna-stitch report {started.folder}")
+    Console().print(
+        f"{finished} trials; next: optuna-stitch report {shlex.quote(str(started.folder))}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 @app.command()
@@ -192,8 +198,13 @@ def _show(reported: Run, front: Front) -> None:
     out.print(rich_table(front))
     out.print(front.headline, highlight=False)
     folder = reported.folder
-    out.print(f"\nThe report is {folder}/report.md, the plot {folder}/front.html", soft_wrap=True)
-    out.print(f"Look at every trial: optuna-stitch dashboard {folder}", soft_wrap=True)
+    out.print(
+        f"\nThe report is {folder}/report.md, the plot {folder}/front.html\n"
+        f"Look at every trial: optuna-stitch dashboard {shlex.quote(str(folder))}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 @contextmanager

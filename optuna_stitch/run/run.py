@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,7 +45,6 @@ class Run(RunFolder):
     Attributes:
         study_file: What to do.
         folder: Where everything is kept.
-        name: Name of the study.
 
     Example:
         >>> file = tmp_path / "tiny.yaml"
@@ -80,7 +80,7 @@ class Run(RunFolder):
             ConfigError: If the study file is wrong.
             RunError: If the folder belongs to another study file.
         """
-        run = Run._of_file(Path(study_file), folder, smoke)
+        run = Run._of_file(Path(study_file).expanduser(), folder, smoke)
         run.write_study_file()
         return run
 
@@ -96,7 +96,7 @@ class Run(RunFolder):
             ConfigError: If the study file is wrong.
             RunError: If the folder is no run, or belongs to another study file.
         """
-        path = Path(run)
+        path = Path(run).expanduser()
         if path.is_file():
             return Run._of_file(path, folder, smoke=False)
         if not (path / COPY).is_file():
@@ -108,11 +108,16 @@ class Run(RunFolder):
         study_file = load_study_file(path)
         if smoke:
             study_file = smoke_test(study_file)
-        place = Path(folder or Path("runs") / f"{path.stem}{'-smoke' if smoke else ''}")
+        usual = Path("runs") / f"{path.stem}{'-smoke' if smoke else ''}"
+        place = Path(folder or usual).expanduser()
         copy = place / COPY
         begun = place.is_dir() and any(entry.name != COPY for entry in place.iterdir())
-        if copy.is_file() and begun:
-            check_same_study(study_file, load_study_file(copy), path, place)
+        if copy.is_file():
+            kept = load_study_file(copy)
+            # what the run is called, it was called at its start
+            study_file.study.name = study_file.study.name or kept.study.name
+            if begun:
+                check_same_study(study_file, kept, path, place)
         elif begun:
             raise RunError(
                 f"The folder {place} has files in it but no {COPY}, so it is no run. Choose "
@@ -124,7 +129,7 @@ class Run(RunFolder):
         resolve_constraints(study_file.study.constraints)
         run = Run(study_file, place)
         if not copy.is_file():
-            run._called = f"{path}{f' --run {folder}' if folder else ''}"
+            run._called = shlex.join([str(path), *(["--run", str(folder)] if folder else [])])
         return run
 
     def build(self, *, show_progress_bar: bool = False) -> Supernetwork:

@@ -140,6 +140,13 @@ class _Search:
                     time.sleep(_PAUSE)  # others have the last ones, and may yet die
                     continue
                 self._work(min(batch, *left))
+                if self.lost:
+                    console.print(
+                        f"Other workers took this one for dead and finished {self.lost} of its "
+                        "trials; it goes on with the next. Is `grace` shorter than this machine "
+                        "was busy or asleep?",
+                        style="yellow",
+                    )
                 if self.fruitless == _FRUITLESS:
                     raise StudyError(
                         f"The last {_FRUITLESS} batches of trials all failed: their networks "
@@ -167,12 +174,37 @@ class _Search:
         sampler = unwrapped(self.study.sampler)
         if isinstance(sampler, GridSampler):
             return sampler.is_exhausted(self.study)
-        if isinstance(sampler, BruteForceSampler) and not self.finished:
+        if isinstance(sampler, BruteForceSampler):
             # it tells after a trial only, which it looks up
             last = next((t for t in reversed(trials) if t.state.is_finished() and t.params), None)
             if last is not None:
                 sampler.after_trial(self.study, last, last.state, last.values)
         return self.stop.is_set()
+
+    def _ask_one(self, space: dict[str, BaseDistribution]) -> optuna.Trial | None:
+        """Ask for a trial; None where a sampler that tries everything repeats what is tried."""
+        sampler = unwrapped(self.study.sampler)
+        if not isinstance(sampler, (BruteForceSampler, GridSampler)):
+            return self.study.ask(space)
+        before = self.study.get_trials(deepcopy=False)
+        trial = self.study.ask(space)
+        attrs = trial.storage.get_trial(trial._trial_id).system_attrs
+        if any(t.number == trial.number for t in before):  # it was enqueued
+            if "grid_id" in attrs:  # for which Optuna counts it as that place of the grid
+                trial.storage.set_trial_system_attr(trial._trial_id, "grid_id", -1)
+            return trial
+        if isinstance(sampler, GridSampler):
+            place = [attrs.get(key) for key in ("search_space", "grid_id")]
+            repeated = any(
+                [t.system_attrs.get(key) for key in ("search_space", "grid_id")] == place
+                for t in before
+            )
+        else:  # where a trial is asked for its switches one by one, it has none yet
+            repeated = bool(trial.params) and any(t.params == trial.params for t in before)
+        if not repeated:
+            return trial
+        self._drop(trial)
+        return None
 
     def _work(self, count: int) -> None:
         """Ask for some trials, judge them together, tell the results."""
@@ -180,7 +212,10 @@ class _Search:
         self.lost = 0
         try:
             subnetworks = self._ask(count, open_trials)
-            evaluations = self.objective.evaluate(subnetworks) if subnetworks else []
+            if not subnetworks:
+                time.sleep(_PAUSE)  # others have the last ones
+                return
+            evaluations = self.objective.evaluate(subnetworks)
             told = 0
             for evaluation in evaluations:
                 told += self._tell(open_trials[0], evaluation)
@@ -191,13 +226,6 @@ class _Search:
             if not is_transient(error):
                 self._give_back(open_trials)
             raise
-        if self.lost:
-            console.print(
-                f"Other workers took this one for dead and finished {self.lost} of its trials; "
-                "it goes on with the next. Is `grace` shorter than this machine was busy or "
-                "asleep?",
-                style="yellow",
-            )
         self.finished += told
         failed = any(evaluation.failed for evaluation in evaluations)
         self.fruitless = self.fruitless + 1 if failed and not told else 0
@@ -250,9 +278,11 @@ class _Search:
         space: dict[str, BaseDistribution] = distributions(supernetwork, outputs) if flat else {}
         storage = buffered_storage(self.study)
         subnetworks: list[Subnetwork] = []
-        while len(subnetworks) + self.lost < count and not self.stop.is_set():
+        for _ in range(count):
             try:
-                trial = self.study.ask(space)
+                trial = self._ask_one(space)
+                if trial is None:
+                    continue
                 trials.append(trial)
                 trial.set_user_attr(WORKER, self.worker.name)
                 if flat:
@@ -289,12 +319,17 @@ class _Search:
 
     def _give_back(self, trials: Sequence[optuna.Trial]) -> None:
         """Enqueue again what this worker asked for and cannot finish."""
-        storage = buffered_storage(self.study)
         for trial in trials:
-            if storage is not None and storage.is_held(trial):
-                storage.forget([trial])  # only this process knows of it
-            elif _fail(self.study, trial):
+            if self._drop(trial):
                 self._retry(trial.storage.get_trial(trial._trial_id))
+
+    def _drop(self, trial: optuna.Trial) -> bool:
+        """Leave a trial as failed, or without a trace; whether others could see it."""
+        storage = buffered_storage(self.study)
+        if storage is not None and storage.is_held(trial):
+            storage.forget([trial])  # only this process knows of it
+            return False
+        return _fail(self.study, trial)
 
     def _retry(self, trial: FrozenTrial) -> None:
         """Enqueue what a trial asked once more."""

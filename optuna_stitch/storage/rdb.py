@@ -169,13 +169,13 @@ def _is_writable(path: Path) -> bool:
 def prepare(engine: sqlalchemy.Engine, *, read_only: bool = False) -> None:
     """Let readers and a writer of an SQLite file work side by side, with no sync per commit.
 
-    Other databases do so by themselves.
+    Other databases do so by themselves, and one in memory has one user.
 
     Args:
         engine: Of any database; its connections are opened anew.
         read_only: Whether to refuse to write instead.
     """
-    if engine.dialect.name != "sqlite":
+    if engine.dialect.name != "sqlite" or engine.url.database in (None, "", ":memory:"):
         return
     settings = ["query_only=ON"] if read_only else ["journal_mode=WAL", "synchronous=NORMAL"]
 
