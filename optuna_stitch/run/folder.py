@@ -25,7 +25,7 @@ from optuna_stitch.storage.artifacts import download_files, open_artifact_store
 from optuna_stitch.storage.buffered import BufferedStorage
 from optuna_stitch.storage.open import open_storage
 from optuna_stitch.utils.errors import ArtifactError, RunError, StudyNotFoundError
-from optuna_stitch.utils.files import write_text
+from optuna_stitch.utils.files import is_writable, write_text
 
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
@@ -71,6 +71,18 @@ class RunFolder:
                 names = []
             named = names[0] if len(names) == 1 else None
         return named or self.folder.resolve().name or "study"
+
+    def check_writable(self) -> None:
+        """Raise before anything is computed that cannot be kept.
+
+        Raises:
+            RunError: If the folder is there and read-only.
+        """
+        if self.folder.is_dir() and not is_writable(self.folder):
+            raise RunError(
+                f"The folder {self.folder} is read-only. Copy it to where you may write; "
+                "`export` and `compare` read it where it is, and so does `Run.evaluate_front`."
+            )
 
     def write_study_file(self) -> None:
         """Keep the study file in the folder, with every default and the study's name."""

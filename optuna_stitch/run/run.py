@@ -78,9 +78,10 @@ class Run(RunFolder):
 
         Raises:
             ConfigError: If the study file is wrong.
-            RunError: If the folder belongs to another study file.
+            RunError: If the folder belongs to another study file, or is read-only.
         """
         run = Run._of_file(Path(study_file).expanduser(), folder, smoke)
+        run.check_writable()
         run.write_study_file()
         return run
 
@@ -237,10 +238,11 @@ class Run(RunFolder):
             show_progress_bar: Whether to show a progress bar.
 
         Raises:
-            RunError: If no search has begun yet.
+            RunError: If no search has begun yet, or the folder is read-only.
             StudyError: If no trial is complete.
             DataError: If the test split has no labels, or a baseline tells other classes apart.
         """
+        self.check_writable()
         front = self.evaluate_front(show_progress_bar=show_progress_bar)
         self.write_study_file()
         figures = write_results(self, front)

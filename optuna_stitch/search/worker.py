@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna_stitch.evaluation.accumulator import Evaluation
 from optuna_stitch.search.heartbeat import WORKER, Heartbeat
 from optuna_stitch.search.objective import FAILED_AT, Objective
+from optuna_stitch.search.samplers.by_name import check_error
 from optuna_stitch.search.space import (
     asked,
     distributions,
@@ -80,6 +81,7 @@ def optimize(
         ValueError: If neither number is given.
         StudyError: If the storage fails, another version of this package works on the study, or
             nothing but failed trials comes; finished trials are kept.
+        ConfigError: If the sampler cannot search for several objectives.
     """
     if n_trials is None and until is None:
         raise ValueError("Say how long to search: n_trials, until, or both.")
@@ -88,6 +90,7 @@ def optimize(
             search = _Search(study, objective, worker, stop)
             search.go(n_trials, until, batch, show_progress_bar)
     except Exception as error:
+        check_error(error, unwrapped(study.sampler), len(study.directions))
         if not is_storage_error(error):
             raise
         raise StudyError(

@@ -8,7 +8,6 @@ Should they go away, Optuna's own are called as ever, and a test says so.
 from __future__ import annotations
 
 import copy
-import os
 import re
 import shutil
 import sqlite3
@@ -27,6 +26,7 @@ from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_stitch.utils.errors import StudyError, StudyNotFoundError
+from optuna_stitch.utils.files import is_writable
 
 try:
     from optuna.storages._rdb import models
@@ -151,7 +151,7 @@ def check_sqlite(path: Path, *, create: bool) -> None:
                 f"{path} is not an SQLite database, but some other kind of file, or damaged from "
                 "its first byte on. Name another file, or put back a copy of the database."
             )
-    if create and not _is_writable(path):
+    if create and not _may_write(path):
         raise StudyError(
             f"The database {path} is read-only: a search has to write it, and the folder that it "
             "is in. Copy the folder to where you may write. To read it, `export` and `compare` "
@@ -159,11 +159,9 @@ def check_sqlite(path: Path, *, create: bool) -> None:
         )
 
 
-def _is_writable(path: Path) -> bool:
+def _may_write(path: Path) -> bool:
     """Whether a file, or one to be made, and its folder may be written, as SQLite needs it."""
-    effective = os.access in os.supports_effective_ids
-    places = [path.parent, *([path] if path.exists() else [])]
-    return all(os.access(place, os.W_OK, effective_ids=effective) for place in places)
+    return is_writable(path.parent) and (not path.exists() or is_writable(path))
 
 
 def prepare(engine: sqlalchemy.Engine, *, read_only: bool = False) -> None:
@@ -205,7 +203,7 @@ def open_rdb(url: str, *, create: bool) -> OneStatementStorage:
         check_sqlite(path, create=create)
     if create:
         return OneStatementStorage(url)
-    if path is not None and not _is_writable(path):
+    if path is not None and not _may_write(path):
         return _open_read_only(url, path)
     return _open_existing(url)
 

@@ -14,7 +14,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, create_trial
 
 from optuna_stitch.search.samplers.linkage import LinkageSampler, LocalSearchSampler
-from optuna_stitch.utils.errors import ConfigError, first_line
+from optuna_stitch.utils.errors import ConfigError, OptunaStitchError, first_line
 
 SAMPLERS: dict[str, type[BaseSampler]] = {
     "nsga2": optuna.samplers.NSGAIISampler,
@@ -109,15 +109,30 @@ def check_sampler(sampler: BaseSampler, objectives: int) -> None:
             f"choose another sampler: {', '.join(SAMPLERS)}."
         ) from error
     except Exception as error:
-        if objectives > 1 and _ABOUT_OBJECTIVES.search(str(error)):
-            raise ConfigError(
-                f"{name} cannot search for {objectives} objectives at once "
-                f"({first_line(error)}). Choose a sampler that can: {', '.join(SAMPLERS)}, "
-                "optuna.samplers.GPSampler; or name one objective."
-            ) from error
+        check_error(error, sampler, objectives)
         # else it may want the study's own space, a grid of it for instance
     finally:
         optuna.logging.set_verbosity(verbosity)
+
+
+def check_error(error: Exception, sampler: BaseSampler, objectives: int) -> None:
+    """Raise if an error of a sampler says that it cannot search for several objectives.
+
+    Args:
+        error: What it raised.
+        sampler: The sampler.
+        objectives: How many objectives there are.
+
+    Raises:
+        ConfigError: Names samplers that can.
+    """
+    ours = isinstance(error, OptunaStitchError)
+    if objectives > 1 and not ours and _ABOUT_OBJECTIVES.search(str(error)):
+        raise ConfigError(
+            f"{type(sampler).__name__} cannot search for {objectives} objectives at once "
+            f"({first_line(error)}). Choose a sampler that can: {', '.join(SAMPLERS)}; or name "
+            "one objective."
+        ) from error
 
 
 def _constraints(trial: FrozenTrial) -> list[float]:
