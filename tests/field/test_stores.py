@@ -223,15 +223,9 @@ def test_home_and_parameters_in_urls(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(_study(f"journal:///{tmp_path}/study.journal").trials) == 1
 
 
-def _database(path: Path, trials: int) -> Path:
-    _study(f"sqlite:///{path}").optimize(_x, n_trials=trials)
-    return path
-
-
 def _damage(path: Path) -> None:
-    content = bytearray(_database(path, 3).read_bytes())
-    for name in ("-wal", "-shm"):
-        Path(f"{path}{name}").unlink(missing_ok=True)
+    _study(optuna.storages.RDBStorage(f"sqlite:///{path}.whole"))
+    content = bytearray(Path(f"{path}.whole").read_bytes())
     content[100:] = b"\xff" * (len(content) - 100)
     path.write_bytes(content)
 
