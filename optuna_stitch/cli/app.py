@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shlex
 import sys
 from collections.abc import Iterator
@@ -50,6 +51,9 @@ SmokeOption = Annotated[
 
 def main() -> None:
     """Run the command line; an expected error is one message and exit code 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # what a terminal has no sign for is shown by its number, as on stderr
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except OptunaStitchError as error:
@@ -166,7 +170,10 @@ def dashboard(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
 ) -> None:
-    """Open optuna-dashboard on a run's study."""
+    """Open optuna-dashboard on a run's study.
+
+    It has to be at the root of its host: a reverse proxy must give it a name or port of its own.
+    """
     opened = open_run(study, folder)
     name = opened.study.study_name
     from optuna_stitch.report.dashboard_server import serve_dashboard

@@ -24,8 +24,9 @@ from optuna_stitch.utils.errors import StudyError, StudyNotFoundError
 # The study's attribute that says which supernetwork it was made for; it is written last.
 CONTENT = "supernetwork"
 
-# Seconds in which a worker that made a study must have said that it prepares it.
-_FIRST_BEAT = 3.0
+# Seconds in which a worker that made a study must have said that it prepares it, also on a machine
+# that is busy with other things.
+_FIRST_BEAT = 10.0
 
 
 def create_study(

@@ -132,7 +132,7 @@ def _open(url: str, wait: float, *, create: bool) -> BaseStorage:
     if url.startswith(_JOURNAL):
         path = Path(url.removeprefix(_JOURNAL)).expanduser()
         if not create and not path.is_file():
-            raise StudyNotFoundError(f"There is no journal at {path} yet.")
+            raise StudyNotFoundError(f"There is no storage {path} yet.")
         return JournalStorage(JournalFile(path))
     if url.startswith(_GRPC):
         host, _, port = url.removeprefix(_GRPC).partition(":")

@@ -130,7 +130,7 @@ def check_sqlite(path: Path, *, create: bool) -> None:
     """
     if not path.exists():
         if not create:
-            raise StudyNotFoundError(f"There is no database at {path} yet.")
+            raise StudyNotFoundError(f"There is no storage {path} yet.")
         if not path.parent.is_dir():
             raise StudyError(
                 f"The database {path} cannot be opened: the folder {path.parent} does not exist. "

@@ -1,4 +1,4 @@
-"""Paths and texts as people have them: spaces, ``~``, other locales; and what is printed of them."""
+"""Paths and texts as people have them: spaces, ``~``, other locales; what is printed of them."""
 
 from __future__ import annotations
 
