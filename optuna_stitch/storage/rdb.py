@@ -210,7 +210,7 @@ def open_rdb(url: str, *, create: bool) -> OneStatementStorage:
 
 def _open_existing(url: str, *, read_only: bool = False) -> OneStatementStorage:
     if not _has_studies(url, read_only=read_only):
-        raise StudyNotFoundError("This database has no studies yet.")
+        raise StudyNotFoundError("There is no storage of studies in this database yet.")
     return OneStatementStorage(url, read_only=read_only)
 
 

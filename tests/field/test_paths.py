@@ -48,14 +48,15 @@ def test_commands_that_are_proposed_can_be_copied(capsys: pytest.CaptureFixture[
     assert shlex.split(command) == ["optuna-stitch", *wanted]
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_study_files_are_utf_8_in_every_locale(encoding: str) -> None:
+def test_study_files_are_utf_8_in_every_locale() -> None:
     text = TINY.replace("data: {", 'data: {root: "Größe/画像", ')
-    Path("mine.yaml").write_text(f"# für später\n{text}", encoding=encoding)
+    files = {"mine.yaml": "utf-8", "of windows.yaml": "utf-8-sig"}
+    for name, encoding in files.items():
+        Path(name).write_text(f"# für später\n{text}", encoding=encoding)
     code = (
-        "from optuna_stitch.run.study_file import dump_study_file, load_study_file; "
-        "import sys; text = dump_study_file(load_study_file('mine.yaml')); "
-        "sys.stdout.buffer.write(text.encode('utf-8'))"
+        "from optuna_stitch.run.study_file import dump_study_file, load_study_file; import sys; "
+        "texts = [dump_study_file(load_study_file(name)) for name in sys.argv[1:]]; "
+        "sys.stdout.buffer.write('---\\n'.join(texts).encode('utf-8'))"
     )
     environment = {
         **os.environ,
@@ -64,12 +65,11 @@ def test_study_files_are_utf_8_in_every_locale(encoding: str) -> None:
         "PYTHONUTF8": "0",
         "PYTHONPATH": str(Path(st.__file__).parents[1]),
     }
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, check=True
-    )
-    kept = done.stdout.decode("utf-8")
-    assert "Größe/画像" in kept
-    assert Path(yaml.safe_load(kept)["data"]["root"]).parts[-2:] == ("Größe", "画像")
+    command = [sys.executable, "-c", code, *files]
+    done = subprocess.run(command, env=environment, capture_output=True, check=True)
+    first, second = yaml.safe_load_all(done.stdout.decode("utf-8"))
+    assert first == second
+    assert Path(first["data"]["root"]).parts[-2:] == ("Größe", "画像")
 
 
 def test_a_study_file_of_another_encoding_is_named() -> None:
@@ -98,12 +98,17 @@ def test_the_users_folder_is_meant_wherever_a_path_is_given(tmp_path: Path) -> N
 
 def test_the_users_folder_is_meant_on_the_command_line_and_in_stores(tmp_path: Path) -> None:
     home, content = tmp_path / "home", yaml.safe_load(TINY)
-    content["study"] |= {"storage": "sqlite:///~/study.db", "artifacts": "~/files"}
+    content["study"] |= {"storage": "journal:///~/study.journal", "artifacts": "~/files"}
     (home / "mine.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     run = st.Run.start("~/mine.yaml", "~/runs/mine")
     assert run.folder == home / "runs/mine"
     _ = run.storage, run.artifact_store
-    assert {path.name for path in home.iterdir()} >= {"study.db", "files", "runs", "mine.yaml"}
+    assert {path.name for path in home.iterdir()} == {
+        "study.journal",
+        "files",
+        "runs",
+        "mine.yaml",
+    }
     assert st.Run.open("~/runs/mine").name == "mine"
     # a shell leaves ~ to the program where it stands behind an equals sign
     assert call("report", "~/mine.yaml", "--run=~/runs/mine") == 2
