@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,6 +51,9 @@ SmokeOption = Annotated[
 
 def main() -> None:
     """Run the command line; an expected error is one message and exit code 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # what a terminal has no sign for is shown by its number, as on stderr
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except OptunaStitchError as error:
@@ -60,14 +65,14 @@ def main() -> None:
         console.print(f"[red]Error:[/red] {text}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except Exception as error:
-        from optuna_stitch.storage.retry import is_storage_error, reason
+        from optuna_stitch.storage.retry import is_storage_error, reason, way_out
 
         if not is_storage_error(error):  # wherever the study is read
             raise
-        text = escape(reason(error))
+        again = "Nothing that is finished is lost; run the same command again to go on."
+        text = escape(f"{reason(error)}. {way_out(error, again)}")
         console.print(
-            f"[red]Error:[/red] The storage failed: {text}. Nothing that is finished is lost; run "
-            "the same command again to go on.",
+            f"[red]Error:[/red] The storage failed: {text}",
             highlight=False,
             soft_wrap=True,
         )
@@ -108,7 +113,7 @@ def build(study: StudyArgument, folder: FolderOption = None) -> None:
             out.print(stitch_quality_sentence(started.stitch_quality))
             out.print(
                 f"{supernetwork.a.name} × {supernetwork.b.name}: {len(supernetwork.matches)} "
-                f"matches, {len(supernetwork.switches)} stitches, in {started.folder}"
+                f"matches, {len(supernetwork.switches)} stitches, in {escape(str(started.folder))}"
             )
 
 
@@ -136,7 +141,12 @@ def search(
         started = start_run(study, folder)
         found = started.search(n_trials=trials, batch=batch, show_progress_bar=True)
     finished = sum(trial.state.is_finished() for trial in found.get_trials(deepcopy=False))
-    Console().print(f"{finished} trials; next: optuna-stitch report {started.folder}")
+    Console().print(
+        f"{finished} trials; next: optuna-stitch report {shlex.quote(str(started.folder))}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 @app.command()
@@ -160,7 +170,10 @@ def dashboard(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
 ) -> None:
-    """Open optuna-dashboard on a run's study."""
+    """Open optuna-dashboard on a run's study.
+
+    It has to be at the root of its host: a reverse proxy must give it a name or port of its own.
+    """
     opened = open_run(study, folder)
     name = opened.study.study_name
     from optuna_stitch.report.dashboard_server import serve_dashboard
@@ -192,8 +205,13 @@ def _show(reported: Run, front: Front) -> None:
     out.print(rich_table(front))
     out.print(front.headline, highlight=False)
     folder = reported.folder
-    out.print(f"\nThe report is {folder}/report.md, the plot {folder}/front.html", soft_wrap=True)
-    out.print(f"Look at every trial: optuna-stitch dashboard {folder}", soft_wrap=True)
+    out.print(
+        f"\nThe report is {folder}/report.md, the plot {folder}/front.html\n"
+        f"Look at every trial: optuna-stitch dashboard {shlex.quote(str(folder))}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from enum import Enum
 from pathlib import Path
@@ -11,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from optuna_stitch.cli.options import user_path
 from optuna_stitch.utils.errors import ConfigError
 from optuna_stitch.utils.progress import console
 
@@ -27,9 +29,13 @@ class PointsChoice(str, Enum):
     blocks = "blocks"
 
 
-ParentA = Annotated[str, typer.Argument(help="Name of parent a.", metavar="A")]
+ParentA = Annotated[
+    str, typer.Argument(help="Name of parent a.", metavar="A", parser=os.path.expanduser)
+]
 
-ParentB = Annotated[str, typer.Argument(help="Name of parent b.", metavar="B")]
+ParentB = Annotated[
+    str, typer.Argument(help="Name of parent b.", metavar="B", parser=os.path.expanduser)
+]
 
 
 def init(
@@ -37,11 +43,17 @@ def init(
     b: ParentB,
     to: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="File to write; A--B.yaml, if absent."),
+        typer.Option(
+            help="File to write; A--B.yaml, if absent.", metavar="PATH", parser=user_path
+        ),
     ] = None,
     data: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="Folder of your own images, with a folder for each class."),
+        typer.Option(
+            help="Folder of your own images, with a folder for each class.",
+            metavar="PATH",
+            parser=user_path,
+        ),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Write over a file that is there.")
@@ -78,7 +90,11 @@ def zoo(
     ] = None,
     csv: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="File to write the networks into, every figure in full."),
+        typer.Option(
+            help="File to write the networks into, every figure in full.",
+            metavar="PATH",
+            parser=user_path,
+        ),
     ] = None,
 ) -> None:
     """List networks and whether they can be stitched; without a pattern, their families."""
@@ -124,7 +140,11 @@ def inspect(
     ] = False,
     svg: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="File to draw the pair into; A--B.svg, if absent."),
+        typer.Option(
+            help="File to draw the pair into; A--B.svg, if absent.",
+            metavar="PATH",
+            parser=user_path,
+        ),
     ] = None,
 ) -> None:
     """Show where two networks can be stitched: their matches, in a table and in a picture."""

@@ -13,14 +13,32 @@ from optuna_stitch.utils.progress import console
 if TYPE_CHECKING:
     from optuna_stitch.run.run import Run
 
+
+def user_path(text: str) -> Path:
+    """A path as it is typed, where ``~`` is the user's folder, also behind ``--option=``.
+
+    Args:
+        text: What was typed.
+    """
+    return Path(text).expanduser()
+
+
 StudyArgument = Annotated[
-    Path, typer.Argument(help="A study file, or the folder of a run.", metavar="STUDY")
+    Path,
+    typer.Argument(
+        help="A study file, or the folder of a run.", metavar="STUDY", parser=user_path
+    ),
 ]
 
 FolderOption = Annotated[
     # typer evaluates this at run time, on Python 3.10 too
     Optional[Path],  # noqa: UP045
-    typer.Option("--run", help="Folder of the run; runs/<name of the study file>, if absent."),
+    typer.Option(
+        "--run",
+        help="Folder of the run; runs/<name of the study file>, if absent.",
+        metavar="PATH",
+        parser=user_path,
+    ),
 ]
 
 

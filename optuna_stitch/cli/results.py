@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from optuna_stitch.cli.options import FolderOption, StudyArgument, open_run
+from optuna_stitch.cli.options import FolderOption, StudyArgument, open_run, user_path
 from optuna_stitch.utils.progress import console
 
 # Commands import what they need themselves: torch and timm take seconds, which the help should
@@ -31,7 +31,9 @@ class FormatChoice(str, Enum):
 def export(
     study: StudyArgument,
     trial: Annotated[int, typer.Option(help="Number of the trial.", min=0)],
-    to: Annotated[Path, typer.Option(help="Folder to write into.")],
+    to: Annotated[
+        Path, typer.Option(help="Folder to write into.", metavar="PATH", parser=user_path)
+    ],
     formats: Annotated[
         Optional[list[FormatChoice]],  # noqa: UP045
         typer.Option(
@@ -76,10 +78,15 @@ def export(
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.", metavar="RUN")],
-    to: Annotated[Path, typer.Option(help="Folder to write page, plot and table into.")] = Path(
-        "comparison"
-    ),
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders of runs.", metavar="RUN", parser=user_path)
+    ],
+    to: Annotated[
+        Path,
+        typer.Option(
+            help="Folder to write page, plot and table into.", metavar="PATH", parser=user_path
+        ),
+    ] = Path("comparison"),
     force: Annotated[
         bool, typer.Option("--force", help="Write over files that are no earlier comparison.")
     ] = False,

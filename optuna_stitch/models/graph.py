@@ -56,7 +56,7 @@ def load_measured(path: Path) -> Measured | None:
         None where there is no file, or a broken one.
     """
     try:
-        kept = json.loads(path.read_text())
+        kept = json.loads(path.read_text(encoding="utf-8"))
         costs = {name: NodeCost(**_tuples(fields)) for name, fields in kept["costs"].items()}
         points = tuple(
             Point(**{**fields, "layout": Layout(**_tuples(fields["layout"]))})

@@ -155,7 +155,7 @@ def _networks(front: Front, pictures: Pictures, export: str) -> list[str]:
             f"![{entry.name}: its path through both parents]({pictures.networks[entry.trial]})",
             "",
             "```sh",
-            export.format(trial=entry.trial),
+            export.replace("{trial}", str(entry.trial)),
             "```",
             "",
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,7 @@ def open_searched(folders: Sequence[Path]) -> list[SearchedRun]:
         StudyError: If a storage fails.
     """
     # one that is there twice would count twice
-    real = [os.path.realpath(folder) for folder in folders]
+    real = [os.path.realpath(os.path.expanduser(folder)) for folder in folders]
     for place, folder in enumerate(folders):
         if real[place] in real[:place]:
             raise RunError(f"The run {folder} is there twice. Name each run once.")
@@ -102,7 +103,7 @@ def _open(folder: Path) -> SearchedRun:
         study = run.study
     except RunError as error:
         raise RunError(f"{str(error).removesuffix('.')}, or leave it out.") from error
-    return SearchedRun(folder.as_posix(), run.study_file, study)
+    return SearchedRun(run.folder.as_posix(), run.study_file, study)
 
 
 def compare_runs(runs: Sequence[SearchedRun]) -> Comparison:
@@ -190,7 +191,7 @@ def _check_outcomes(study: ComparedStudy) -> None:
     except StudyError as error:
         raise StudyError(
             f"{study.name} cannot be compared. {error} Search on (`optuna-stitch search "
-            f"{study.name}`), or leave it out."
+            f"{shlex.quote(study.name)}`), or leave it out."
         ) from error
 
 

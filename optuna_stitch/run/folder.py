@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +25,7 @@ from optuna_stitch.storage.artifacts import download_files, open_artifact_store
 from optuna_stitch.storage.buffered import BufferedStorage
 from optuna_stitch.storage.open import open_storage
 from optuna_stitch.utils.errors import ArtifactError, RunError, StudyNotFoundError
-from optuna_stitch.utils.files import write_text
+from optuna_stitch.utils.files import is_writable, write_text
 
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
@@ -46,20 +47,48 @@ class RunFolder:
     Attributes:
         study_file: What to do.
         folder: Where everything is kept.
-        name: Name of the study.
     """
 
     def __init__(self, study_file: StudyFile, folder: str | Path) -> None:
         self.study_file = study_file
-        self.folder = Path(folder)
-        self.name = study_file.study.name or self.folder.name
-        self._called = str(folder)
+        self.folder = Path(folder).expanduser()
+        self._called = shlex.quote(str(folder))
         self._storage: BufferedStorage | None = None
         self._supernetwork: Supernetwork | None = None
 
+    @cached_property
+    def name(self) -> str:
+        """Name of the study: what `study.yaml` says, wherever the folder is moved to.
+
+        Where a study file does not name it, a new one is called as its folder is.
+        """
+        named = self.study_file.study.name
+        if named is None and "{run}" in self.study_file.study.storage:
+            # runs of earlier versions were called as their folder was, and may have moved since
+            try:
+                names = optuna.get_all_study_names(self._open_storage(create=False))
+            except StudyNotFoundError:
+                names = []
+            named = names[0] if len(names) == 1 else None
+        return named or self.folder.resolve().name or "study"
+
+    def check_writable(self) -> None:
+        """Raise before anything is computed that cannot be kept.
+
+        Raises:
+            RunError: If the folder is there and read-only.
+        """
+        if self.folder.is_dir() and not is_writable(self.folder):
+            raise RunError(
+                f"The folder {self.folder} is read-only. Copy it to where you may write; "
+                "`export` and `compare` read it where it is, and so does `Run.evaluate_front`."
+            )
+
     def write_study_file(self) -> None:
-        """Keep the study file in the folder, with every default."""
-        write_text(self.folder / COPY, dump_study_file(self.study_file))
+        """Keep the study file in the folder, with every default and the study's name."""
+        filled = self.study_file.model_copy(deep=True)
+        filled.study.name = self.name
+        write_text(self.folder / COPY, dump_study_file(filled))
 
     @cached_property
     def data(self) -> Data:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -73,15 +74,16 @@ def write_results(run: RunFolder, front: Front) -> dict[str, go.Figure]:
         gained=_write_gained(front, data, folder),
         networks=_draw_networks(stitched, folder),
     )
+    quoted = shlex.quote(str(folder))
     text = write_report(
         front,
         pictures,
         title=title,
         facts=_facts(run),
         commands=[
-            f"optuna-stitch dashboard {folder}     # look at every trial",
-            f"optuna-stitch search {folder} --trials 500   # go on searching",
-            f"optuna-stitch report {folder}        # make this report again",
+            f"optuna-stitch dashboard {quoted}     # look at every trial",
+            f"optuna-stitch search {quoted} --trials 500   # go on searching",
+            f"optuna-stitch report {quoted}        # make this report again",
         ],
         export=export_command(folder),
     )
@@ -116,7 +118,9 @@ def export_command(folder: Path) -> str:
     Args:
         folder: The run's.
     """
-    return f"optuna-stitch export {folder} --trial {{trial}} --to trial-{{trial}}"
+    return (
+        f"optuna-stitch export {shlex.quote(str(folder))} --trial {{trial}} --to trial-{{trial}}"
+    )
 
 
 def versions() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,11 +15,11 @@ from optuna_stitch.run.build import build
 from optuna_stitch.run.export import export_trial
 from optuna_stitch.run.folder import COPY, RunFolder
 from optuna_stitch.run.report import export_command, write_results
-from optuna_stitch.run.schema import smoke_test
+from optuna_stitch.run.schema import StudyFile, smoke_test
 from optuna_stitch.run.search import LATENCY, known_genotypes, make_objective, sampler_for
 from optuna_stitch.run.study_file import check_same_study, load_study_file
 from optuna_stitch.search.objective import resolve_constraints
-from optuna_stitch.search.samplers.by_name import make_sampler
+from optuna_stitch.search.samplers.by_name import check_sampler, make_sampler
 from optuna_stitch.search.study import create_study
 from optuna_stitch.search.worker import optimize
 from optuna_stitch.stitching.genotype import Genotype
@@ -44,7 +45,6 @@ class Run(RunFolder):
     Attributes:
         study_file: What to do.
         folder: Where everything is kept.
-        name: Name of the study.
 
     Example:
         >>> file = tmp_path / "tiny.yaml"
@@ -78,9 +78,10 @@ class Run(RunFolder):
 
         Raises:
             ConfigError: If the study file is wrong.
-            RunError: If the folder belongs to another study file.
+            RunError: If the folder belongs to another study file, or is read-only.
         """
-        run = Run._of_file(Path(study_file), folder, smoke)
+        run = Run._of_file(Path(study_file).expanduser(), folder, smoke)
+        run.check_writable()
         run.write_study_file()
         return run
 
@@ -96,7 +97,7 @@ class Run(RunFolder):
             ConfigError: If the study file is wrong.
             RunError: If the folder is no run, or belongs to another study file.
         """
-        path = Path(run)
+        path = Path(run).expanduser()
         if path.is_file():
             return Run._of_file(path, folder, smoke=False)
         if not (path / COPY).is_file():
@@ -108,23 +109,28 @@ class Run(RunFolder):
         study_file = load_study_file(path)
         if smoke:
             study_file = smoke_test(study_file)
-        place = Path(folder or Path("runs") / f"{path.stem}{'-smoke' if smoke else ''}")
+        usual = Path("runs") / f"{path.stem}{'-smoke' if smoke else ''}"
+        place = Path(folder or usual).expanduser()
         copy = place / COPY
         begun = place.is_dir() and any(entry.name != COPY for entry in place.iterdir())
-        if copy.is_file() and begun:
-            check_same_study(study_file, load_study_file(copy), path, place)
+        if copy.is_file():
+            kept = load_study_file(copy)
+            # what the run is called, it was called at its start
+            study_file.study.name = study_file.study.name or kept.study.name
+            if begun:
+                check_same_study(study_file, kept, path, place)
         elif begun:
             raise RunError(
                 f"The folder {place} has files in it but no {COPY}, so it is no run. Choose "
                 "another with `--run`."
             )
         # checked before anything is made, so that a typing error costs nothing
-        make_sampler(study_file.study.sampler.name, study_file.study.sampler.arguments, seed=0)
+        _check_sampler(study_file)
         resolve_metrics(study_file.study.objectives)
         resolve_constraints(study_file.study.constraints)
         run = Run(study_file, place)
         if not copy.is_file():
-            run._called = f"{path}{f' --run {folder}' if folder else ''}"
+            run._called = shlex.join([str(path), *(["--run", str(folder)] if folder else [])])
         return run
 
     def build(self, *, show_progress_bar: bool = False) -> Supernetwork:
@@ -140,7 +146,9 @@ class Run(RunFolder):
             StudyError: If the study's storage cannot be reached, before anything is computed.
             DataError: If the parents tell other classes apart than the data set has.
             MatchError: If the parents cannot be stitched, or no stitch is kept.
+            ConfigError: If the sampler cannot search for so many objectives.
         """
+        _check_sampler(self.study_file)
         _ = self.storage
         if is_saved(self.folder) or self._fetch():
             return self.supernetwork
@@ -230,10 +238,11 @@ class Run(RunFolder):
             show_progress_bar: Whether to show a progress bar.
 
         Raises:
-            RunError: If no search has begun yet.
+            RunError: If no search has begun yet, or the folder is read-only.
             StudyError: If no trial is complete.
             DataError: If the test split has no labels, or a baseline tells other classes apart.
         """
+        self.check_writable()
         front = self.evaluate_front(show_progress_bar=show_progress_bar)
         self.write_study_file()
         figures = write_results(self, front)
@@ -292,3 +301,10 @@ class Run(RunFolder):
             command=command,
             show_progress_bar=show_progress_bar,
         )
+
+
+def _check_sampler(study_file: StudyFile) -> None:
+    """Make the sampler of a study file, and see that it can do what is asked for."""
+    study = study_file.study
+    sampler = make_sampler(study.sampler.name, study.sampler.arguments, seed=0)
+    check_sampler(sampler, len(study.objectives))

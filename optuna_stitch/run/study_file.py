@@ -61,7 +61,7 @@ def check_same_study(new: StudyFile, old: StudyFile, path: Path, folder: Path) -
 def load_study_file(path: str | Path) -> StudyFile:
     """Read and validate a study file.
 
-    Paths in it are taken relative to the folder that it lies in.
+    Paths in it are taken relative to the folder that it lies in; ``~`` is the user's.
 
     Args:
         path: The file.
@@ -70,16 +70,20 @@ def load_study_file(path: str | Path) -> StudyFile:
         ConfigError: If it is missing, no YAML, or has a wrong key or value; names the key, the
             line and what is allowed.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
         content = yaml.safe_load(text)
     except FileNotFoundError as error:
         raise ConfigError(f"There is no study file at {path}.") from error
     except OSError as error:
         raise ConfigError(f"The study file {path} cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"The study file {path} is no text in UTF-8 (at byte {error.start}); save it as such."
+        ) from error
+    except yaml.YAMLError as error:
         raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold keys and values; allowed are {_allowed(StudyFile)}.")
@@ -96,7 +100,8 @@ def dump_study_file(study_file: StudyFile) -> str:
     Args:
         study_file: The study file.
     """
-    return yaml.safe_dump(study_file.model_dump(mode="json"), sort_keys=False)
+    content = study_file.model_dump(mode="json")
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
 def flatten(study_file: StudyFile) -> dict[str, Any]:
@@ -120,18 +125,21 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _with_absolute_paths(study_file: StudyFile, folder: Path) -> StudyFile:
+    def absolute(path: Path | str) -> Path:
+        return folder / Path(path).expanduser()
+
     data = study_file.data
     for section in (data, data.train, data.val, data.test):
         for name in ("root", "class_map"):
             if getattr(section, name) is not None:
-                setattr(section, name, folder / getattr(section, name))
+                setattr(section, name, absolute(getattr(section, name)))
     if study_file.study.start.front_of is not None:
-        study_file.study.start.front_of = folder / study_file.study.start.front_of
+        study_file.study.start.front_of = absolute(study_file.study.start.front_of)
     for parent in (study_file.parents.a, study_file.parents.b, *study_file.report.baselines):
         if parent.checkpoint is not None:
-            parent.checkpoint = folder / parent.checkpoint
+            parent.checkpoint = absolute(parent.checkpoint)
         if parent.network.endswith(PROGRAM):
-            parent.network = str(folder / parent.network)
+            parent.network = str(absolute(parent.network))
     return study_file
 
 

@@ -14,7 +14,6 @@ import secrets
 import threading
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -24,6 +23,7 @@ from optuna.trial import FrozenTrial
 from optuna_stitch import __version__
 from optuna_stitch.storage.retry import is_transient
 from optuna_stitch.utils.errors import StudyError
+from optuna_stitch.utils.machine import is_running, machine_name
 
 # The attribute of a trial that names the worker which works on it.
 WORKER = "worker"
@@ -122,7 +122,7 @@ class Heartbeat:
     def _is_alive(self, key: str, beat: Any) -> bool:
         if key == _BEAT_OF + self.name:
             return True
-        if "left" in beat or (beat["machine"] == _machine() and not _runs(beat["pid"])):
+        if "left" in beat or (beat["machine"] == machine_name() and not is_running(beat["pid"])):
             return False
         return not self._is_old(key, beat)
 
@@ -156,7 +156,7 @@ class Heartbeat:
         self._write(
             {
                 "beat": self._beats,
-                "machine": _machine(),
+                "machine": machine_name(),
                 "pid": os.getpid(),
                 "version": __version__,
             }
@@ -164,28 +164,3 @@ class Heartbeat:
 
     def _write(self, beat: dict[str, Any]) -> None:
         self._study.set_user_attr(_BEAT_OF + self.name, beat)
-
-
-def _machine() -> str:
-    """A name for the machine or container within which process ids are unique."""
-    parts = [platform.node()]
-    for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
-        try:
-            link = Path(path)
-            parts.append(os.readlink(link) if link.is_symlink() else link.read_text().strip())
-        except OSError:
-            continue  # not Linux
-    return "/".join(parts)
-
-
-def _runs(pid: int) -> bool:
-    """Whether a process of this machine runs; True where that cannot be asked."""
-    if os.name != "posix":
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

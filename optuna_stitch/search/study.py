@@ -18,14 +18,15 @@ from optuna_stitch.search.space import enqueue_starts
 from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.storage.buffered import BufferedStorage
 from optuna_stitch.storage.open import open_storage
-from optuna_stitch.storage.retry import is_storage_error, reason
+from optuna_stitch.storage.retry import is_storage_error, reason, way_out
 from optuna_stitch.utils.errors import StudyError, StudyNotFoundError
 
 # The study's attribute that says which supernetwork it was made for; it is written last.
 CONTENT = "supernetwork"
 
-# Seconds in which a worker that made a study must have said that it prepares it.
-_FIRST_BEAT = 3.0
+# Seconds in which a worker that made a study must have said that it prepares it, also on a machine
+# that is busy with other things.
+_FIRST_BEAT = 10.0
 
 
 def create_study(
@@ -245,4 +246,4 @@ def _only_name(storage: BaseStorage) -> str:
 
 def _cannot_be_opened(name: str | None, error: Exception) -> StudyError:
     which = "A new study" if name is None else f"The study {name!r}"
-    return StudyError(f"{which} cannot be opened: {reason(error)}.")
+    return StudyError(f"{which} cannot be opened: {reason(error)}. {way_out(error, '')}".strip())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import moocore
@@ -11,11 +13,13 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
+from optuna.samplers import BruteForceSampler, GridSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_stitch.evaluation.accumulator import Evaluation
 from optuna_stitch.search.heartbeat import WORKER, Heartbeat
 from optuna_stitch.search.objective import FAILED_AT, Objective
+from optuna_stitch.search.samplers.by_name import check_error
 from optuna_stitch.search.space import (
     asked,
     distributions,
@@ -23,9 +27,10 @@ from optuna_stitch.search.space import (
     join_population,
     suggest,
 )
+from optuna_stitch.search.steering import unwrapped
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.storage.buffered import buffered_storage
-from optuna_stitch.storage.retry import is_storage_error, is_transient, reason
+from optuna_stitch.storage.retry import is_storage_error, is_transient, reason, way_out
 from optuna_stitch.utils.errors import StudyError
 from optuna_stitch.utils.progress import console, progress_bar
 
@@ -58,7 +63,8 @@ def optimize(
     """Search as one worker; any number of them may work on the same study.
 
     Trials of a batch are judged as one program, which computes once what they share. What a
-    worker left unfinished that is dead, or was interrupted, is enqueued again.
+    worker left unfinished that is dead, or was interrupted, is enqueued again. The search ends
+    early where the sampler calls ``study.stop``, as those do that have tried everything.
 
     Args:
         study: A study over the objective's switches. With a storage of `open_storage` a trial is
@@ -75,18 +81,21 @@ def optimize(
         ValueError: If neither number is given.
         StudyError: If the storage fails, another version of this package works on the study, or
             nothing but failed trials comes; finished trials are kept.
+        ConfigError: If the sampler cannot search for several objectives.
     """
     if n_trials is None and until is None:
         raise ValueError("Say how long to search: n_trials, until, or both.")
     try:
-        with Heartbeat(study, grace=grace) as worker:
-            _Search(study, objective, worker).go(n_trials, until, batch, show_progress_bar)
+        with Heartbeat(study, grace=grace) as worker, _stoppable(study) as stop:
+            search = _Search(study, objective, worker, stop)
+            search.go(n_trials, until, batch, show_progress_bar)
     except Exception as error:
+        check_error(error, unwrapped(study.sampler), len(study.directions))
         if not is_storage_error(error):
             raise
         raise StudyError(
-            f"The storage failed during the search: {reason(error)}. Finished trials are kept; "
-            "run the same command again to go on."
+            f"The storage failed during the search: {reason(error)}. "
+            + way_out(error, "Finished trials are kept; run the same command again to go on.")
         ) from error
 
 
@@ -95,9 +104,13 @@ class _Search:
     study: optuna.Study
     objective: Objective
     worker: Heartbeat
+    stop: threading.Event
+    """Set when the sampler wants no more trials."""
     finished: int = 0
     """Trials that this worker finished."""
     fruitless: int = 0
+    lost: int = 0
+    """Trials of the batch that others finished, who took this worker for dead."""
 
     def go(
         self, n_trials: int | None, until: int | None, batch: int, show_progress_bar: bool
@@ -117,6 +130,12 @@ class _Search:
                     return
                 if until is not None and done >= until:
                     return
+                if self.stop.is_set() or self._is_exhausted(trials):
+                    console.print(
+                        f"{type(unwrapped(self.study.sampler)).__name__} has no more trials to "
+                        f"propose: the search ends after {done}."
+                    )
+                    return
                 running = self._release(trials)
                 left = [n_trials - self.finished] if n_trials is not None else []
                 left += [until - done - running] if until is not None else []
@@ -124,6 +143,13 @@ class _Search:
                     time.sleep(_PAUSE)  # others have the last ones, and may yet die
                     continue
                 self._work(min(batch, *left))
+                if self.lost:
+                    console.print(
+                        f"Other workers took this one for dead and finished {self.lost} of its "
+                        "trials; it goes on with the next. Is `grace` shorter than this machine "
+                        "was busy or asleep?",
+                        style="yellow",
+                    )
                 if self.fruitless == _FRUITLESS:
                     raise StudyError(
                         f"The last {_FRUITLESS} batches of trials all failed: their networks "
@@ -146,11 +172,52 @@ class _Search:
                 self._retry(trial)
         return len(others) - len(abandoned)
 
+    def _is_exhausted(self, trials: Sequence[FrozenTrial]) -> bool:
+        """Whether the sampler has tried everything already, before this search or elsewhere."""
+        sampler = unwrapped(self.study.sampler)
+        if isinstance(sampler, GridSampler):
+            return sampler.is_exhausted(self.study)
+        if isinstance(sampler, BruteForceSampler):
+            # it tells after a trial only, which it looks up
+            last = next((t for t in reversed(trials) if t.state.is_finished() and t.params), None)
+            if last is not None:
+                sampler.after_trial(self.study, last, last.state, last.values)
+        return self.stop.is_set()
+
+    def _ask_one(self, space: dict[str, BaseDistribution]) -> optuna.Trial | None:
+        """Ask for a trial; None where a sampler that tries everything repeats what is tried."""
+        sampler = unwrapped(self.study.sampler)
+        if not isinstance(sampler, (BruteForceSampler, GridSampler)):
+            return self.study.ask(space)
+        before = self.study.get_trials(deepcopy=False)
+        trial = self.study.ask(space)
+        attrs = trial.storage.get_trial(trial._trial_id).system_attrs
+        if any(t.number == trial.number for t in before):  # it was enqueued
+            if "grid_id" in attrs:  # for which Optuna counts it as that place of the grid
+                trial.storage.set_trial_system_attr(trial._trial_id, "grid_id", -1)
+            return trial
+        if isinstance(sampler, GridSampler):
+            place = [attrs.get(key) for key in ("search_space", "grid_id")]
+            repeated = any(
+                [t.system_attrs.get(key) for key in ("search_space", "grid_id")] == place
+                for t in before
+            )
+        else:  # where a trial is asked for its switches one by one, it has none yet
+            repeated = bool(trial.params) and any(t.params == trial.params for t in before)
+        if not repeated:
+            return trial
+        self._drop(trial)
+        return None
+
     def _work(self, count: int) -> None:
         """Ask for some trials, judge them together, tell the results."""
         open_trials: list[optuna.Trial] = []
+        self.lost = 0
         try:
             subnetworks = self._ask(count, open_trials)
+            if not subnetworks:
+                time.sleep(_PAUSE)  # others have the last ones
+                return
             evaluations = self.objective.evaluate(subnetworks)
             told = 0
             for evaluation in evaluations:
@@ -163,7 +230,8 @@ class _Search:
                 self._give_back(open_trials)
             raise
         self.finished += told
-        self.fruitless = 0 if told else self.fruitless + 1
+        failed = any(evaluation.failed for evaluation in evaluations)
+        self.fruitless = self.fruitless + 1 if failed and not told else 0
         self._enqueue_thresholds(subnetworks, most=max(1, count // _FOLLOWED))
 
     def _enqueue_thresholds(self, subnetworks: Sequence[Subnetwork], most: int) -> None:
@@ -214,16 +282,23 @@ class _Search:
         storage = buffered_storage(self.study)
         subnetworks: list[Subnetwork] = []
         for _ in range(count):
-            trial = self.study.ask(space)
-            trials.append(trial)
-            trial.set_user_attr(WORKER, self.worker.name)
-            if flat:
-                subnetwork = supernetwork.subnetwork(trial.params)
-            else:
-                subnetwork = suggest(trial, supernetwork, self.objective.space, outputs)
-            join_population(trial)
-            self.objective.mark_cost(trial, subnetwork)
-            subnetworks.append(subnetwork)
+            try:
+                trial = self._ask_one(space)
+                if trial is None:
+                    continue
+                trials.append(trial)
+                trial.set_user_attr(WORKER, self.worker.name)
+                if flat:
+                    subnetwork = supernetwork.subnetwork(trial.params)
+                else:
+                    subnetwork = suggest(trial, supernetwork, self.objective.space, outputs)
+                join_population(trial)
+                self.objective.mark_cost(trial, subnetwork)
+                subnetworks.append(subnetwork)
+            except UpdateFinishedTrialError:
+                # an enqueued one, before this worker could sign it
+                self.lost += 1
+                del trials[len(subnetworks) :]
         if storage is not None:
             storage.write(trials)
         return subnetworks
@@ -233,32 +308,31 @@ class _Search:
         try:
             self.objective.mark(trial, evaluation)
             if evaluation.failed:
-                self.study.tell(trial, state=TrialState.FAIL)
+                _finish(self.study, trial, state=TrialState.FAIL)
             elif evaluation.ruled_out:
-                self.study.tell(trial, state=TrialState.PRUNED)
+                _finish(self.study, trial, state=TrialState.PRUNED)
             else:
-                self.study.tell(trial, self.objective.values(evaluation))
+                _finish(self.study, trial, self.objective.values(evaluation))
         except (UpdateFinishedTrialError, ValueError):
             if not trial.storage.get_trial(trial._trial_id).state.is_finished():
                 raise
-            console.print(
-                "Another worker finished a trial of this one, which it took for dead; is `grace` "
-                "shorter than this machine was asleep?",
-                style="yellow",
-            )
+            self.lost += 1
             return False
         return not evaluation.failed
 
     def _give_back(self, trials: Sequence[optuna.Trial]) -> None:
         """Enqueue again what this worker asked for and cannot finish."""
-        storage = buffered_storage(self.study)
         for trial in trials:
-            if storage is not None and storage.is_held(trial):
-                storage.forget([trial])  # only this process knows of it
-                continue
-            self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
-            frozen = trial.storage.get_trial(trial._trial_id)
-            self._retry(frozen)
+            if self._drop(trial):
+                self._retry(trial.storage.get_trial(trial._trial_id))
+
+    def _drop(self, trial: optuna.Trial) -> bool:
+        """Leave a trial as failed, or without a trace; whether others could see it."""
+        storage = buffered_storage(self.study)
+        if storage is not None and storage.is_held(trial):
+            storage.forget([trial])  # only this process knows of it
+            return False
+        return _fail(self.study, trial)
 
     def _retry(self, trial: FrozenTrial) -> None:
         """Enqueue what a trial asked once more."""
@@ -276,10 +350,44 @@ def _counts(trial: FrozenTrial) -> bool:
     return trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
 
 
-def _fail(study: optuna.Study, number: int) -> bool:
+def _fail(study: optuna.Study, trial: optuna.Trial | int) -> bool:
     """Fail a running trial; whether it was this process that did."""
     try:
-        study.tell(number, state=TrialState.FAIL)
+        _finish(study, trial, state=TrialState.FAIL)
     except (ValueError, UpdateFinishedTrialError):  # another worker was faster
         return False
     return True
+
+
+def _finish(
+    study: optuna.Study,
+    trial: optuna.Trial | int,
+    values: Sequence[float] | None = None,
+    *,
+    state: TrialState | None = None,
+) -> None:
+    """Tell a trial; that is all, also where Optuna's `GridSampler` has no place for it."""
+    try:
+        study.tell(trial, values, state)
+    except KeyError as error:
+        # it looks for the place of an enqueued trial, which has none, after the trial is told
+        if error.args != ("grid_id",):
+            raise
+
+
+@contextmanager
+def _stoppable(study: optuna.Study) -> Iterator[threading.Event]:
+    """Let a sampler call ``study.stop``, for which Optuna wants to be in ``study.optimize``.
+
+    Args:
+        study: Whose search can be stopped in the ``with`` block.
+
+    Yields:
+        What is set when it was called.
+    """
+    stop = threading.Event()
+    study.stop = stop.set  # type: ignore[method-assign]
+    try:
+        yield stop
+    finally:
+        del study.stop

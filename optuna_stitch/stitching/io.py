@@ -68,7 +68,7 @@ def read_supernetwork(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         ArtifactError: If it is of another format.
     """
-    description: dict[str, Any] = json.loads((folder / _DESCRIPTION).read_text())
+    description: dict[str, Any] = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
     weights = load_file(folder / _WEIGHTS)
     if description["format"] != FORMAT:
         raise ArtifactError(

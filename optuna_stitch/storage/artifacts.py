@@ -43,8 +43,9 @@ def open_artifact_store(place: str) -> ArtifactStore:
         ArtifactError: If boto3 is not installed.
     """
     if not place.startswith(_S3):
-        Path(place).mkdir(parents=True, exist_ok=True)
-        return FileSystemArtifactStore(place)
+        folder = Path(place).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        return FileSystemArtifactStore(str(folder))
     try:
         import boto3  # noqa: F401
     except ImportError as error:

@@ -179,14 +179,23 @@ class BufferedStorage(BaseStorage):
             try:
                 return self.backend.set_trial_state_values(self._id(trial_id), state, values)
             except UpdateFinishedTrialError:
-                if tries == 1:
+                if tries == 1 or self.backend.get_trial(self._id(trial_id)).state != state:
                     raise
                 return True  # this process finished it, but the answer was lost
 
-        done = self._call(finish)
+        done = self._update(trial_id, finish)
         if state.is_finished() and trial_id in self._held:
             self._finish(trial_id, self._held.pop(trial_id)[1], state, values)
         return done
+
+    def _update(self, trial_id: int, call: Callable[[], T]) -> T:
+        """Write to a trial in the storage behind; one that others finished is held no longer."""
+        try:
+            return self._call(call)
+        except UpdateFinishedTrialError:
+            with self._lock:
+                self._held.pop(trial_id, None)
+            raise
 
     def _finish(
         self,
@@ -213,10 +222,11 @@ class BufferedStorage(BaseStorage):
             if known is not distribution:
                 check_distribution_compatibility(known, distribution)
         else:
-            self._call(
+            self._update(
+                trial_id,
                 lambda: self.backend.set_trial_param(
                     self._id(trial_id), param_name, param_value_internal, distribution
-                )
+                ),
             )
         if trial_id in self._held:
             trial = self._held[trial_id][1]
@@ -236,7 +246,7 @@ class BufferedStorage(BaseStorage):
             getattr(self._held[trial_id][1], kind)[key] = value
         if self._unwritten(trial_id) is None:
             setter = getattr(self.backend, f"set_trial_{kind.removesuffix('s')}")
-            self._call(lambda: setter(self._id(trial_id), key, value))
+            self._update(trial_id, lambda: setter(self._id(trial_id), key, value))
 
     def set_trial_intermediate_value(
         self, trial_id: int, step: int, intermediate_value: float
@@ -246,10 +256,11 @@ class BufferedStorage(BaseStorage):
         if trial is not None:
             trial.intermediate_values[step] = intermediate_value
         else:
-            self._call(
+            self._update(
+                trial_id,
                 lambda: self.backend.set_trial_intermediate_value(
                     self._id(trial_id), step, intermediate_value
-                )
+                ),
             )
 
     def get_trial(self, trial_id: int) -> FrozenTrial:

@@ -12,11 +12,12 @@ from pathlib import Path
 import optuna
 import sqlalchemy
 from optuna.storages import BaseStorage
-from optuna.storages.journal import JournalFileBackend, JournalStorage
+from optuna.storages.journal import JournalStorage
 
 from optuna_stitch.storage.buffered import BufferedStorage
-from optuna_stitch.storage.rdb import OneStatementStorage, has_studies, open_engine
-from optuna_stitch.storage.retry import RETRY_TIMEOUT, reason, retry
+from optuna_stitch.storage.journal import JournalFile
+from optuna_stitch.storage.rdb import open_engine, open_rdb
+from optuna_stitch.storage.retry import RETRY_TIMEOUT, reason, retry, way_out
 from optuna_stitch.utils.errors import StudyError, StudyNotFoundError
 
 _JOURNAL = "journal:///"
@@ -42,9 +43,10 @@ def open_storage(
     Args:
         url: ``sqlite:///study.db``, ``postgresql://user@host/database`` or any other database URL
             of SQLAlchemy's; ``journal:///study.journal`` for a journal file (four slashes for an
-            absolute path); ``grpc://host:port`` for Optuna's gRPC proxy.
+            absolute path); ``grpc://host:port`` for Optuna's gRPC proxy. Paths of files may have
+            any characters, and begin with ``~``.
         create: Whether to make the file or the tables where there are none; otherwise nothing is
-            written.
+            written, and an SQLite file may be read-only.
         retry_timeout: Seconds for which a storage that cannot be reached is tried again; on
             opening not more than 10.
 
@@ -52,7 +54,7 @@ def open_storage(
         A storage for ``optuna.create_study(storage=...)``, which writes trials in one piece.
 
     Raises:
-        StudyError: If it cannot be reached.
+        StudyError: If it cannot be reached, or a file is no database, damaged, or read-only.
         StudyNotFoundError: If there is none and ``create`` is False.
 
     Example:
@@ -62,23 +64,21 @@ def open_storage(
     """
     wait = min(_AT_START, retry_timeout)
     try:
-        if not create and not retry(lambda: _exists(url), retry_timeout=wait):
-            raise StudyNotFoundError(f"There is no storage {hide_password(url)} yet.")
-        backend = retry(lambda: _open(url, wait), retry_timeout=wait)
-    except StudyNotFoundError:
+        backend = retry(lambda: _open(url, wait, create=create), retry_timeout=wait)
+    except StudyError:
         raise
     except ImportError as error:
         cause = error if error.name else error.__cause__  # Optuna wraps what a driver lacks
         missing = (getattr(cause, "name", None) or "of its driver").partition(".")[0]
         extra = _EXTRAS.get(missing)
-        way_out = f"pip install 'optuna-stitch[{extra}]'" if extra else f"install {missing}"
+        install = f"pip install 'optuna-stitch[{extra}]'" if extra else f"install {missing}"
         raise StudyError(
-            f"The storage {hide_password(url)} needs the package {missing}: {way_out}."
+            f"The storage {hide_password(url)} needs the package {missing}: {install}."
         ) from error
     except Exception as error:  # every database driver has exceptions of its own
         raise StudyError(
-            f"The storage {hide_password(url)} cannot be opened: {reason(error)}. Check the "
-            "URL, that the database runs, and that its folder exists."
+            f"The storage {hide_password(url)} cannot be opened: {reason(error)}. "
+            + way_out(error, "Check the URL, that the database runs, and that its folder exists.")
         ) from error
     return BufferedStorage(backend, retry_timeout=retry_timeout)
 
@@ -127,20 +127,13 @@ def _experimental() -> Iterator[None]:
         yield
 
 
-def _exists(url: str) -> bool:
-    """Whether there is something to open, without making it; proxies answer for themselves."""
-    if url.startswith(_GRPC):
-        return True
-    if url.startswith(_JOURNAL):
-        return Path(url.removeprefix(_JOURNAL)).is_file()
-    return has_studies(url)
-
-
-def _open(url: str, wait: float) -> BaseStorage:
+def _open(url: str, wait: float, *, create: bool) -> BaseStorage:
     """A storage of Optuna's; a proxy may take some seconds to answer."""
     if url.startswith(_JOURNAL):
-        path = url.removeprefix(_JOURNAL)
-        return JournalStorage(JournalFileBackend(path))
+        path = Path(url.removeprefix(_JOURNAL)).expanduser()
+        if not create and not path.is_file():
+            raise StudyNotFoundError(f"There is no storage {path} yet.")
+        return JournalStorage(JournalFile(path))
     if url.startswith(_GRPC):
         host, _, port = url.removeprefix(_GRPC).partition(":")
         with _experimental():
@@ -149,11 +142,13 @@ def _open(url: str, wait: float) -> BaseStorage:
         return proxy
     for _ in range(_TRIES - 1):
         try:
-            return optuna.storages.get_storage(OneStatementStorage(url))
-        except sqlalchemy.exc.DatabaseError:
+            return optuna.storages.get_storage(open_rdb(url, create=create))
+        except sqlalchemy.exc.DatabaseError as error:
+            if type(error) is sqlalchemy.exc.DatabaseError:
+                raise  # of SQLite: the file is damaged
             # another worker may be making the tables just now
             time.sleep(random.uniform(0.1, 0.5))
-    return optuna.storages.get_storage(OneStatementStorage(url))
+    return optuna.storages.get_storage(open_rdb(url, create=create))
 
 
 def hide_password(url: str) -> str:
@@ -162,6 +157,8 @@ def hide_password(url: str) -> str:
     Args:
         url: Of any storage.
     """
+    if url.startswith((_JOURNAL, "sqlite")):
+        return url
     try:
         return sqlalchemy.make_url(url).render_as_string(hide_password=True)
     except sqlalchemy.exc.ArgumentError:

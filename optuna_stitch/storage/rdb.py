@@ -8,16 +8,25 @@ Should they go away, Optuna's own are called as ever, and a test says so.
 from __future__ import annotations
 
 import copy
+import re
+import shutil
+import sqlite3
+import tempfile
 import time
 from collections.abc import Sequence
-from functools import lru_cache
+from contextlib import closing, suppress
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import optuna
 import sqlalchemy
 from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState
+
+from optuna_stitch.utils.errors import StudyError, StudyNotFoundError
+from optuna_stitch.utils.files import is_writable
 
 try:
     from optuna.storages._rdb import models
@@ -38,6 +47,15 @@ _BUSY_TIMEOUT = 300
 # Seconds for which a running trial is not read again.
 _FRESH = 1.0
 
+# What an SQLite file begins with.
+_HEADER = b"SQLite format 3\0"
+
+# The URL of an SQLite file. A question mark may be part of its path, or begin parameters.
+_SQLITE = re.compile(
+    r"sqlite(?:\+pysqlite)?:///(?!file:|:memory:)"
+    r"(?P<path>.+?)(?P<parameters>\?\w+=[^?&=/]*(?:&\w+=[^?&=/]*)*)?"
+)
+
 # Databases limit how many values one query may name.
 _AT_ONCE = 500
 
@@ -48,68 +66,169 @@ def open_engine(url: str) -> sqlalchemy.Engine:
     Args:
         url: A database URL of SQLAlchemy's.
     """
-    engine = sqlalchemy.create_engine(with_driver(url), **_engine_arguments(url))
+    engine = _engine(url)
     prepare(engine)
     return engine
 
 
-def has_studies(url: str) -> bool:
-    """Whether a database has Optuna's tables; nothing is written.
+def _engine(url: str, *, read_only: bool = False) -> sqlalchemy.Engine:
+    url, arguments = _connection(url, read_only=read_only)
+    return sqlalchemy.create_engine(url, **arguments)
 
-    Args:
-        url: A database URL of SQLAlchemy's.
-    """
-    database = sqlalchemy.make_url(url).database or ""
-    if _is_sqlite(url) and not (database.startswith("file:") or Path(database).is_file()):
-        return False  # connecting would make the file
-    engine = sqlalchemy.create_engine(with_driver(url), **_engine_arguments(url))
+
+def _has_studies(url: str, *, read_only: bool) -> bool:
+    """Whether a database, or an SQLite file that is there, has Optuna's tables."""
+    engine = _engine(url, read_only=read_only)
     try:
         return sqlalchemy.inspect(engine).has_table("studies")
     finally:
         engine.dispose()
 
 
-def with_driver(url: str) -> str:
-    """A URL with a driver that we offer to install, where it names none.
+def _connection(url: str, *, read_only: bool) -> tuple[str, dict[str, Any]]:
+    """How SQLAlchemy reaches a database: a URL, and what else it needs to be told.
 
-    Which one SQLAlchemy takes by itself depends on its version.
+    Which driver it takes by itself depends on its version, so that one which we offer to install
+    is named. The path of an SQLite file may hold what means something else in URLs.
+    """
+    found = _SQLITE.fullmatch(url)
+    if found is None:
+        kind, separator, rest = url.partition("://")
+        kind = {"postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql"}.get(kind, kind)
+        timeout = {"timeout": _BUSY_TIMEOUT} if kind.startswith("sqlite") else {}
+        return f"{kind}{separator}{rest}", {"connect_args": timeout}
+    path, parameters = Path(found["path"]).expanduser(), found["parameters"]
+    if parameters and not read_only:
+        return f"sqlite:///{path.as_posix()}{parameters}", {}
+    place = f"{path.absolute().as_uri()}?mode=ro" if read_only else str(path)
+    connect = partial(
+        sqlite3.connect, place, timeout=_BUSY_TIMEOUT, check_same_thread=False, uri=read_only
+    )
+    return f"sqlite:///{quote(path.as_posix())}", {"creator": connect}
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file of an SQLite database; None of other databases, and of one in memory.
 
     Args:
         url: A database URL of SQLAlchemy's.
     """
-    drivers = {"postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql"}
-    kind, separator, rest = url.partition("://")
-    return f"{drivers.get(kind, kind)}{separator}{rest}"
+    found = _SQLITE.fullmatch(url)
+    return None if found is None else Path(found["path"]).expanduser()
 
 
-def prepare(engine: sqlalchemy.Engine) -> None:
+def check_sqlite(path: Path, *, create: bool) -> None:
+    """Raise if a file cannot be opened as an SQLite database, with what is wrong with it.
+
+    Args:
+        path: The file.
+        create: Whether to make it where there is none, and to write; otherwise it is read.
+
+    Raises:
+        StudyError: If it is no database, cannot be read, or has to be written and cannot be.
+        StudyNotFoundError: If there is none and ``create`` is False.
+    """
+    if not path.exists():
+        if not create:
+            raise StudyNotFoundError(f"There is no storage {path} yet.")
+        if not path.parent.is_dir():
+            raise StudyError(
+                f"The database {path} cannot be opened: the folder {path.parent} does not exist. "
+                "Make it, or name another in `study: {storage: ...}`."
+            )
+    elif not path.is_file():
+        raise StudyError(f"The database {path} cannot be opened: it is no file. Name a file.")
+    else:
+        try:
+            with path.open("rb") as file:
+                begin = file.read(len(_HEADER))
+        except OSError as error:
+            raise StudyError(
+                f"The database {path} cannot be read: {error.strerror}. See who owns it."
+            ) from error
+        if begin and begin != _HEADER:  # an empty file is an empty database
+            raise StudyError(
+                f"{path} is not an SQLite database, but some other kind of file, or damaged from "
+                "its first byte on. Name another file, or put back a copy of the database."
+            )
+    if create and not _may_write(path):
+        raise StudyError(
+            f"The database {path} is read-only: a search has to write it, and the folder that it "
+            "is in. Copy the folder to where you may write. To read it, `export` and `compare` "
+            "will do, or from Python `load_study`."
+        )
+
+
+def _may_write(path: Path) -> bool:
+    """Whether a file, or one to be made, and its folder may be written, as SQLite needs it."""
+    return is_writable(path.parent) and (not path.exists() or is_writable(path))
+
+
+def prepare(engine: sqlalchemy.Engine, *, read_only: bool = False) -> None:
     """Let readers and a writer of an SQLite file work side by side, with no sync per commit.
 
-    Other databases do so by themselves.
+    Other databases do so by themselves, and one in memory has one user.
 
     Args:
         engine: Of any database; its connections are opened anew.
+        read_only: Whether to refuse to write instead.
     """
-    if engine.dialect.name != "sqlite":
+    if engine.dialect.name != "sqlite" or engine.url.database in (None, "", ":memory:"):
         return
+    settings = ["query_only=ON"] if read_only else ["journal_mode=WAL", "synchronous=NORMAL"]
 
-    def use_write_ahead_log(connection: Any, _: Any) -> None:
+    def set_up(connection: Any, _: Any) -> None:
         cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute("PRAGMA synchronous=NORMAL")
+        for setting in settings:
+            cursor.execute(f"PRAGMA {setting}")
         cursor.close()
 
-    sqlalchemy.event.listen(engine, "connect", use_write_ahead_log)
+    sqlalchemy.event.listen(engine, "connect", set_up)
     engine.dispose()
 
 
-def _engine_arguments(url: str) -> dict[str, Any]:
-    """What an engine is made with besides its URL."""
-    return {"connect_args": {"timeout": _BUSY_TIMEOUT}} if _is_sqlite(url) else {}
+def open_rdb(url: str, *, create: bool) -> OneStatementStorage:
+    """Open a database as a storage; a file that may only be read is read.
+
+    Args:
+        url: A database URL of SQLAlchemy's.
+        create: Whether to make what is not there, and to write.
+
+    Raises:
+        StudyError: As `check_sqlite` says.
+        StudyNotFoundError: If there are no studies and ``create`` is False.
+    """
+    path = sqlite_file(url)
+    if path is not None:
+        check_sqlite(path, create=create)
+    if create:
+        return OneStatementStorage(url)
+    if path is not None and not _may_write(path):
+        return _open_read_only(url, path)
+    return _open_existing(url)
 
 
-def _is_sqlite(url: str) -> bool:
-    return sqlalchemy.make_url(url).get_backend_name() == "sqlite"
+def _open_existing(url: str, *, read_only: bool = False) -> OneStatementStorage:
+    if not _has_studies(url, read_only=read_only):
+        raise StudyNotFoundError("There is no storage of studies in this database yet.")
+    return OneStatementStorage(url, read_only=read_only)
+
+
+def _open_read_only(url: str, path: Path) -> OneStatementStorage:
+    try:
+        return _open_existing(url, read_only=True)
+    except sqlalchemy.exc.OperationalError:
+        # SQLite wants to write a log beside it, or to go through that of its last writer
+        folder = tempfile.TemporaryDirectory()
+        copy = Path(folder.name) / "study.db"
+        for suffix in ("", "-wal"):
+            with suppress(FileNotFoundError):
+                shutil.copyfile(f"{path}{suffix}", f"{copy}{suffix}")
+        with closing(sqlite3.connect(copy)) as connection:
+            connection.execute("PRAGMA journal_mode=DELETE")
+        storage = _open_existing(f"sqlite:///{copy}", read_only=True)
+        storage.copied_to = folder  # which goes with the storage
+        return storage
 
 
 class OneStatementStorage(optuna.storages.RDBStorage):
@@ -119,15 +238,23 @@ class OneStatementStorage(optuna.storages.RDBStorage):
 
     Args:
         url: A database URL of SQLAlchemy's.
+        read_only: Whether to refuse to write.
     """
 
-    def __init__(self, url: str) -> None:
+    copied_to: tempfile.TemporaryDirectory[str] | None = None
+
+    def __init__(self, url: str, *, read_only: bool = False) -> None:
         # parameters whose choices Optuna has compared with the study's, and these as JSON
         self._checked: dict[tuple[int, str], tuple[BaseDistribution, str]] = {}
         # unfinished trials by id, and when they were read
         self._lately: dict[int, tuple[float, FrozenTrial]] = {}
-        super().__init__(with_driver(url), engine_kwargs=_engine_arguments(url))
-        prepare(self.engine)
+        url, arguments = _connection(url, read_only=read_only)
+        super().__init__(url, engine_kwargs=arguments)
+        prepare(self.engine, read_only=read_only)
+
+    @staticmethod
+    def _fill_storage_url_template(template: str) -> str:
+        return template  # a path may have braces
 
     def _get_prepared_new_trial(
         self, study_id: int, template_trial: FrozenTrial | None, session: Any

@@ -109,3 +109,23 @@ def reason(error: BaseException) -> str:
     if isinstance(error, optuna.exceptions.StorageInternalError) and error.__cause__ is not None:
         error = error.__cause__
     return first_line(error)
+
+
+def way_out(error: BaseException, otherwise: str) -> str:
+    """What can be done about an error of a storage, in a sentence.
+
+    Args:
+        error: Of a storage.
+        otherwise: What to say if the error tells nothing special.
+    """
+    text = f"{error} {error.__cause__}".lower()
+    if "malformed" in text or "not a database" in text:
+        return (
+            "The database is damaged. Put back a copy of it, or rescue what is left: "
+            "sqlite3 study.db .recover | sqlite3 rescued.db"
+        )
+    if "readonly" in text or "read-only" in text or "permission denied" in text:
+        return "It is read-only here. Copy it to where you may write."
+    if "is full" in text or "no space left" in text:
+        return "Make room on the disk, and run the same command again; finished trials are kept."
+    return otherwise

@@ -66,5 +66,14 @@ def write_text(path: Path, text: str) -> None:
     write_whole(path, lambda unfinished: Path(unfinished).write_text(text, encoding="utf-8"))
 
 
+def is_writable(path: Path) -> bool:
+    """Whether this process may write a file, or into a folder.
+
+    Args:
+        path: One that is there.
+    """
+    return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+
+
 # Suffix of programs that `torch.export.save` wrote.
 PROGRAM = ".pt2"

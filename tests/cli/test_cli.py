@@ -237,7 +237,7 @@ BAD_FILES = {
     ),
     "unreachable storage": (
         TINY.replace("study:", "study:\n  storage: sqlite:////no/such/folder/s.db"),
-        ["sqlite:////no/such/folder/s.db", "cannot be opened"],
+        ["/no/such/folder does not exist", "cannot be opened"],
     ),
     "too many images": (
         TINY.replace("images: 100", "images: 5000"),

@@ -81,13 +81,14 @@ def built_once(cache: Path, shared: Path) -> Path:
     """The folder of a run of `TINY` that was built, not searched; to be copied."""
 
     def make(folder: Path) -> None:
-        file = folder.with_suffix(".yaml")
+        folder.mkdir()
+        file = folder / "tiny.yaml"
         file.write_text(TINY)
-        run = st.Run.start(file, folder)
+        run = st.Run.start(file, folder / "tiny")  # whose name is the study's
         run.build()
         _close(run)
 
-    return _once(shared, "built", make)
+    return _once(shared, "built", make) / "tiny"
 
 
 @pytest.fixture(scope="session")
@@ -95,7 +96,7 @@ def finished_once(built_once: Path, shared: Path) -> Path:
     """The folder of a run of `TINY` that was searched and reported on; to be copied."""
 
     def make(folder: Path) -> None:
-        place = folder / "tiny"  # whose name is the study's
+        place = folder / "tiny"
         shutil.copytree(built_once, place)
         run = st.Run.open(place)
         run.search()

@@ -54,7 +54,7 @@ def make_run(
         "parents": {
             side: {"network": f"test_{side}", "random_weights": True} for side in ("a", "b")
         },
-        "study": {"storage": "sqlite:///{run}/study.db", "trials": 100},
+        "study": {"name": Path(name).name, "storage": "sqlite:///{run}/study.db", "trials": 100},
     }
     for key, value in changes.items():
         section = content_of_file

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -13,9 +16,10 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 import optuna_stitch as st
+from optuna_stitch.search import heartbeat
 from optuna_stitch.search.heartbeat import WORKER, Heartbeat
 from optuna_stitch.search.space import distributions
-from optuna_stitch.search.worker import RETRY_OF, optimize
+from optuna_stitch.search.worker import RETRIES, RETRY_OF, optimize
 from optuna_stitch.storage.buffered import buffered_storage
 from optuna_stitch.storage.open import open_storage
 from optuna_stitch.utils.errors import StudyError
@@ -63,7 +67,7 @@ def _check(trials: list[FrozenTrial], supernetwork: st.Supernetwork, wanted: int
     assert set(retried.values()) <= {1}  # none was tried again by two
     for trial in trials:
         assert trial.params.keys() == space.keys()
-        if trial.state == TrialState.FAIL:
+        if trial.state == TrialState.FAIL and trial.user_attrs.get(RETRIES, 0) < 3:
             (again,) = (t for t in trials if t.user_attrs.get(RETRY_OF) == trial.number)
             assert again.params == trial.params
         elif trial.state == TrialState.COMPLETE:
@@ -86,7 +90,7 @@ def test_four_workers_one_of_which_is_killed(
 ) -> None:
     with (
         storage_url(kind) as url,
-        workers(COUNT, saved, url, until=wanted, batch=8, grace=6.0) as processes,
+        workers(COUNT, saved, url, until=wanted, batch=8) as processes,
     ):
         storage = open_storage(url)
         # in the middle of its work: some of its trials run
@@ -97,9 +101,43 @@ def test_four_workers_one_of_which_is_killed(
         assert [process.exitcode for process in processes] == [0, -9, 0, 0]
         trials = _trials(storage)
     _check(trials, supernetwork, wanted)
-    # all that were not killed worked, and the one that was may have
-    names = {trial.user_attrs[WORKER] for trial in trials if _is_complete(trial)}
-    assert len(names) >= COUNT - 1
+    # one that hardly gets a processor beside others may have come too late
+    assert len({trial.user_attrs[WORKER] for trial in trials if _is_complete(trial)}) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="stops a process")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_worker_that_was_taken_for_dead_comes_back(
+    kind: str, saved: Path, supernetwork: st.Supernetwork
+) -> None:
+    wanted = 240
+    with (
+        storage_url(kind) as url,
+        workers(COUNT, saved, url, until=wanted, batch=8, grace=2.0) as processes,
+    ):
+        storage = open_storage(url)
+        starved = processes[1]
+        assert starved.pid is not None
+
+        def has(state: TrialState) -> bool:
+            signed = (t for t in _trials(storage) if t.state == state)
+            return any(f"-{starved.pid}-" in t.user_attrs.get(WORKER, "") for t in signed)
+
+        for _ in range(10):
+            _wait(lambda: has(TrialState.RUNNING))
+            os.kill(starved.pid, signal.SIGSTOP)
+            try:
+                _wait(lambda: has(TrialState.FAIL), seconds=40)
+                break
+            except AssertionError:
+                continue  # it had finished, or holds a lock for which the others wait
+            finally:
+                os.kill(starved.pid, signal.SIGCONT)
+        _wait(lambda: all(not process.is_alive() for process in processes))
+        assert [process.exitcode for process in processes] == [0] * COUNT
+        trials = _trials(storage)
+    _check(trials, supernetwork, wanted)
 
 
 @pytest.mark.parametrize("kind", storages("sqlite", "postgresql"))
@@ -171,8 +209,10 @@ def test_another_version_is_refused_while_it_works(
 
 
 def test_a_worker_elsewhere_is_dead_when_it_was_silent_for_the_grace_period(
-    objective: st.Objective, tmp_path: Path
+    objective: st.Objective, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    now = 1000.0
+    monkeypatch.setattr(heartbeat, "time", SimpleNamespace(monotonic=lambda: now))
     study = _open(objective, f"sqlite:///{tmp_path}/study.db")
     storage = buffered_storage(study)
     assert storage is not None
@@ -182,11 +222,14 @@ def test_a_worker_elsewhere_is_dead_when_it_was_silent_for_the_grace_period(
     asked[0].set_user_attr(WORKER, "elsewhere-1")  # the other is signed by nobody
     storage.write(asked)
     running = study.get_trials(states=(TrialState.RUNNING,))
-    long, short = Heartbeat(study, grace=60.0), Heartbeat(study, grace=0.2)
-    for heartbeat in (long, short):
-        assert heartbeat.alive() == ["elsewhere-1"]
-        assert heartbeat.abandoned(running) == []
-    _wait(lambda: len(short.abandoned(running)) == 2, seconds=10)
+    long, short = Heartbeat(study, grace=60.0), Heartbeat(study, grace=6.0)
+    for seconds in (0, 5):
+        now += seconds
+        for watching in (long, short):
+            assert watching.alive() == ["elsewhere-1"]
+            assert watching.abandoned(running) == []
+    now += 2
+    assert len(short.abandoned(running)) == 2
     assert short.alive() == []
     assert long.abandoned(running) == []
     study.set_user_attr("worker:elsewhere-1", beat | {"beat": 2})

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.samplers import BaseSampler
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, create_trial
 
 from optuna_stitch.search.samplers.linkage import LinkageSampler, LocalSearchSampler
-from optuna_stitch.utils.errors import ConfigError, first_line
+from optuna_stitch.utils.errors import ConfigError, OptunaStitchError, first_line
 
 SAMPLERS: dict[str, type[BaseSampler]] = {
     "nsga2": optuna.samplers.NSGAIISampler,
@@ -24,6 +26,9 @@ SAMPLERS: dict[str, type[BaseSampler]] = {
 }
 
 _HUB = "hub:"
+
+# What samplers for one objective say of several; Optuna has no other way to ask them.
+_ABOUT_OBJECTIVES = re.compile(r"(multi|multiple|single|one|several)[- ]?objective", re.IGNORECASE)
 
 _OPTUNA_4 = not hasattr(optuna.Trial, "set_constraint")
 
@@ -65,6 +70,68 @@ def make_sampler(
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"Sampler {name} cannot be made with {dict(arguments)}: {error}"
+        ) from error
+
+
+def check_sampler(sampler: BaseSampler, objectives: int) -> None:
+    """Let a sampler propose two trials of a study in memory, to see what it cannot do.
+
+    Args:
+        sampler: Any sampler; its random numbers go on.
+        objectives: How many objectives it shall search for.
+
+    Raises:
+        ConfigError: If it cannot search for several objectives at once, or needs a package that
+            is not installed.
+
+    Example:
+        >>> check_sampler(optuna.samplers.CmaEsSampler(), 2)
+        Traceback (most recent call last):
+        optuna_stitch.utils.errors.ConfigError: CmaEsSampler cannot search for 2 objectives ...
+    """
+    name = type(sampler).__name__
+    values = [0.0] * objectives
+    space: dict[str, BaseDistribution] = {
+        "switch": CategoricalDistribution(("off", "on")),
+        **{f"threshold {place}": FloatDistribution(0, 1) for place in range(2)},
+    }
+    params = {name: "on" if name == "switch" else 0.5 for name in space}
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        study = optuna.create_study(sampler=sampler, directions=["minimize"] * objectives)
+        study.add_trial(create_trial(params=params, distributions=space, values=values))
+        study.tell(study.ask(space), values)
+        study.ask(space)
+    except ImportError as error:
+        raise ConfigError(
+            f"{name} needs a package that is not installed: {first_line(error)}. Install it, or "
+            f"choose another sampler: {', '.join(SAMPLERS)}."
+        ) from error
+    except Exception as error:
+        check_error(error, sampler, objectives)
+        # else it may want the study's own space, a grid of it for instance
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+
+
+def check_error(error: Exception, sampler: BaseSampler, objectives: int) -> None:
+    """Raise if an error of a sampler says that it cannot search for several objectives.
+
+    Args:
+        error: What it raised.
+        sampler: The sampler.
+        objectives: How many objectives there are.
+
+    Raises:
+        ConfigError: Names samplers that can.
+    """
+    ours = isinstance(error, OptunaStitchError)
+    if objectives > 1 and not ours and _ABOUT_OBJECTIVES.search(str(error)):
+        raise ConfigError(
+            f"{type(sampler).__name__} cannot search for {objectives} objectives at once "
+            f"({first_line(error)}). Choose a sampler that can: {', '.join(SAMPLERS)}; or name "
+            "one objective."
         ) from error
 
 
