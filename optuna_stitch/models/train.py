@@ -61,7 +61,7 @@ def train_parent(
         return False
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        fresh = create_module(parent.name, parent.model_args)
+        fresh = create_module(parent.architecture, parent.model_args)
         parent.module.load_state_dict(fresh.state_dict())
         _train(parent, split, recipe, show_progress_bar)
     weights = {key: value.contiguous() for key, value in parent.module.state_dict().items()}
