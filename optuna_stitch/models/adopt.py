@@ -123,9 +123,10 @@ def first_channels(module: nn.Module) -> int | None:
 
 def _inside(module: nn.Module) -> nn.Module | None:
     """What a wrapper wraps; None if the module is no wrapper."""
-    inside = module.module if isinstance(module, _WRAPPERS) else vars(module).get("_orig_mod")
-    inside = inside or vars(module)["_modules"].get("_orig_mod")  # of torch.compile
-    return inside if isinstance(inside, nn.Module) else None
+    if isinstance(module, _WRAPPERS):
+        inside: nn.Module = module.module
+        return inside
+    return dict(module.named_children()).get("_orig_mod")  # of torch.compile
 
 
 def _reasons(module: nn.Module) -> Iterator[tuple[str, str]]:

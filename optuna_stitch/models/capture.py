@@ -342,14 +342,21 @@ def capture_error(
     text = " ".join(map(str, errors))
     wanted = re.search(r"to have (\d+) channels, but got (\d+) channels", text)
     if wanted and int(wanted[2]) == input_shape[0]:
+        if wanted[1] not in ("1", "3", "4"):
+            return CaptureError(
+                f"{name} takes images of {wanted[1]} channels; an image has 1 (grey), 3 (RGB) or "
+                "4 (RGBA)."
+            )
         return CaptureError(
             f"{name} takes images of {wanted[1]} channels, but its view has {wanted[2]}. Give "
             f"`input_size: [{wanted[1]}, {input_shape[1]}, {input_shape[2]}]`, and a `mean` and "
             "`std` for each channel."
         )
-    if isinstance(module, ProgramModule) and module.batch_size is not None:
+    fixed = re.search(r"(?:size\(\)|shape)\[0\] (?:==|to be equal to) (\d+)", text)
+    batch = module.batch_size if isinstance(module, ProgramModule) else fixed and fixed[1]
+    if batch is not None:
         return CaptureError(
-            f"{name} was exported for batches of {module.batch_size} only. Export it again with "
+            f"{name} was exported for batches of {batch} only. Export it again with "
             "`dynamic_shapes=({0: torch.export.Dim('batch')},)`."
         )
     tools = ("torch.fx", "torch.export") if len(errors) > 1 else ("It raises",)
@@ -358,6 +365,6 @@ def capture_error(
     )
     return CaptureError(
         f"{name} cannot be captured as a graph. {said}. Give another image size (`input_size`), "
-        "if that is the reason; in code of your own, do not branch on what images hold, or "
-        "export it by torch.export and give the `.pt2`."
+        "if that is the reason; in code of your own, change what is named here (a graph cannot "
+        "branch on what images hold), or export it by torch.export and give the `.pt2`."
     )

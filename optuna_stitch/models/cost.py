@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -88,7 +89,8 @@ def unchanged(module: nn.Module) -> Iterator[None]:
         module: The network.
     """
     before = [
-        (part, {k: dict(v) if isinstance(v, dict) else v for k, v in vars(part).items()})
+        # hooks can only be taken off again if they are in a dictionary of the same kind
+        (part, {k: copy.copy(v) if isinstance(v, dict) else v for k, v in vars(part).items()})
         for part in module.modules()
     ]
     try:

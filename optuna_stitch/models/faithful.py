@@ -22,6 +22,7 @@ _OF_SIZE, _OF_SPREAD = 1e-5, 1e-3
 # What to do, by operations that are often the cause.
 _ADVICE = {
     "dropout": "Write `F.dropout(x, p, training=self.training)`, or use `nn.Dropout`.",
+    "attention": "Pass `dropout_p=0.0` where the module is not in training.",
     "norm": "Give its BatchNorm running statistics (`track_running_stats=True`).",
     "squeeze": "Name the dimensions that it drops, or write `x.flatten(1)`.",
 }
@@ -153,8 +154,20 @@ class _Traced(fx.Interpreter):
         self.label = ""
         self.steps: dict[fx.Node, Tensor] | None = {} if keep else None
 
+    def label_of(self, node: fx.Node) -> str:
+        """What a node computes, and in which module.
+
+        Args:
+            node: Any node.
+        """
+        if node.op == "call_module":
+            kind = type(self.module.get_submodule(str(node.target))).__name__
+            return f"`{node.target}` ({kind})"
+        operation, module = operation_name(node), node.meta.get("module", "")
+        return f"`{operation}` in `{module}`" if module else f"`{operation}`"
+
     def run_node(self, n: fx.Node) -> Any:
-        self.label = _label(n)
+        self.label = self.label_of(n)
         value = super().run_node(n)
         if self.steps is not None and isinstance(value, Tensor):
             self.steps[n] = value
@@ -173,11 +186,11 @@ class _Randomness(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if torch.Tag.nondeterministic_seeded in func.tags:
-            names = [argument.name for argument in func._schema.arguments]
-            given = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
-            # fused attention is tagged too, and where it drops nothing leaves the default out
-            drops = given.get("dropout_p", 0) > 0 if "dropout_p" in names else True
-            if drops and given.get("training") is not False:
+            arguments = func._schema.arguments
+            given = {argument.name: argument.default_value for argument in arguments}
+            given |= dict(zip(given, args, strict=False)) | (kwargs or {})
+            # tagged too are fused attention that drops nothing, and activations in eval mode
+            if given.get("dropout_p") != 0 and given.get("training") is not False:
                 self.found.append(self._traced.label)
         return func(*args, **(kwargs or {}))
 
@@ -189,7 +202,7 @@ def _nodes(graph: fx.GraphModule, images: Tensor) -> dict[str, Tensor]:
     assert traced.steps is not None
     found: dict[str, Tensor] = {}
     for node, value in traced.steps.items():
-        found[f"{_label(node)} ({node.name})"] = value
+        found[f"{traced.label_of(node)}\n{node.name}"] = value
         found |= {f"`{path}`": value for path in node.meta.get("output_of", [])}
     return found
 
@@ -224,20 +237,12 @@ def _difference(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> str
         rows = min(one.shape[0], other.shape[0]) if one.dim() and other.dim() else None
         close = tolerance(other if other.dim() else other[None])
         if not close(one[:rows] if rows else one, other[:rows] if rows else other):
-            return label.partition(" (")[0]
+            return label.partition("\n")[0]
     return "its own `forward`"
-
-
-def _label(node: fx.Node) -> str:
-    """What a node computes, and in which module."""
-    if node.op == "call_module":
-        return f"`{node.target}`"
-    operation, module = operation_name(node), node.meta.get("module", "")
-    return f"`{operation}` in `{module}`" if module else f"`{operation}`"
 
 
 def _advice(label: str, module: nn.Module) -> str:
     if isinstance(module, ProgramModule) and ("dropout" in label or "norm" in label):
         return "Export it in eval mode: call `eval()` before `torch.export.export`."
-    known = [advice for word, advice in _ADVICE.items() if word in label]
+    known = [advice for word, advice in _ADVICE.items() if word in label.lower()]
     return known[0] if known else "An answer must depend on its image alone."

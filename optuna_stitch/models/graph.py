@@ -169,6 +169,8 @@ def capture_graph(
         captured = capture_program(module, name, output)
         try:
             return _graph(name, module, captured, input_shape, "export")
+        except CaptureError:
+            raise
         except Exception as error:  # the program's own operators may raise anything
             raise capture_error(name, module, input_shape, error) from error
     try:

@@ -155,9 +155,7 @@ def load_parent(
         if source == "torchvision" and pretrained:
             arguments |= derived_arguments(module)
     loaded = load_weights(module, file, name) if file is not None else module
-    channels = arguments.get("in_chans") or (
-        first_channels(loaded) if source == "module" else None
-    )
+    channels = first_channels(loaded) if source == "module" else arguments.get("in_chans")
     if input_size is None:
         input_size = arguments.get("img_size")
     if isinstance(input_size, int):

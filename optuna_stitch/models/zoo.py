@@ -20,7 +20,7 @@ from torch import nn
 from optuna_stitch.data.view import View, view_of
 from optuna_stitch.models.capture import ProgramModule
 from optuna_stitch.utils.errors import CheckpointError, UnknownNetworkError, first_line
-from optuna_stitch.utils.files import PROGRAM
+from optuna_stitch.utils.files import LOCAL, PROGRAM
 from optuna_stitch.utils.progress import console
 
 # Where an architecture comes from: timm, torchvision, the file of an exported program, or the
@@ -30,8 +30,7 @@ Source = Literal["timm", "torchvision", "program", "module"]
 TORCHVISION = "torchvision/"
 
 # Names of timm's that stand for a `config.json`, in a folder or on the hub.
-_LOCAL = "local-dir:"
-_CONFIGURED = (_LOCAL, "hf-hub:", "hf_hub:")
+_CONFIGURED = (LOCAL, "hf-hub:", "hf_hub:")
 
 # Fields of a `config.json` that say nothing of the network, and may be thousands of names.
 _LABELS = ("label_names", "label_descriptions")
@@ -72,7 +71,7 @@ def resolve_network(
     if checkpoint is None or source_of(network) != "timm" or "." in network:
         return network, dict(model_args)
     try:
-        architecture, arguments = _configured(f"{_LOCAL}{checkpoint.parent}", model_args)
+        architecture, arguments = _configured(f"{LOCAL}{checkpoint.parent}", model_args)
     except CheckpointError:  # there is none, or one of another tool
         architecture = ""
     if architecture == network and "pretrained_cfg" not in model_args:
@@ -90,7 +89,7 @@ def resolve_network(
 def _configured(network: str, model_args: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """The architecture and the arguments in a ``config.json``."""
     source, _, place = network.partition(":")
-    load = load_model_config_from_path if f"{source}:" == _LOCAL else load_model_config_from_hf
+    load = load_model_config_from_path if f"{source}:" == LOCAL else load_model_config_from_hf
     try:
         config, architecture, own_args = load(place)
     except Exception as error:  # of the hub's client, of the file system, of JSON
@@ -291,6 +290,8 @@ def nearest(network: str) -> str:
         near = difflib.get_close_matches(
             network.partition(".")[0], timm.list_models(), n=4, cutoff=0.5
         )
+    if "/" in network and source_of(network) == "timm":
+        return f" A model of the hub is `hf-hub:{network}`, a folder `{LOCAL}{network}`."
     if near:
         return f" Did you mean {', '.join(near)}?"
     return " `optuna-stitch zoo` lists those that are known."

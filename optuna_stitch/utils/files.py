@@ -66,5 +66,8 @@ def write_text(path: Path, text: str) -> None:
     write_whole(path, lambda unfinished: Path(unfinished).write_text(text, encoding="utf-8"))
 
 
+# What timm puts before the name of a folder that holds a network.
+LOCAL = "local-dir:"
+
 # Suffix of programs that `torch.export.save` wrote.
 PROGRAM = ".pt2"
