@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -88,17 +87,15 @@ def unchanged(module: nn.Module) -> Iterator[None]:
     Args:
         module: The network.
     """
-    before = [
-        # hooks can only be taken off again if they are in a dictionary of the same kind
-        (part, {k: copy.copy(v) if isinstance(v, dict) else v for k, v in vars(part).items()})
-        for part in module.modules()
-    ]
+    before = [(part, dict(vars(part))) for part in module.modules()]
+    # hooks and parts can only be changed later if they are in the same dictionaries as before
+    inside = [(v, dict(v)) for _, held in before for v in held.values() if isinstance(v, dict)]
     try:
         yield
     finally:
-        for part, attributes in before:
-            vars(part).clear()
-            vars(part).update(attributes)
+        for changed, attributes in [*((vars(part), held) for part, held in before), *inside]:
+            changed.clear()
+            changed.update(attributes)
 
 
 def attention_flops(
