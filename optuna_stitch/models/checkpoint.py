@@ -290,7 +290,10 @@ def _fused(module: nn.Module) -> nn.Module | None:
     """A network of timm's in the form that it is deployed in; None where that is the same."""
     if not type(module).__module__.startswith("timm."):
         return None
-    fused: nn.Module = reparameterize_model(module).eval().requires_grad_(False)
+    try:
+        fused: nn.Module = reparameterize_model(module).eval().requires_grad_(False)
+    except Exception:  # not every part that can be fused can be so before it was trained
+        return None
     return None if fused.state_dict().keys() == module.state_dict().keys() else fused
 
 
