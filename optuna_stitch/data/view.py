@@ -12,18 +12,27 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from optuna_stitch.utils.errors import ConfigError
+from optuna_stitch.utils.progress import console
+
+# PIL's names of colour modes, by the number of channels.
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
 
 @dataclass(frozen=True)
 class View:
     """What turns a decoded image into a network's input; fields as in timm's ``pretrained_cfg``.
 
     Args:
-        input_size: Shape (C, H, W) in pixels; C = 1 means greyscale, 3 means RGB.
-        mean: Mean by channel, of pixels in [0, 1].
-        std: Standard deviation by channel, of pixels in [0, 1].
+        input_size: Shape (C, H, W) in pixels; C = 1 means greyscale, 3 means RGB, 4 means RGBA.
+        mean: Mean by channel, of pixels in [0, 1]; where all are the same, one is enough.
+        std: Standard deviation by channel, of pixels in [0, 1]; likewise.
         interpolation: timm's name of the resampling filter.
         crop_pct: Share of the resized image's side that the crop keeps.
         crop_mode: timm's name of the crop.
+
+    Raises:
+        ConfigError: If images have no such number of channels, or ``mean`` or ``std`` another.
 
     Example:
         >>> view = st.View((3, 32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -37,6 +46,25 @@ class View:
     interpolation: str = "bicubic"
     crop_pct: float = 1.0
     crop_mode: str = "center"
+
+    def __post_init__(self) -> None:
+        channels = self.input_size[0]
+        if channels not in _MODES:
+            raise ConfigError(
+                f"An image has 1 (grey), 3 (RGB) or 4 (RGBA) channels, not {channels} as in "
+                f"`input_size` {tuple(self.input_size)}."
+            )
+        for name in ("mean", "std"):
+            values = tuple(getattr(self, name))
+            if len(set(values)) == 1:
+                values = values[:1] * channels
+            if len(values) != channels:
+                raise ConfigError(
+                    f"`{name}` has {len(values)} numbers, {values}, for images of {channels} "
+                    f"channel{'s' if channels > 1 else ''}. Give {channels}, as the network was "
+                    "trained with."
+                )
+            object.__setattr__(self, name, values)
 
     def transform(self) -> Any:
         """timm's evaluation transform: a PIL image in, a float32 tensor (C, H, W) out."""
@@ -88,19 +116,31 @@ class View:
     @property
     def mode(self) -> str:
         """PIL's name of the input's colour mode."""
-        return "L" if self.input_size[0] == 1 else "RGB"
+        return _MODES[self.input_size[0]]
 
 
-def view_of(module: nn.Module, **overrides: Any) -> View:
+def view_of(module: nn.Module, *, channels: int | None = None, **overrides: Any) -> View:
     """Ask a timm network how it sees images.
 
     Args:
         module: A network; where it has no ``pretrained_cfg``, timm's defaults hold.
+        channels: Number of channels, where ``input_size`` is not given.
         **overrides: Fields of `View` to use instead of what the network says.
     """
     known = timm.data.resolve_model_data_config(module)
+    if channels is not None:
+        known["input_size"] = (channels, *known["input_size"][1:])
     given = {name: value for name, value in overrides.items() if value is not None}
-    return make_view({**known, **given})
+    fields = {**known, **given}
+    grey = {
+        name: (round(sum(fields[name]) / len(fields[name]), 3),)
+        for name in ("mean", "std")
+        if fields["input_size"][0] == 1 and len(set(fields[name])) > 1 and name not in given
+    }
+    if grey:
+        text = ", ".join(f"{name} {values[0]}" for name, values in grey.items())
+        console.print(f"A network sees grey images with {text}: timm's for RGB, averaged.")
+    return make_view({**fields, **grey})
 
 
 def make_view(fields: Mapping[str, Any]) -> View:

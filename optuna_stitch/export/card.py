@@ -416,13 +416,17 @@ def _macs_text(one: Figures) -> str:
     return f"{text}, at most {millions_text(one.worst_macs, 3)}"
 
 
+# For networks whose inputs differ in it.
+_MODE_OF_EACH = '{1: "L", 4: "RGBA"}.get(cfg["input_size"][0], "RGB")'
+
+
 def _usage(
     subnetwork: Subnetwork, origin: Origin, views: Mapping[str, View], formats: Sequence[str]
 ) -> list[str]:
     """How to prepare an image, load each format, and read the answer, in paragraphs."""
     segments, named = subnetwork.supergraph.segments, origin.class_names is not None
     modes = {view.mode for view in views.values()}
-    mode = f'"{modes.pop()}"' if len(modes) == 1 else '"L" if cfg["input_size"][0] == 1 else "RGB"'
+    mode = f'"{modes.pop()}"' if len(modes) == 1 else _MODE_OF_EACH
     several = len(views) > 1
     cfgs = '[one["pretrained_cfg"] for one in config["inputs"]]'
     names = '["inputs"][0]["pretrained_cfg"]' if several else '["pretrained_cfg"]'

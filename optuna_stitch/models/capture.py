@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import inspect
 import operator
+import re
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -160,16 +161,33 @@ class ProgramModule(nn.Module):
 
     Attributes:
         returns: Structure of what it returns.
+        batch_size: Number of images that it takes at once; None, if any.
         input_shape: Shape (C, H, W) of the images it takes.
+
+    Raises:
+        CaptureError: If it takes anything but one batch of images in float32.
     """
 
     def __init__(self, program: torch.export.ExportedProgram) -> None:
         super().__init__()
         self.returns = program.call_spec.out_spec
         self.program = program.module()
-        images = next(n for n in self.program.graph.nodes if n.op == "placeholder")
-        channels, height, width = map(int, images.meta["val"].shape[1:])
-        self.input_shape = channels, height, width
+        inputs = [n.meta.get("val") for n in self.program.graph.nodes if n.op == "placeholder"]
+        images = inputs[0] if len(inputs) == 1 else None
+        if not isinstance(images, Tensor) or images.dim() != 4 or images.dtype != torch.float32:
+            takes = ", ".join(map(_input_text, inputs)) or "nothing"
+            raise CaptureError(
+                f"The exported program takes {takes}. Export a module that takes one batch of "
+                "images, N×C×H×W in float32."
+            )
+        batch, *shape = images.shape
+        if not all(isinstance(size, int) for size in shape):
+            raise CaptureError(
+                f"The exported program takes images of any size ({_input_text(images)}). Export "
+                "it for one size: only its dimension 0 may be dynamic."
+            )
+        self.batch_size = batch if isinstance(batch, int) else None
+        self.input_shape: tuple[int, int, int] = (shape[0], shape[1], shape[2])
 
     def forward(self, images: Tensor) -> Any:
         """Run the program.
@@ -186,6 +204,12 @@ class ProgramModule(nn.Module):
             mode: Is ignored.
         """
         return self
+
+
+def _input_text(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{'×'.join(map(str, value.shape))} in {str(value.dtype).removeprefix('torch.')}"
 
 
 def capture_program(module: ProgramModule, name: str, output: str | None = None) -> fx.GraphModule:
@@ -303,16 +327,44 @@ def drop_checks(captured: fx.GraphModule) -> None:
     captured.recompile()
 
 
-def capture_error(name: str, fx_error: Exception, export_error: Exception) -> CaptureError:
-    """The error for a network that cannot be captured in either way.
+def capture_error(
+    name: str, module: nn.Module, input_shape: tuple[int, ...], *errors: Exception
+) -> CaptureError:
+    """The error for a network that cannot be captured in any way.
 
     Args:
         name: The network's name.
-        fx_error: What tracing with ``torch.fx`` raised.
-        export_error: What ``torch.export`` raised.
+        module: The network.
+        input_shape: Shape (C, H, W) of the images that it was given.
+        *errors: What tracing with ``torch.fx`` raised, and what ``torch.export`` did; or what an
+            exported program raised.
     """
+    text = " ".join(map(str, errors))
+    wanted = re.search(r"to have (\d+) channels, but got (\d+) channels", text)
+    if wanted and int(wanted[2]) == input_shape[0]:
+        if wanted[1] not in ("1", "3", "4"):
+            return CaptureError(
+                f"{name} takes images of {wanted[1]} channels; an image has 1 (grey), 3 (RGB) or "
+                "4 (RGBA)."
+            )
+        return CaptureError(
+            f"{name} takes images of {wanted[1]} channels, but its view has {wanted[2]}. Give "
+            f"`input_size: [{wanted[1]}, {input_shape[1]}, {input_shape[2]}]`, and a `mean` and "
+            "`std` for each channel."
+        )
+    fixed = re.search(r"(?:size\(\)|shape)\[0\] (?:==|to be equal to) (\d+)", text)
+    batch = module.batch_size if isinstance(module, ProgramModule) else fixed and fixed[1]
+    if batch is not None:
+        return CaptureError(
+            f"{name} was exported for batches of {batch} only. Export it again with "
+            "`dynamic_shapes=({0: torch.export.Dim('batch')},)`."
+        )
+    tools = ("torch.fx", "torch.export") if len(errors) > 1 else ("It raises",)
+    said = ". ".join(
+        f"{tool}: {first_line(error)}" for tool, error in zip(tools, errors, strict=True)
+    )
     return CaptureError(
-        f"{name} cannot be captured as a graph. torch.fx: {first_line(fx_error)}. torch.export: "
-        f"{first_line(export_error)}. Choose another architecture or image size, or a variant "
-        "without control flow on its inputs."
+        f"{name} cannot be captured as a graph. {said}. Give another image size (`input_size`), "
+        "if that is the reason; in code of your own, change what is named here (a graph cannot "
+        "branch on what images hold), or export it by torch.export and give the `.pt2`."
     )

@@ -87,16 +87,15 @@ def unchanged(module: nn.Module) -> Iterator[None]:
     Args:
         module: The network.
     """
-    before = [
-        (part, {k: dict(v) if isinstance(v, dict) else v for k, v in vars(part).items()})
-        for part in module.modules()
-    ]
+    before = [(part, dict(vars(part))) for part in module.modules()]
+    # hooks and parts can only be changed later if they are in the same dictionaries as before
+    inside = [(v, dict(v)) for _, held in before for v in held.values() if isinstance(v, dict)]
     try:
         yield
     finally:
-        for part, attributes in before:
-            vars(part).clear()
-            vars(part).update(attributes)
+        for changed, attributes in [*((vars(part), held) for part, held in before), *inside]:
+            changed.clear()
+            changed.update(attributes)
 
 
 def attention_flops(

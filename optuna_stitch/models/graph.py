@@ -198,8 +198,10 @@ def capture_graph(
         captured = capture_program(module, name, output)
         try:
             return _graph(name, module, captured, input_shape, "export")
+        except CaptureError:
+            raise
         except Exception as error:  # the program's own operators may raise anything
-            raise capture_error(name, error, error) from error
+            raise capture_error(name, module, input_shape, error) from error
     try:
         captured = capture_fx(module, name, output)
         return _graph(name, module, captured, input_shape, "fx")
@@ -213,7 +215,7 @@ def capture_graph(
         except CaptureError:
             raise
         except Exception as error:
-            raise capture_error(name, fx_error, error) from error
+            raise capture_error(name, module, input_shape, fx_error, error) from error
 
 
 def _graph(
@@ -231,4 +233,12 @@ def _graph(
         measured = costs, *find_points(captured, module, costs)
         save_measured(path, measured)
     _, points, excluded = measured
+    shape = costs[str(captured.graph.output_node().args[0])].shape
+    if shape is None or len(shape) < 2 or (len(shape) == 2 and shape[1] == 1):
+        raise CaptureError(
+            f"{name} returns one number for an image, not logits of classes. If the sigmoid of "
+            "that number z tells two classes apart, let it return `torch.stack([0 * z, z], 1)` "
+            "with z of shape (N,), whose softmax says the same. Networks that estimate a number "
+            "cannot be stitched."
+        )
     return NetworkGraph(name, captured, input_shape, points, costs, captured_by, excluded)

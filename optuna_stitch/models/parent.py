@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,19 @@ import torch
 from torch import nn
 
 from optuna_stitch.data.view import View, view_of
+from optuna_stitch.models.adopt import adopt_module, first_channels, merge_adapters
 from optuna_stitch.models.checkpoint import load_weights
+from optuna_stitch.models.faithful import answer_of, check_capture, random_images, tolerance
 from optuna_stitch.models.graph import NetworkGraph, capture_graph
 from optuna_stitch.models.zoo import (
     Source,
+    check_network,
     create_module,
+    derived_arguments,
     own_view,
+    resolve_network,
     source_of,
+    torchvision_weights,
 )
 from optuna_stitch.utils.device import resolve_device
 
@@ -34,6 +41,8 @@ class Parent:
         model_args: Arguments that its architecture was made with.
         source: Where the architecture comes from.
         output: Key of the output that counts, where the network returns a dictionary.
+        architecture: The name that makes it again with ``model_args``, where that is not `name`.
+        fused: Whether it has the form that timm's ``reparameterize_model`` makes.
 
     Example:
         >>> parent = st.load_parent("test_resnet", num_classes=10, input_size=32)
@@ -47,8 +56,12 @@ class Parent:
     model_args: dict[str, Any] = field(default_factory=dict)
     source: Source = "timm"
     output: str | None = None
+    architecture: str = ""
+    fused: bool = False
+    _checked: bool = field(default=False, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        self.architecture = self.architecture or self.name
         self.module.eval().requires_grad_(False)
 
     @property
@@ -71,10 +84,17 @@ class Parent:
     def graph(self) -> NetworkGraph:
         """Capture the network, which has to be on the processor.
 
+        The first time, both are compared on a few random images.
+
         Raises:
-            CaptureError: If it cannot be captured.
+            CaptureError: If it cannot be captured, or its graph would give other answers.
         """
-        return capture_graph(self.module, self.view.input_size, self.name, output=self.output)
+        shape = self.view.input_size
+        graph = capture_graph(self.module, shape, self.name, output=self.output)
+        if not self._checked:
+            check_capture(self.module, graph.module, shape, self.name, self.output)
+            self._checked = True
+        return graph
 
 
 def load_parent(
@@ -96,10 +116,14 @@ def load_parent(
     """Load a network by its name, or wrap a module of your own.
 
     Args:
-        network: A name in timm's zoo, ``torchvision/<name>``, the path of a program saved by
-            ``torch.export.save`` (``.pt2``), or a module.
+        network: A name in timm's zoo (also ``local-dir:<folder>`` and ``hf-hub:<model>``),
+            ``torchvision/<name>``, the path of a program saved by ``torch.export.save``
+            (``.pt2``), or a module. A module stays as it is: its copy is taken, without what
+            torch.compile, DataParallel or a moving average wrap around it, with adapters merged,
+            in float32.
         pretrained: Whether the zoo fetches the weights that the name stands for.
-        checkpoint: A file of weights: ``.safetensors``, or a ``state_dict`` saved by torch.
+        checkpoint: A file of weights: ``.safetensors``, or what torch saved, a ``state_dict`` or
+            a dictionary with one. Where there are several, timm's choice.
         num_classes: Number of classes, where it differs from what the name stands for.
         model_args: Further arguments for the architecture.
         input_size: Side of the square input in pixels, or its shape (C, H, W). Where it is not
@@ -120,6 +144,8 @@ def load_parent(
         UnknownNetworkError: If there is no network of that name, or it does not take the
             arguments.
         CheckpointError: If weights are missing, broken, or fit another architecture.
+        CaptureError: If a module is scripted, quantized, lazy, or else no graph can be made of it.
+        ConfigError: If ``mean`` or ``std`` do not fit the number of channels.
 
     Example:
         >>> st.load_parent("test_vit", num_classes=10).view.input_size
@@ -129,32 +155,54 @@ def load_parent(
         (3, 32, 32)
     """
     arguments = dict(model_args or {})
+    file = Path(checkpoint) if checkpoint is not None else None
+    weights: Any = None
     source: Source
     if isinstance(network, nn.Module):
-        module, source = network, "module"
         name = name or type(network).__name__
+        architecture, source, module = name, "module", adopt_module(network, name)
     else:
         if num_classes is not None:
             arguments["num_classes"] = num_classes
-        module = create_module(network, arguments, pretrained=pretrained)
-        source, name = source_of(network), network
-    if checkpoint is not None:
-        load_weights(module, Path(checkpoint), name)
+        check_network(network)
+        name, source = network, source_of(network)
+        architecture, arguments = resolve_network(network, arguments, file)
+        if source == "torchvision":
+            asked = arguments.pop("weights", None)
+            weights = torchvision_weights(network, asked, file)
+            pretrained = pretrained or (weights is not None and file is None)
+        module = create_module(architecture, arguments, pretrained=pretrained, weights=weights)
+        if source == "torchvision" and pretrained:
+            arguments |= derived_arguments(module)
+    loaded = load_weights(module, file, name) if file is not None else module
+    channels = first_channels(loaded) if source == "module" else arguments.get("in_chans")
     if input_size is None:
         input_size = arguments.get("img_size")
     if isinstance(input_size, int):
-        input_size = (int(arguments.get("in_chans", 3)), input_size, input_size)
-    fields = {
+        input_size = (channels or 3, input_size, input_size)
+    fields: dict[str, Any] = {
+        "channels": channels,
         "input_size": input_size,
         "mean": mean,
         "std": std,
         "interpolation": interpolation,
         "crop_pct": crop_pct,
     }
-    if view is None:
-        view = (
-            view_of(module, **fields) if source == "module" else own_view(name, module, **fields)
-        )
-    if source == "torchvision" and "segmentation" in type(module).__module__:
+    if view is None and source == "module":
+        view = view_of(loaded, **fields)
+    elif view is None:
+        view = own_view(name, loaded, weights=weights, **fields)
+    if source == "module":
+        loaded = merge_adapters(loaded, name, partial(_same, view))
+    if source == "torchvision" and "segmentation" in type(loaded).__module__:
         output = output or "out"
-    return Parent(name, module, view, arguments, source, output)
+    fused = loaded is not module and source != "module"
+    return Parent(name, loaded, view, arguments, source, output, architecture, fused)
+
+
+def _same(view: View, one: nn.Module, other: nn.Module) -> bool:
+    """Whether two networks give the same answers to random images."""
+    images = random_images(2, view.input_size)
+    with torch.no_grad():
+        answers = [answer_of(module(images), None) for module in (one, other)]
+    return tolerance(answers[0])(*answers)

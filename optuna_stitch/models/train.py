@@ -63,7 +63,7 @@ def train_parent(
     forked = [] if device.type == "cpu" else [device]
     with torch.random.fork_rng(forked, device_type=device.type if forked else "cuda"):
         torch.manual_seed(recipe.seed)
-        fresh = create_module(parent.name, parent.model_args)
+        fresh = create_module(parent.architecture, parent.model_args)
         parent.module.load_state_dict(fresh.state_dict())
         _train(parent, split, recipe, show_progress_bar)
     weights = {k: value.contiguous().cpu() for k, value in parent.module.state_dict().items()}

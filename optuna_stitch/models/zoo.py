@@ -14,18 +14,29 @@ from typing import Any, Literal
 import timm
 import torch
 import torchvision
+from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
 from torch import nn
 
 from optuna_stitch.data.view import View, view_of
 from optuna_stitch.models.capture import ProgramModule
 from optuna_stitch.utils.errors import CheckpointError, UnknownNetworkError, first_line
-from optuna_stitch.utils.files import PROGRAM
+from optuna_stitch.utils.files import LOCAL, PROGRAM
+from optuna_stitch.utils.progress import console
 
 # Where an architecture comes from: timm, torchvision, the file of an exported program, or the
 # user's own code.
 Source = Literal["timm", "torchvision", "program", "module"]
 
 TORCHVISION = "torchvision/"
+
+# Names of timm's that stand for a `config.json`, in a folder or on the hub.
+_CONFIGURED = (LOCAL, "hf-hub:", "hf_hub:")
+
+# Fields of a `config.json` that say nothing of the network, and may be thousands of names.
+_LABELS = ("label_names", "label_descriptions")
+
+# Arguments of torchvision's networks that their builders derive from the weights.
+_DERIVED = ("image_size", "transform_input", "aux_logits")
 
 
 def source_of(network: str) -> Source:
@@ -37,6 +48,61 @@ def source_of(network: str) -> Source:
     if network.startswith(TORCHVISION):
         return "torchvision"
     return "program" if network.endswith(PROGRAM) else "timm"
+
+
+def resolve_network(
+    network: str, model_args: Mapping[str, Any], checkpoint: Path | None = None
+) -> tuple[str, dict[str, Any]]:
+    """The architecture that a name stands for, with the arguments that make it.
+
+    Where a checkpoint tells which of timm's weights it has, by a ``config.json`` beside it or by
+    its name, the arguments say how these weights see images.
+
+    Args:
+        network: A name that `check_network` accepts.
+        model_args: Arguments for the architecture, which come before what is found.
+        checkpoint: A file of weights for it.
+
+    Raises:
+        CheckpointError: If there is no ``config.json`` where the name says.
+    """
+    if network.startswith(_CONFIGURED):
+        return _configured(network, model_args)
+    if checkpoint is None or source_of(network) != "timm" or "." in network:
+        return network, dict(model_args)
+    try:
+        architecture, arguments = _configured(f"{LOCAL}{checkpoint.parent}", model_args)
+    except CheckpointError:  # there is none, or one of another tool
+        architecture = ""
+    if architecture == network and "pretrained_cfg" not in model_args:
+        _say(f"{network} is as {checkpoint.parent / 'config.json'} says.")
+        return network, arguments
+    for tagged in timm.list_pretrained(f"{network}.*"):
+        file = Path(timm.models.get_pretrained_cfg(tagged).url or "").name
+        places = (checkpoint.stem, *(part.rpartition("--")[2] for part in checkpoint.parts))
+        if tagged in places or file == checkpoint.name:
+            _say(f"{network} is taken for {tagged}, after the name of its checkpoint.")
+            return tagged, dict(model_args)
+    return network, dict(model_args)
+
+
+def _configured(network: str, model_args: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The architecture and the arguments in a ``config.json``."""
+    source, _, place = network.partition(":")
+    load = load_model_config_from_path if f"{source}:" == LOCAL else load_model_config_from_hf
+    try:
+        config, architecture, own_args = load(place)
+    except Exception as error:  # of the hub's client, of the file system, of JSON
+        raise CheckpointError(
+            f"{network} has no config.json that can be read ({first_line(error)}). Name a folder "
+            "that timm's `save_for_hf` wrote, or a model of timm's on the Hugging Face Hub."
+        ) from error
+    config = {key: value for key, value in config.items() if key not in _LABELS}
+    return architecture, {"pretrained_cfg": config, **own_args, **model_args}
+
+
+def _say(text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def check_network(network: str) -> None:
@@ -54,6 +120,8 @@ def check_network(network: str) -> None:
         if not Path(network).is_file():
             raise CheckpointError(f"There is no exported program at {network}.")
         return
+    if network.startswith(_CONFIGURED):
+        network, _ = resolve_network(network, {})
     known = timm.is_model(network)
     if source == "torchvision":
         known = network.removeprefix(TORCHVISION) in torchvision.models.list_models()
@@ -87,13 +155,28 @@ def zoo_outputs(network: str) -> int | None:
         # an enumeration without members is true
         classes = weights.DEFAULT.meta.get("categories") if len(weights) else None
         return None if classes is None else len(classes)
-    if source == "program" or not timm.models.is_model_pretrained(network):
-        return None
-    return int(timm.models.get_pretrained_cfg(network).num_classes)
+    config = None if source == "program" else timm_config(network)
+    return None if config is None or not config.has_weights else int(config.num_classes)
+
+
+def timm_config(network: str) -> Any:
+    """What timm says of a network and the weights of its name: a ``PretrainedCfg``.
+
+    Args:
+        network: A name of timm's.
+
+    Returns:
+        None if timm has no weights for it.
+    """
+    network, arguments = resolve_network(network, {})
+    config = arguments.get("pretrained_cfg")
+    if config is None:
+        return timm.models.get_pretrained_cfg(network)
+    return timm.models.resolve_pretrained_cfg(network, config)
 
 
 def create_module(
-    network: str, model_args: Mapping[str, Any], *, pretrained: bool = False
+    network: str, model_args: Mapping[str, Any], *, pretrained: bool = False, weights: Any = None
 ) -> nn.Module:
     """Make a network by its name.
 
@@ -101,6 +184,7 @@ def create_module(
         network: A name of timm's, ``torchvision/<name>``, or the path of an exported program.
         model_args: Arguments for the architecture.
         pretrained: Whether its zoo fetches the weights; otherwise they are random.
+        weights: Which of torchvision's; its default ones, if None.
 
     Raises:
         UnknownNetworkError: If there is no such network, or it does not take the arguments.
@@ -112,13 +196,20 @@ def create_module(
         return _load_program(Path(network))
     try:
         if source == "torchvision":
-            return _create_torchvision(network, model_args, pretrained)
-        module: nn.Module = timm.create_model(network, pretrained=pretrained, **model_args)
+            chosen = (weights or "DEFAULT") if pretrained else None
+            return _create_torchvision(network, {"weights": chosen, **model_args})
+        with _never_unpickle():
+            network, arguments = resolve_network(network, model_args)
+            module: nn.Module = timm.create_model(network, pretrained=pretrained, **arguments)
     except (TypeError, AssertionError) as error:
         raise UnknownNetworkError(
             f"{network} cannot be made with model_args {dict(model_args)}: {error}"
         ) from error
     except Exception as error:  # the hub's client and the network below it raise many kinds
+        if source == "torchvision" and isinstance(
+            error, ValueError
+        ):  # other than its weights have
+            raise UnknownNetworkError(f"{network} cannot be made so: {error}") from error
         if not pretrained:
             raise
         raise CheckpointError(
@@ -128,23 +219,62 @@ def create_module(
     return module
 
 
-def own_view(network: str, module: nn.Module, **overrides: Any) -> View:
+def own_view(network: str, module: nn.Module, *, weights: Any = None, **overrides: Any) -> View:
     """How a network sees images, as its zoo says.
 
     Args:
         network: Its name.
         module: The network.
+        weights: torchvision's weights whose transforms count; its default ones, if None.
         **overrides: Fields of `View` to use instead of what the zoo says, where not None.
     """
     source = source_of(network)
     if source == "torchvision":
-        known = _torchvision_fields(network.removeprefix(TORCHVISION))
+        known = _torchvision_fields(network.removeprefix(TORCHVISION), weights)
     elif isinstance(module, ProgramModule):
         known = {"input_size": module.input_shape}
     else:
         known = {}
     given = {name: value for name, value in overrides.items() if value is not None}
     return view_of(module, **{**known, **given})
+
+
+def torchvision_weights(network: str, asked: Any, checkpoint: Path | None) -> Any:
+    """Which of torchvision's weights a network has, since each sees images in its own way.
+
+    Args:
+        network: ``torchvision/<name>``.
+        asked: Their name, or they themselves; None, if none were asked for.
+        checkpoint: A file of weights, which may be called like torchvision's own.
+
+    Returns:
+        The weights; None where nothing tells.
+
+    Raises:
+        UnknownNetworkError: If there are no such weights.
+    """
+    known = torchvision.models.get_model_weights(network.removeprefix(TORCHVISION))
+    if asked is not None:
+        try:
+            return known.verify(asked)
+        except (KeyError, TypeError, ValueError) as error:
+            names = ", ".join(weights.name for weights in known)
+            raise UnknownNetworkError(
+                f"{network} has no weights {str(asked)!r}. There are {names or 'none'}."
+            ) from error
+    if checkpoint is None:
+        return None
+    for weights in known:
+        if Path(weights.url).name == checkpoint.name:
+            return weights
+    views = {tuple(_torchvision_fields("", weights).items()) for weights in known}
+    if len(views) > 1:
+        _say(
+            f"{network} sees images as torchvision's {known.DEFAULT.name}. If {checkpoint.name} "
+            f"began with other weights ({', '.join(weights.name for weights in known)}), name "
+            "them: `model_args: {weights: ...}`."
+        )
+    return None
 
 
 def nearest(network: str) -> str:
@@ -160,17 +290,16 @@ def nearest(network: str) -> str:
         near = difflib.get_close_matches(
             network.partition(".")[0], timm.list_models(), n=4, cutoff=0.5
         )
+    if "/" in network and source_of(network) == "timm":
+        return f" A model of the hub is `hf-hub:{network}`, a folder `{LOCAL}{network}`."
     if near:
         return f" Did you mean {', '.join(near)}?"
     return " `optuna-stitch zoo` lists those that are known."
 
 
-def _create_torchvision(
-    network: str, model_args: Mapping[str, Any], pretrained: bool
-) -> nn.Module:
+def _create_torchvision(network: str, arguments: dict[str, Any]) -> nn.Module:
     name = network.removeprefix(TORCHVISION)
     builder = torchvision.models.get_model_builder(name)
-    arguments = {"weights": "DEFAULT" if pretrained else None, **model_args}
     if "weights_backbone" in builder.__annotations__:
         # a detection or segmentation network would fetch its backbone otherwise
         arguments.setdefault("weights_backbone", None)
@@ -178,12 +307,23 @@ def _create_torchvision(
     return module
 
 
-def _torchvision_fields(name: str) -> dict[str, Any]:
+def derived_arguments(module: nn.Module) -> dict[str, Any]:
+    """Arguments that torchvision's builders change to what the weights need.
+
+    Args:
+        module: A network that was made with weights.
+    """
+    return {name: getattr(module, name) for name in _DERIVED if hasattr(module, name)}
+
+
+def _torchvision_fields(name: str, weights: Any) -> dict[str, Any]:
     """Fields of `View` from the transforms that come with a network's weights."""
-    weights = list(torchvision.models.get_model_weights(name))
-    if not weights:
-        return {}
-    transforms = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    if weights is None:
+        known = torchvision.models.get_model_weights(name)
+        if not len(known):  # an enumeration without members is true
+            return {}
+        weights = known.DEFAULT
+    transforms = weights.transforms()
     fields = {
         "mean": tuple(transforms.mean),
         "std": tuple(transforms.std),

@@ -14,7 +14,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from optuna_stitch.models.graph import NetworkGraph
+from optuna_stitch.models.graph import NetworkGraph, capture_graph
 from optuna_stitch.models.parent import load_parent
 from optuna_stitch.stitching.layer import Stitch
 from optuna_stitch.stitching.matching import Match, select_points
@@ -210,7 +210,9 @@ def excluded_table(graphs: Mapping[str, NetworkGraph], *, every: bool = False) -
 
 def _survey(name: str) -> Surveyed:
     try:
-        graph = load_parent(name).graph()
+        parent = load_parent(name)
+        # without running it, as `Parent.graph` does to compare
+        graph = capture_graph(parent.module, parent.view.input_size, name, output=parent.output)
     except OptunaStitchError as error:
         return Surveyed(name, reason=str(error).removeprefix(f"{name} "))
     except Exception as error:  # making a network runs its own code, which may raise anything

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from optuna_stitch.run.schema import StudyFile
 from optuna_stitch.utils.errors import ConfigError, RunError
-from optuna_stitch.utils.files import PROGRAM
+from optuna_stitch.utils.files import LOCAL, PROGRAM
 
 # What may change while a run goes on; anything else makes it another run.
 _CHANGEABLE = {
@@ -140,6 +140,8 @@ def _with_absolute_paths(study_file: StudyFile, folder: Path) -> StudyFile:
             parent.checkpoint = absolute(parent.checkpoint)
         if parent.network.endswith(PROGRAM):
             parent.network = str(absolute(parent.network))
+        elif parent.network.startswith(LOCAL):
+            parent.network = f"{LOCAL}{absolute(parent.network.removeprefix(LOCAL))}"
     return study_file
 
 

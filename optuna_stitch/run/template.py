@@ -12,7 +12,13 @@ import torchvision
 import yaml
 
 from optuna_stitch.data.load import load_data
-from optuna_stitch.models.zoo import TORCHVISION, check_network, source_of, zoo_outputs
+from optuna_stitch.models.zoo import (
+    TORCHVISION,
+    check_network,
+    source_of,
+    timm_config,
+    zoo_outputs,
+)
 from optuna_stitch.utils.errors import MatchError
 
 # What most networks of both zoos were trained on.
@@ -187,7 +193,7 @@ def _fitting(network: str, classes: int | None) -> list[str]:
 
 def _view(network: str) -> _Rows:
     """How a network sees images, where it takes other sizes too."""
-    config = timm.models.get_pretrained_cfg(network) if source_of(network) == "timm" else None
+    config = timm_config(network) if source_of(network) == "timm" else None
     if config is None or config.fixed_input_size:
         return []
     return [(f"    # input_size: {config.input_size[-1]}", "pixels; fewer are faster")]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
+from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
 from optuna_stitch.data.view import make_view
@@ -131,6 +132,8 @@ def describe_parent(parent: Parent) -> dict[str, Any]:
     """
     return {
         "name": parent.name,
+        "architecture": parent.architecture,
+        "fused": parent.fused,
         "source": parent.source,
         "model_args": parent.model_args,
         "view": asdict(parent.view),
@@ -154,7 +157,11 @@ def make_parent(side: Side, description: dict[str, Any]) -> Parent:
             f"Parent {side}, {name}, is a module of your own: no name can bring its architecture "
             f"back. Load the supernetwork from Python and pass it as `{side}=`."
         )
-    module = create_module(name, description["model_args"])
+    # folders of version 0.1 have neither
+    architecture, fused = description.get("architecture", name), description.get("fused", False)
+    module = create_module(architecture, description["model_args"])
+    if fused:
+        module = reparameterize_model(module)
     view = make_view(description["view"])
     arguments, output = description["model_args"], description["output"]
-    return Parent(name, module, view, arguments, source, output)
+    return Parent(name, module, view, arguments, source, output, architecture, fused)

@@ -75,5 +75,8 @@ def is_writable(path: Path) -> bool:
     return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
+# What timm puts before the name of a folder that holds a network.
+LOCAL = "local-dir:"
+
 # Suffix of programs that `torch.export.save` wrote.
 PROGRAM = ".pt2"
