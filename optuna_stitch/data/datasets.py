@@ -16,6 +16,9 @@ from PIL import Image
 
 from optuna_stitch.utils.errors import DataError, first_line
 
+# What names of data sets that are made up begin with.
+NOISE = "noise/"
+
 
 class Digits:
     """The 1,797 scanned digits that come with scikit-learn, 8 × 8 pixels each."""

@@ -25,7 +25,7 @@ from optuna_stitch.data.classes import (
     read_class_map,
     shared_classes,
 )
-from optuna_stitch.data.datasets import VOC, Digits, Files, Noise, Shards
+from optuna_stitch.data.datasets import NOISE, VOC, Digits, Files, Noise, Shards
 from optuna_stitch.data.splits import ImageDataset, Split
 from optuna_stitch.utils.errors import DataError, ImageError, first_line
 from optuna_stitch.utils.progress import console
@@ -201,7 +201,7 @@ def _open(
 ) -> ImageDataset:
     if dataset == "sklearn/digits":
         return Digits()
-    if dataset.startswith("noise/"):
+    if dataset.startswith(NOISE):
         return Noise(dataset)
     if root is not None and not root.exists():
         raise DataError(f"The {name} split's images are not at {root}: there is no such path.")

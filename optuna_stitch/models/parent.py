@@ -16,8 +16,11 @@ from optuna_stitch.models.zoo import (
     Source,
     create_module,
     own_view,
+    random_head,
     source_of,
 )
+from optuna_stitch.utils.errors import CheckpointError
+from optuna_stitch.utils.progress import console
 
 
 @dataclass
@@ -117,6 +120,11 @@ def load_parent(
     else:
         if num_classes is not None:
             arguments["num_classes"] = num_classes
+        other = random_head(network, arguments) if pretrained and checkpoint is None else None
+        if other is not None:
+            if source_of(network) == "torchvision":  # refuses it, in other words
+                raise CheckpointError(f"{other} Take all classes, and train another head.")
+            console.print(f"{other} Train it before you stitch.", highlight=False)
         module = create_module(network, arguments, pretrained=pretrained)
         source, name = source_of(network), network
     if checkpoint is not None:
