@@ -86,9 +86,9 @@ def check_parents(
             finite number.
 
     Example:
-        >>> known = st.check_parents(supernetwork, data.val)
-        >>> known["a"].quality > known["a"].guessing
-        True
+        >>> found = st.check_parents(supernetwork, data.val, stop=["b"])
+        >>> found["b"].images, found["b"].quality > found["b"].guessing
+        (200, True)
     """
     evaluator = Evaluator(supernetwork, split, ())
     subnetworks = [supernetwork.subnetwork(Genotype(side)) for side in SIDES]
