@@ -67,7 +67,7 @@ class ImageTree:
             raise DataError(f"{root} is neither a folder of images nor a .tar; unpack it.")
         try:
             for folder, name in _files_of_tar(root) if _is_tar(root) else _files_of_folder(root):
-                unseen = is_hidden(folder, class_map)
+                unseen = folder not in folders and is_hidden(folder, class_map)
                 if not unseen:
                     folders.add(folder)
                 suffix = os.path.splitext(name)[1].lower()
@@ -155,14 +155,24 @@ class ImageTree:
             )
 
     def report(self, split: str, names: Sequence[str]) -> None:
-        """Say what of the tree is not read.
+        """Say which files are left out by their suffix, and which classes have no image.
 
         Args:
             split: Name of the split, for people.
-            names: Of the classes that are read.
+            names: Of its classes.
         """
         if self.left_out:
             console.print(f"The {split} split:{self._said_left_out()}", highlight=False)
+        held = {part for folder in self.images for part in folder.split("/")}
+        _say_absent(split, [name for name in names if name not in held], len(names))
+
+    def report_folders(self, split: str, names: Sequence[str]) -> None:
+        """Say which folders timm's reader leaves out, and which it takes though they are nested.
+
+        Args:
+            split: Name of the split, for people.
+            names: Of its classes.
+        """
         if self.hidden:
             console.print(
                 f"The {split} split: {sum(self.hidden.values())} images in hidden folders are "
@@ -221,6 +231,7 @@ def folder_classes(
                 f"{_listed(names)}; there are {_listed(tree.classes)}."
             )
     tree.report(split, names)
+    tree.report_folders(split, names)
     return names
 
 
@@ -337,14 +348,17 @@ def shared_classes(
             f"{_listed(extra)} (train has {_listed(train)}). Labels are places in the train "
             f"split's list; add the missing ones there, or {_MAP}."
         )
-    absent = [name for name in train if name not in set(names)]
+    _say_absent(split, [name for name in train if name not in set(names)], len(train))
+    return tuple(names)
+
+
+def _say_absent(split: str, absent: Sequence[str], count: int) -> None:
     if absent:
         console.print(
-            f"The {split} split has no images of {len(absent)} of {len(train)} classes: "
-            f"{_listed(absent)}. The labels of the others are those of the train split.",
+            f"The {split} split has no images of {len(absent)} of {count} classes: "
+            f"{_listed(absent)}.",
             highlight=False,
         )
-    return tuple(names)
 
 
 def _files_of_folder(root: Path) -> Iterator[tuple[str, str]]:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,15 @@ class Files:
 
         Args:
             class_names: In the order of the labels.
+
+        Raises:
+            DataError: If two classes of this one have the same name.
         """
+        twice = [name for name, n in Counter(self.class_names or ()).items() if n > 1]
+        if twice:
+            raise DataError(
+                f"Two classes are named {twice[0]!r}, so that names do not tell labels apart."
+            )
         place = {name: label for label, name in enumerate(class_names)}
         numbers = [place[name] for name in self.class_names or ()]
         if self._numbers is not None:
@@ -272,6 +281,10 @@ class VOC:
                 f"Pascal VOC {year}, {split}, cannot be read at {root}: {first_line(error)}. The "
                 "folder must hold VOCdevkit, as its archive unpacks."
             ) from error
+
+    def filename(self, index: int) -> str:
+        """Where an image comes from, for people."""
+        return str(self._pairs.images[index])
 
     def __len__(self) -> int:
         return len(self._pairs)

@@ -138,7 +138,7 @@ def load_data(
             opened = _open(name, **spec)
             if name == SPLITS[0]:
                 classes = names_of(opened)
-            elif classes is not None:
+            else:
                 _share_classes(classes, name, opened, mapped=spec["class_map"] is not None)
             order = np.random.default_rng(seed).permutation(len(opened))
             sources[source] = (opened, order.tolist())
@@ -160,11 +160,19 @@ def load_data(
 
 
 def _share_classes(
-    classes: tuple[str, ...], name: str, opened: ImageDataset, *, mapped: bool
+    classes: tuple[str, ...] | None, name: str, opened: ImageDataset, *, mapped: bool
 ) -> None:
     """Let a split's labels be places in the list of the train split's classes."""
     names = names_of(opened)
-    if names is None or names == classes:
+    if names == classes:
+        return
+    if names is None or classes is None:
+        unnamed, other = (name, SPLITS[0]) if names is None else (SPLITS[0], name)
+        console.print(
+            f"The {unnamed} split does not name its classes, but the {other} split does; the "
+            "labels of both are taken as they are.",
+            highlight=False,
+        )
         return
     shared = shared_classes(classes, name, names, mapped=mapped)
     if isinstance(opened, Files):
@@ -208,6 +216,11 @@ def _open(
     if dataset.startswith("torch/voc"):
         return VOC(dataset, root, str(split))
     kind = dataset.partition("/")[0].lower() if "/" in dataset else ""
+    if kind not in ("", "torch", "hfds", "hfids", "tfds", "wds"):
+        raise DataError(
+            f"There is no data set {dataset!r}. There are sklearn/digits, torch/..., hfds/..., "
+            'wds/..., and the empty name "" for a folder or tar of images at `root`.'
+        )
     if kind in ("hfids", "tfds"):
         raise DataError(
             f"The {name} split's data set {dataset!r} can only be read from front to end, but "
@@ -217,7 +230,7 @@ def _open(
     mapped = None if class_map is None else read_class_map(class_map, root)
     if kind == "wds":
         return _named(Files(Shards(root, split), None), mapped, name)
-    if dataset in _IMAGE_FOLDER or not kind:
+    if dataset.lower() in _IMAGE_FOLDER or not kind:
         if root is None:
             raise DataError(f"The {name} split has no `root`: say where its images are.")
         return _open_folders(name, dataset, _part(name, root, split), mapped)
@@ -234,10 +247,11 @@ def _open_folders(
     name: str, dataset: str, root: Path, class_map: tuple[str, ...] | None
 ) -> ImageDataset:
     """A folder or tar with a folder for each class."""
-    if dataset in _IMAGE_FOLDER:
+    if dataset.lower() in _IMAGE_FOLDER:
         tree = ImageTree.read(root, suffixes=IMG_EXTENSIONS)
-        opened = _create(name, dataset, root, search_split=False)
-        tree.report(name, tree.classes)
+        options = {} if name == SPLITS[0] else {"allow_empty": True}  # others may lack a class
+        opened = _create(name, dataset, root, search_split=False, **options)
+        tree.report(name, opened.classes)
         hidden = [folder for folder in opened.classes if is_hidden(folder)]
         if hidden and class_map is None:
             raise DataError(
@@ -288,6 +302,12 @@ def _named(opened: Files, class_map: tuple[str, ...] | None, name: str) -> Files
     if class_map is None or opened.class_names == class_map:
         return opened
     if opened.class_names is None:
+        counted = opened.class_count or 0
+        if counted > len(class_map):
+            raise DataError(
+                f"The {name} split has the label {counted - 1}, but the class_map "
+                f"names {len(class_map)} classes; the first is label 0."
+            )
         opened.class_names, opened.class_count = class_map, len(class_map)
         return opened
     missing = [some for some in opened.class_names if some not in class_map]

@@ -84,7 +84,7 @@ class Split:
     _pixels: dict[View, NDArray[np.uint8]] = field(default_factory=dict, init=False, repr=False)
     _masks: dict[View, NDArray[np.uint8]] = field(default_factory=dict, init=False, repr=False)
     _targets: Tensor = field(default_factory=lambda: torch.empty(0), init=False, repr=False)
-    _scaled: bool = field(default=False, init=False, repr=False)
+    _said: set[str] = field(default_factory=set, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -103,7 +103,9 @@ class Split:
         """
         if images is None or images >= len(self):
             return self
-        return Split(self.name, self.dataset, self.indices[:images], self.source)
+        taken = Split(self.name, self.dataset, self.indices[:images], self.source)
+        taken._said = self._said
+        return taken
 
     @property
     def targets(self) -> Tensor:
@@ -174,22 +176,26 @@ class Split:
         """
         try:
             image, target = self.dataset[self.indices[position]]
-            if isinstance(image, Image.Image):
-                image.load()  # some data sets leave that for later
+            for part in (image, target):
+                if isinstance(part, Image.Image):
+                    part.load()  # some data sets leave that for later
         except DataError:
             raise
         except Exception as error:  # decoders raise many kinds, SyntaxError among them
-            raise ImageError(
-                f"{_capital(self.place_of(position))} of the {self.name} split ({self.source}) "
-                f"cannot be read: {first_line(error)}. Repair it, or leave such images out with "
-                "`unreadable: skip`."
-            ) from error
+            raise self._cannot(position, "be read", error) from error
         if not isinstance(image, Image.Image):
             raise DataError(
                 f"The {self.name} split's data set gives {type(image).__name__} for an image; it "
                 "must give PIL images, without a transform."
             )
         return self._eight_bits(image, position), target
+
+    def _cannot(self, position: int, what: str, error: Exception) -> ImageError:
+        return ImageError(
+            f"{_capital(self.place_of(position))} of the {self.name} split ({self.source}) cannot "
+            f"{what}: {first_line(error)}. Repair it, or leave such images out with "
+            "`unreadable: skip`."
+        )
 
     def place_of(self, position: int) -> str:
         """Where an image comes from, for people.
@@ -220,13 +226,13 @@ class Split:
                 "white. Save it with 8 or 16 bits a channel, or leave such images out with "
                 "`unreadable: skip`."
             )
-        if high > 255 and not self._scaled:
+        if high > 255 and image.mode not in self._said:
             console.print(
                 f"The {self.name} split has images of 16 bits, such as {self.place_of(position)}; "
                 f"those with values above 255 are scaled to 8 bits ({_WHITE:,} is white).",
                 highlight=False,
             )
-            self._scaled = True
+            self._said.add(image.mode)
         scale = 255 / _WHITE if high > 255 else 1
         return Image.fromarray(np.rint(values * scale).astype(np.uint8))
 
@@ -242,7 +248,10 @@ class Split:
         for position in range(len(self)):
             image, target = self.read(position)
             for place, (view, transform) in enumerate(zip(missing, transforms, strict=True)):
-                seen = transform(image.convert(view.mode))
+                try:
+                    seen = transform(image.convert(view.mode))
+                except Exception as error:  # of a mode that PIL does not convert, or no size
+                    raise self._cannot(position, "be shown to a network", error) from error
                 pixels[place][position] = view.pixels(seen).numpy()
                 if isinstance(target, Image.Image):
                     if position == 0:

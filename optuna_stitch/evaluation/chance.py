@@ -17,14 +17,15 @@ from optuna_stitch.data.classes import names_of
 from optuna_stitch.data.splits import Split
 from optuna_stitch.data.view import View
 from optuna_stitch.evaluation.accumulator import confusions_of
+from optuna_stitch.evaluation.engine import is_finite
 from optuna_stitch.evaluation.evaluator import Evaluator
-from optuna_stitch.evaluation.metrics import mean_iou_of, quality_metric, unit_of
+from optuna_stitch.evaluation.metrics import VOID, mean_iou_of, quality_metric, unit_of
 from optuna_stitch.stitching.genotype import SIDES, Genotype, Side
 from optuna_stitch.stitching.supernetwork import Supernetwork
 from optuna_stitch.utils.distributed import rank
 from optuna_stitch.utils.errors import DataError
 from optuna_stitch.utils.progress import console
-from optuna_stitch.utils.text import percent_text
+from optuna_stitch.utils.text import percent_text, shape_text
 
 # How likely answers that know nothing of the images may be taken for knowledge.
 LEVEL = 0.01
@@ -92,39 +93,51 @@ def check_parents(
     """
     evaluator = Evaluator(supernetwork, split, ())
     subnetworks = [supernetwork.subnetwork(Genotype(side)) for side in SIDES]
+    # answers to pixels are many
+    kind = torch.uint8 if supernetwork.segments and supernetwork.classes < VOID else torch.int64
     labels: list[Tensor] = []
     guesses: dict[Side, list[Tensor]] = {side: [] for side in SIDES}
     finite = dict.fromkeys(SIDES, True)
     for targets, answers in evaluator.answers(subnetworks):
-        labels.append(targets)
+        labels.append(targets.to(kind))
         for side, logits in zip(SIDES, answers, strict=True):
-            guesses[side].append(logits.argmax(dim=1))
-            finite[side] = finite[side] and bool(torch.isfinite(logits).all())
+            guesses[side].append(logits.argmax(dim=1).to(kind))
+            finite[side] = finite[side] and is_finite(logits)
     found: dict[Side, Agreement] = {}
     for side in SIDES:
         if supernetwork.segments:
             found[side] = agreement_of_pixels(guesses[side], labels, supernetwork.classes)
         else:
             found[side] = agreement_of_images(torch.cat(guesses[side]), torch.cat(labels))
-    words = unit_of(quality_metric(segments=supernetwork.segments)).words
     names = names_of(split.dataset)
-    for side, parent in (("a", supernetwork.a), ("b", supernetwork.b)):
-        agreement = found[side]
-        said = (
-            f"{words} {percent_text(agreement.quality)} on {agreement.images} {split.name} images "
-            f"(guessing: {percent_text(agreement.guessing)})"
-        )
-        who = f"Parent {side}, {parent.name}"
-        if side in stop and not finite[side]:
-            raise DataError(f"{who} gives answers that are no finite numbers on {split.name}.")
-        if side in stop and agreement.at_chance:
+    words = unit_of(quality_metric(segments=supernetwork.segments)).words
+    parents = {"a": supernetwork.a, "b": supernetwork.b}
+    said = {
+        side: f"Parent {side}, {parents[side].name}: {words} {percent_text(agreement.quality)} on "
+        f"{agreement.images} {split.name} images (guessing: {percent_text(agreement.guessing)})."
+        for side, agreement in found.items()
+    }
+    if rank() == 0:
+        for side in SIDES:
+            console.print(f"{said[side]}{_remark(found[side], names)}", highlight=False)
+    for side in stop:
+        if not finite[side]:
             raise DataError(
-                _explained(
-                    f"{who}, is no better than guessing: {said}.", agreement, names, parent.view
-                )
+                f"Parent {side}, {parents[side].name}, gives answers that are no finite numbers "
+                f"on the {split.name} split."
             )
-        if rank() == 0:
-            console.print(f"{who}: {said}.{_remark(agreement, names)}", highlight=False)
+    guessing = [side for side in SIDES if side in stop and found[side].at_chance]
+    if guessing:
+        views = [parents[side].view for side in guessing]
+        agreements = [found[side] for side in guessing]
+        raise DataError(
+            "\n".join(
+                [
+                    *(f"{said[side]} That is no better than guessing." for side in guessing),
+                    *_reasons(agreements, names, views),
+                ]
+            )
+        )
     return found
 
 
@@ -168,7 +181,9 @@ def agreement_of_pixels(
     before: Tensor | None = None  # the answer to the image before
     for guess, label in zip(guesses, labels, strict=True):
         shifted = torch.cat([guess[:1] if before is None else before, guess[:-1]])
-        fits = [confusions_of(some, label, classes).double() for some in (guess, shifted)]
+        fits = [
+            confusions_of(some.long(), label.long(), classes).double() for some in (guess, shifted)
+        ]
         own += fits[0].sum(dim=0).numpy()
         other += fits[1].sum(dim=0).numpy()
         mine, others = (_share(matrices) for matrices in fits)
@@ -244,27 +259,36 @@ def _remark(agreement: Agreement, names: Sequence[str] | None) -> str:
         )
     if agreement.at_chance:
         return " That is no better than guessing."
-    return "" if agreement.least <= LEVEL else " So few images cannot tell it from guessing."
+    return (
+        ""
+        if agreement.least <= LEVEL
+        else " These images are too few, or too much alike, to tell it from guessing."
+    )
 
 
-def _explained(what: str, agreement: Agreement, names: Sequence[str] | None, view: View) -> str:
+def _reasons(
+    agreements: Sequence[Agreement], names: Sequence[str] | None, views: Sequence[View]
+) -> list[str]:
+    """Why parents may only guess, and the way out."""
     order = "the classes are in another order than in its training: give theirs as `class_map`"
-    if agreement.order:
+    ordered = [agreement for agreement in agreements if agreement.order]
+    if ordered:
         order = (
-            f"the classes are in another order: {percent_text(agreement.reordered, 1)} would be "
-            f"right with {_renamed(agreement, names)}; give the order of its training as "
+            f"the classes are in another order: {percent_text(ordered[0].reordered, 1)} would be "
+            f"right with {_renamed(ordered[0], names)}; give the order of the training as "
             "`class_map`"
         )
-    size = "×".join(map(str, view.input_size))
-    return "\n".join(
-        [
-            f"{what} Likely reasons:",
-            f"- {order};",
-            f"- it sees images otherwise than in its training: here {size}, mean {view.mean}, std "
-            f"{view.std}, {view.interpolation}, crop {view.crop_pct:g};",
-            "- its weights are others, or were not trained on these classes;",
-            "- its head is random, as with `pretrained` and another number of classes.",
-            "Where that is meant: `parents: {check: false}` in a study file; from Python, leave "
-            "`check_parents` out.",
-        ]
+    seen = " and ".join(
+        f"{shape_text(view.input_size)}, mean {view.mean}, std {view.std}, {view.interpolation}, "
+        f"crop {view.crop_pct:g}"
+        for view in dict.fromkeys(views)
     )
+    return [
+        "Likely reasons:",
+        f"- {order};",
+        f"- images are seen otherwise than in training (here: {seen});",
+        "- the weights are others, or were not trained on these classes;",
+        "- the head is random, as with `pretrained` and another number of classes.",
+        "Where that is meant: `parents: {check: false}` in a study file; from Python, leave "
+        "`check_parents` out.",
+    ]

@@ -140,6 +140,11 @@ def test_data_sets_of_ones_own(broken: object) -> None:
         list(split.batches([VIEW]))
 
 
+def test_a_mode_that_pil_does_not_convert() -> None:
+    with pytest.raises(ImageError, match=r"Image 0 of .* cannot be shown to a network"):
+        list(_split(Image.new("La", (8, 8))).batches([VIEW]))
+
+
 def test_what_is_no_image() -> None:
     with pytest.raises(DataError, match="gives ndarray for an image"):
         list(_split(np.zeros((8, 8))).batches([VIEW]))
@@ -166,6 +171,7 @@ def test_sixteen_bits_are_scaled(kind: str, capsys: pytest.CaptureFixture[str]) 
         image = Image.frombytes(kind, (8, 8), GREYS.astype(f"{order}u2").tobytes())
         split = _split(image)
     found = _values(split)
+    _values(split.take(1))  # is said once
     assert np.abs(found - np.floor(GREYS) / 257).max() <= 0.51
     said = " ".join(capsys.readouterr().err.split())
     assert said.count("images of 16 bits, such as image 0") == 1

@@ -89,6 +89,8 @@ def test_a_class_that_a_split_lacks_shifts_no_label(
         else:
             specs[part] = {"root": _folder(tmp_path / part, classes.split())}
     dataset = "torch/image_folder" if kind == "image_folder" else ""
+    if kind in ("folders", "image_folder"):
+        (tmp_path / "val" / "bee").mkdir()  # is there, and holds nothing
     data = st.load_data(dataset, **specs)  # type: ignore[arg-type]
     assert data.classes == 4
     assert data.class_names == ("ant", "bee", "cow", "dog")
@@ -406,6 +408,13 @@ def test_shards_of_a_webdataset(tmp_path: Path) -> None:
     )
 
 
+def test_a_class_map_that_is_too_short_for_labels(tmp_path: Path) -> None:
+    names = _map(tmp_path / "classes.txt", ["ant", "bee"])
+    root = _shard(tmp_path / "x.tar", [0, 2, 1])
+    with pytest.raises(DataError, match="the label 2, but the class_map names 2 classes"):
+        st.load_data("wds/", root=root, class_map=names)
+
+
 def test_parts_of_a_webdataset_by_name(tmp_path: Path) -> None:
     _shard(tmp_path / "a.tar", [0, 1, 0])
     info = {"splits": {"train": {"filenames": ["a.tar"]}}}
@@ -437,6 +446,20 @@ def test_shards_that_are_none(files: dict[str, bytes], reason: str, tmp_path: Pa
         st.load_data("wds/", root=tmp_path)
     with pytest.raises(DataError, match=r"no shard b\.tar"):
         st.load_data("wds/", root=tmp_path, train={"split": "b.tar"})
+
+
+def test_labels_without_names_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _shard(tmp_path / "x.tar", [0, 1])
+    train = {"root": _folder(tmp_path / "train", ["ant", "bee"]), "images": 2}
+    val = {"dataset": "wds/", "root": tmp_path / "x.tar"}
+    data = st.load_data("", train=train, val=val, test={"root": train["root"]})
+    assert data.class_names == ("ant", "bee")
+    assert "val split does not name its classes, but the train split does" in _said(capsys)
+
+
+def test_a_prefix_that_nobody_knows(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no data set 'sklearn/digit'"):
+        st.load_data("sklearn/digit", root=tmp_path)
 
 
 @pytest.mark.parametrize("name", ["tfds/mnist", "hfids/user/images"])
