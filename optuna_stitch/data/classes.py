@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from timm.data.readers.img_extensions import get_img_extensions
 from timm.utils.misc import natural_key
@@ -275,19 +276,25 @@ def read_class_map(path: Path, root: Path | None) -> tuple[str, ...]:
     return tuple(names)
 
 
-def names_of(dataset: object) -> tuple[str, ...] | None:
+def names_of(dataset: Any) -> tuple[str, ...] | None:
     """The classes that a data set names, in the order of its labels; None, if it does not.
 
     Args:
-        dataset: With ``class_names``, or ``classes`` as torchvision's data sets have them, or a
-            part of such a one.
+        dataset: With ``class_names``, or as torchvision and timm make them (``classes``, a
+            ``reader`` with ``class_to_idx``), or a part of such a one.
     """
     names = getattr(dataset, "class_names", None) or getattr(dataset, "classes", None)
     if isinstance(names, list | tuple) and names:
         # ImageNet's have several names each
         return tuple(", ".join(n) if isinstance(n, tuple) else str(n) for n in names)
-    inner = getattr(dataset, "dataset", None)  # of torch's Subset
-    return None if inner is None or names is not None else names_of(inner)
+    for attribute in ("class_to_idx", "class_name_to_idx"):
+        index = getattr(dataset, attribute, None)
+        if index and sorted(index.values()) == list(range(len(index))):
+            return tuple(sorted(index, key=index.__getitem__))
+    for attribute in ("reader", "dataset"):  # of timm's data sets, and of torch's Subset
+        if hasattr(dataset, attribute):
+            return names_of(getattr(dataset, attribute))
+    return None
 
 
 def check_same_classes(train: Sequence[str], split: str, names: Sequence[str]) -> None:
@@ -332,8 +339,9 @@ def shared_classes(
     Raises:
         DataError: If one is no class of the train split.
     """
-    numbers = [str(label) for label in range(len(train))]
-    if len(names) == len(train) and (mapped or sorted(names) == sorted(numbers)):
+    numbers = {str(label) for label in range(len(train))}
+    numbered = set(names) == numbers and not set(names) & set(train)
+    if len(names) == len(train) and (mapped or numbered):
         # other names of the same labels: said by the map, or folders named by the labels
         if set(names) == set(train):
             check_same_classes(train, split, names)

@@ -235,12 +235,7 @@ def _open(
             raise DataError(f"The {name} split has no `root`: say where its images are.")
         return _open_folders(name, dataset, _part(name, root, split), mapped)
     opened = _create(name, dataset, root, split=split)
-    reader = getattr(opened, "reader", opened)
-    names = names_of(opened)
-    index = getattr(reader, "class_to_idx", None)  # of a reader of timm's
-    if names is None and index and sorted(index.values()) == list(range(len(index))):
-        names = tuple(sorted(index, key=index.__getitem__))
-    return _named(Files(reader, names), mapped, name)
+    return _named(Files(getattr(opened, "reader", opened), names_of(opened)), mapped, name)
 
 
 def _open_folders(

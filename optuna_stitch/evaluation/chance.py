@@ -84,13 +84,19 @@ def check_parents(
 
     Raises:
         DataError: If a parent is no better than guessing, at the 1% level, or answers what is no
-            finite number.
+            finite number; or if the split has another number of classes.
 
     Example:
         >>> found = st.check_parents(supernetwork, data.val, stop=["b"])
         >>> found["b"].images, found["b"].quality > found["b"].guessing
         (200, True)
     """
+    names = names_of(split.dataset)
+    if names is not None and len(names) != supernetwork.classes:
+        raise DataError(
+            f"{supernetwork.a.name} and {supernetwork.b.name} tell {supernetwork.classes} classes "
+            f"apart, the {split.name} split has {len(names)}: labels would not mean the same."
+        )
     evaluator = Evaluator(supernetwork, split, ())
     subnetworks = [supernetwork.subnetwork(Genotype(side)) for side in SIDES]
     # answers to pixels are many
@@ -109,7 +115,6 @@ def check_parents(
             found[side] = agreement_of_pixels(guesses[side], labels, supernetwork.classes)
         else:
             found[side] = agreement_of_images(torch.cat(guesses[side]), torch.cat(labels))
-    names = names_of(split.dataset)
     words = unit_of(quality_metric(segments=supernetwork.segments)).words
     parents = {"a": supernetwork.a, "b": supernetwork.b}
     said = {

@@ -169,6 +169,13 @@ def test_answers_that_are_no_numbers() -> None:
         st.check_parents(_pair(broken), _split())
 
 
+def test_another_number_of_classes() -> None:
+    split = _split()
+    split.dataset.class_names = NAMES[:4]  # type: ignore[attr-defined]
+    with pytest.raises(DataError, match="tell 5 classes apart, the val split has 4"):
+        st.check_parents(_pair(Reader()), split)
+
+
 def test_guesses_seldom_pass_and_weak_networks_do() -> None:
     draw = torch.Generator().manual_seed(0)
     labels = torch.randint(10, (300,), generator=draw)
