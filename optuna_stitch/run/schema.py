@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from optuna_stitch.evaluation.settings import EvaluationSettings, LatencySettings
 from optuna_stitch.models.recipe import Recipe
@@ -61,16 +61,12 @@ class ParentsConfig(_Section):
     check: bool = True
 
 
-# of the user, whose home folder may be written `~`
-_OwnPath = Annotated[Path, AfterValidator(Path.expanduser)]
-
-
 class SplitConfig(_Section):
     """What differs for one split from the data set's own settings."""
 
     dataset: str | None = None
-    root: _OwnPath | None = None
-    class_map: _OwnPath | None = None
+    root: Path | None = None
+    class_map: Path | None = None
     split: str | None = None
     images: int | None = Field(None, gt=0)
 
@@ -79,8 +75,8 @@ class DataConfig(_Section):
     """Images; see `load_data`."""
 
     dataset: str = "sklearn/digits"
-    root: _OwnPath | None = None
-    class_map: _OwnPath | None = None
+    root: Path | None = None
+    class_map: Path | None = None
     train: SplitConfig = SplitConfig()
     val: SplitConfig = SplitConfig()
     test: SplitConfig = SplitConfig()

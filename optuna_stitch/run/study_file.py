@@ -121,18 +121,21 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _with_absolute_paths(study_file: StudyFile, folder: Path) -> StudyFile:
+    def absolute(path: Path | str) -> Path:
+        return folder / Path(path).expanduser()
+
     data = study_file.data
     for section in (data, data.train, data.val, data.test):
         for name in ("root", "class_map"):
             if getattr(section, name) is not None:
-                setattr(section, name, folder / getattr(section, name))
+                setattr(section, name, absolute(getattr(section, name)))
     if study_file.study.start.front_of is not None:
-        study_file.study.start.front_of = folder / study_file.study.start.front_of
+        study_file.study.start.front_of = absolute(study_file.study.start.front_of)
     for parent in (study_file.parents.a, study_file.parents.b, *study_file.report.baselines):
         if parent.checkpoint is not None:
-            parent.checkpoint = folder / parent.checkpoint
+            parent.checkpoint = absolute(parent.checkpoint)
         if parent.network.endswith(PROGRAM):
-            parent.network = str(folder / parent.network)
+            parent.network = str(absolute(parent.network))
     return study_file
 
 
