@@ -3,6 +3,7 @@ from .data.load import load_data as load_data
 from .data.view import View as View
 from .diagram.drawing import draw_pair as draw_pair
 from .diagram.drawing import draw_subnetwork as draw_subnetwork
+from .evaluation.chance import check_parents as check_parents
 from .evaluation.evaluator import Evaluator as Evaluator
 from .evaluation.metrics import Cost as Cost
 from .evaluation.metrics import ImageMetric as ImageMetric

@@ -11,6 +11,7 @@ st.train_parent(a, data.train, st.Recipe(epochs=6, learning_rate=4e-3, seed=1))
 st.train_parent(b, data.train, st.Recipe(epochs=12, learning_rate=4e-3, seed=1))
 
 supernetwork = st.stitch(a, b)
+st.check_parents(supernetwork, data.val)  # stops where one of them only guesses
 supernetwork.fit(data.train)
 
 objective = st.Objective(supernetwork, data.val, metrics=["accuracy", "macs"])

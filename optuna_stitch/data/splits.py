@@ -18,7 +18,8 @@ from torch import Tensor
 
 from optuna_stitch.data.view import View
 from optuna_stitch.utils.device import free_memory
-from optuna_stitch.utils.errors import DataError
+from optuna_stitch.utils.errors import DataError, ImageError, first_line
+from optuna_stitch.utils.progress import console
 
 # Pixels are kept in memory up to this many bytes per view, beyond it in a temporary file.
 IN_MEMORY = 1 << 30
@@ -27,6 +28,10 @@ IN_MEMORY = 1 << 30
 _DEVICE_SHARE = 1 / 4
 
 CPU = torch.device("cpu")
+
+# PIL's modes of more than 8 bits, and the largest value of 16.
+_DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
+_WHITE = 65535
 
 
 class ImageDataset(Protocol):
@@ -88,6 +93,7 @@ class Split:
         default_factory=dict, init=False, repr=False
     )
     _targets: Tensor = field(default_factory=lambda: torch.empty(0), init=False, repr=False)
+    _said: set[str] = field(default_factory=set, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -106,7 +112,9 @@ class Split:
         """
         if images is None or images >= len(self):
             return self
-        return Split(self.name, self.dataset, self.indices[:images], self.source)
+        taken = Split(self.name, self.dataset, self.indices[:images], self.source)
+        taken._said = self._said
+        return taken
 
     @property
     def targets(self) -> Tensor:
@@ -190,22 +198,76 @@ class Split:
         return some.to(device, non_blocking=True)
 
     def read(self, position: int) -> tuple[Image.Image, int | Image.Image]:
-        """One image as it is stored, and its label.
+        """One image as it is stored, in at most 8 bits a channel, and its label.
 
         Args:
             position: Its position in the split.
 
         Raises:
-            DataError: If it does not decode.
+            ImageError: If it does not decode.
+            DataError: If it or its label is of a wrong kind.
+        """
+        try:
+            image, target = self.dataset[self.indices[position]]
+            for part in (image, target):
+                if isinstance(part, Image.Image):
+                    part.load()  # some data sets leave that for later
+        except DataError:
+            raise
+        except Exception as error:  # decoders raise many kinds, SyntaxError among them
+            raise self._cannot(position, "be read", error) from error
+        if not isinstance(image, Image.Image):
+            raise DataError(
+                f"The {self.name} split's data set gives {type(image).__name__} for an image; it "
+                "must give PIL images, without a transform."
+            )
+        return self._eight_bits(image, position), target
+
+    def _cannot(self, position: int, what: str, error: Exception) -> ImageError:
+        return ImageError(
+            f"{_capital(self.place_of(position))} of the {self.name} split ({self.source}) cannot "
+            f"{what}: {first_line(error)}. Repair it, or leave such images out with "
+            "`unreadable: skip`."
+        )
+
+    def place_of(self, position: int) -> str:
+        """Where an image comes from, for people.
+
+        Args:
+            position: Its position in the split.
         """
         index = self.indices[position]
-        try:
-            return self.dataset[index]
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"Image {index} of the {self.name} split ({self.source}) cannot be read: {error}. "
-                "Repair it, or leave such images out with `unreadable: skip`."
-            ) from error
+        filename = getattr(self.dataset, "filename", None)
+        samples = getattr(self.dataset, "samples", None)  # torchvision's folders
+        if filename is not None:
+            return str(filename(index))
+        return f"image {index}" if samples is None else str(samples[index][0])
+
+    def _eight_bits(self, image: Image.Image, position: int) -> Image.Image:
+        """Scale an image of 16 bits, which PIL would cut off at 255: white, nearly everywhere.
+
+        Values up to 255 are taken for 8 bits that somebody kept in 16, as PIL does.
+        """
+        if image.mode not in _DEEP:
+            return image
+        values = np.asarray(image)
+        low, high = (float(bound) for bound in (values.min(), values.max()))
+        if image.mode == "F" or low < 0 or high > _WHITE:
+            raise ImageError(
+                f"{_capital(self.place_of(position))} of the {self.name} split has values from "
+                f"{low:g} to {high:g} (PIL's mode {image.mode}), of which nobody knows what is "
+                "white. Save it with 8 or 16 bits a channel, or leave such images out with "
+                "`unreadable: skip`."
+            )
+        if high > 255 and image.mode not in self._said:
+            console.print(
+                f"The {self.name} split has images of 16 bits, such as {self.place_of(position)}; "
+                f"those with values above 255 are scaled to 8 bits ({_WHITE:,} is white).",
+                highlight=False,
+            )
+            self._said.add(image.mode)
+        scale = 255 / _WHITE if high > 255 else 1
+        return Image.fromarray(np.rint(values * scale).astype(np.uint8))
 
     def _decode(self, views: Sequence[View]) -> None:
         """Decode and transform all images for the views that have no pixels yet."""
@@ -219,7 +281,10 @@ class Split:
         for position in range(len(self)):
             image, target = self.read(position)
             for place, (view, transform) in enumerate(zip(missing, transforms, strict=True)):
-                seen = transform(image.convert(view.mode))
+                try:
+                    seen = transform(image.convert(view.mode))
+                except Exception as error:  # of a mode that PIL does not convert, or no size
+                    raise self._cannot(position, "be shown to a network", error) from error
                 pixels[place][position] = view.pixels(seen).numpy()
                 if isinstance(target, Image.Image):
                     if position == 0:
@@ -232,6 +297,10 @@ class Split:
             self._masks.update(zip(missing, masks, strict=True))
         else:
             self._targets = torch.tensor(labels)
+
+
+def _capital(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}" if text.startswith("image ") else text
 
 
 def _array(shape: tuple[int, ...]) -> NDArray[Any]:

@@ -249,6 +249,18 @@ def calibration_error(logits: Tensor, targets: Tensor) -> Tensor:
     return multiclass_calibration_error(logits, targets, num_classes=logits.shape[1])
 
 
+def balanced_accuracy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Accuracy by class, averaged over the classes that occur: each counts alike.
+
+    Args:
+        logits: ``(N, classes)``.
+        targets: Labels, ``(N,)``.
+    """
+    counts = targets.bincount(minlength=logits.shape[1])
+    right = targets[accuracy(logits, targets)].bincount(minlength=logits.shape[1])
+    return (right[counts > 0].double() / counts[counts > 0]).mean()
+
+
 def _mean_iou(classes: int) -> torchmetrics.Metric:
     """Intersection over union, averaged over classes."""
     from torchmetrics.classification import MulticlassJaccardIndex
@@ -263,20 +275,34 @@ def _pixel_accuracy(classes: int) -> torchmetrics.Metric:
     return MulticlassAccuracy(classes, average="micro", ignore_index=VOID)
 
 
-def mean_iou_of(confusions: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Intersection over union, averaged over the classes that occur.
+def class_iou_of(confusions: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Intersection over union by class; NaN of those that do not occur.
 
     Args:
         confusions: Matrices ``(..., classes, classes)``, label by row and answer by column.
 
     Returns:
-        ``(...,)``.
+        ``(..., classes)``.
     """
     both = np.diagonal(confusions, axis1=-2, axis2=-1)
     either = confusions.sum(axis=-1) + confusions.sum(axis=-2) - both
-    occurs = either > 0
-    ratios = np.divide(both, either, out=np.zeros_like(either), where=occurs)
-    means: NDArray[np.float64] = ratios.sum(axis=-1) / np.maximum(occurs.sum(axis=-1), 1)
+    nowhere = np.full_like(either, np.nan)
+    ratios: NDArray[np.float64] = np.divide(both, either, out=nowhere, where=either > 0)
+    return ratios
+
+
+def mean_iou_of(confusions: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Intersection over union, averaged over the classes that occur.
+
+    Args:
+        confusions: As for `class_iou_of`.
+
+    Returns:
+        ``(...,)``.
+    """
+    ratios = class_iou_of(confusions)
+    occur = (~np.isnan(ratios)).sum(axis=-1)
+    means: NDArray[np.float64] = np.nansum(ratios, axis=-1) / np.maximum(occur, 1)
     return means
 
 
@@ -284,7 +310,7 @@ def pixel_accuracy_of(confusions: NDArray[np.float64]) -> NDArray[np.float64]:
     """Share of pixels whose largest logit is the label's.
 
     Args:
-        confusions: As for `mean_iou_of`.
+        confusions: As for `class_iou_of`.
 
     Returns:
         ``(...,)``.
@@ -310,6 +336,7 @@ METRICS: dict[str, AnyMetric] = {
         ImageMetric(
             "agreement", accuracy, reference=Genotype("ensemble"), unit=_share("agreement")
         ),
+        Metric("balanced_accuracy", balanced_accuracy, unit=_share("balanced accuracy")),
         ImageMetric("cross_entropy", cross_entropy, "minimize"),
         Metric(
             "calibration_error", calibration_error, "minimize", unit=_share("calibration error")

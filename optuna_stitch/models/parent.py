@@ -22,11 +22,14 @@ from optuna_stitch.models.zoo import (
     create_module,
     derived_arguments,
     own_view,
+    random_head,
     resolve_network,
     source_of,
     torchvision_weights,
 )
 from optuna_stitch.utils.device import resolve_device
+from optuna_stitch.utils.errors import CheckpointError
+from optuna_stitch.utils.progress import console
 
 
 @dataclass
@@ -171,6 +174,11 @@ def load_parent(
             asked = arguments.pop("weights", None)
             weights = torchvision_weights(network, asked, file)
             pretrained = pretrained or (weights is not None and file is None)
+        other = random_head(network, arguments) if pretrained and file is None else None
+        if other is not None:
+            if source == "torchvision":  # refuses it, in other words
+                raise CheckpointError(f"{other} Take all classes, and train another head.")
+            console.print(f"{other} Train it before you stitch.", highlight=False)
         module = create_module(architecture, arguments, pretrained=pretrained, weights=weights)
         if source == "torchvision" and pretrained:
             arguments |= derived_arguments(module)

@@ -175,6 +175,24 @@ def timm_config(network: str) -> Any:
     return timm.models.resolve_pretrained_cfg(network, config)
 
 
+def random_head(network: str, model_args: Mapping[str, Any]) -> str | None:
+    """A sentence, where pretrained weights would come with a head that is not trained.
+
+    Args:
+        network: A name of a zoo's.
+        model_args: Arguments for the architecture.
+    """
+    wanted = model_args.get("num_classes")
+    if not wanted:  # as the weights have them, or no head at all
+        return None
+    check_network(network)
+    outputs = zoo_outputs(network)
+    if outputs is None or outputs == wanted:
+        return None
+    have = f"tell {outputs} classes apart, not {wanted}" if outputs else "have no classifier"
+    return f"The pretrained weights of {network} {have}: its last layer would be random."
+
+
 def create_module(
     network: str, model_args: Mapping[str, Any], *, pretrained: bool = False, weights: Any = None
 ) -> nn.Module:

@@ -108,7 +108,8 @@ def _how_to_read(front: Front) -> list[str]:
         f"stitches that are switched on and matter. *vs* columns are differences in {words}, in "
         "points, against each baseline, of the cascades against the most expensive one that costs "
         f"no more; a star marks those that a paired test on the same images ({test}, corrected by "
-        "Holm for all comparisons of this report) tells from chance at the 5% level.",
+        "Holm for all comparisons of this report) tells from chance at the 5% level. How good "
+        "each network is at each class is in `classes.csv`.",
         "",
     ]
     if front.has_cascades:

@@ -6,11 +6,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from torch import Tensor
 
-from optuna_stitch.evaluation.accumulator import PairedResult
-from optuna_stitch.evaluation.metrics import Unit, unit_of
+from optuna_stitch.evaluation.accumulator import Confusions, PairedResult
+from optuna_stitch.evaluation.metrics import Unit, class_iou_of, unit_of
 from optuna_stitch.report.significance import Interval
 from optuna_stitch.stitching.genotype import Output
 from optuna_stitch.stitching.subnetwork import Subnetwork
@@ -297,3 +299,35 @@ class Entries:
         guesses = {e.name: e.guesses.numpy() for e in self.entries if e.guesses is not None}
         index = pd.Index(self.indices, name="image")
         return pd.DataFrame({"label": self.targets.numpy(), **guesses}, index=index)
+
+    def by_class(self, class_names: Sequence[str] | None = None) -> pd.DataFrame:
+        """Quality by class on the test split; the mean of a column is the balanced accuracy.
+
+        Args:
+            class_names: In the order of the labels, where they are known.
+
+        Returns:
+            A row per class that occurs, by its ``label``: the ``class``, the number of ``images``
+            (of ``pixels``, where those are labelled), and for each network the accuracy, or the
+            intersection over union, of which the mean is the mean IoU.
+        """
+        columns: dict[str, NDArray[np.float64]] = {}
+        if self.targets is not None:
+            what, labels = "images", self.targets
+            counts = labels.bincount().double().numpy()
+            for entry in self.entries:
+                if entry.guesses is not None:
+                    right = labels[entry.guesses == labels].bincount(minlength=len(counts))
+                    columns[entry.name] = right.numpy() / counts.clip(1)
+        else:
+            what, counts = "pixels", np.zeros(0)
+            for entry in self.entries:
+                if isinstance(entry.result, Confusions):
+                    confusions = entry.result.matrices.sum(axis=0)
+                    counts = confusions.sum(axis=1)
+                    columns[entry.name] = class_iou_of(confusions)
+        named = class_names or [str(label) for label in range(len(counts))]
+        table = pd.DataFrame({"class": named[: len(counts)], what: counts.astype(int), **columns})
+        table.index.name = "label"
+        occurs = table[list(columns)].notna().any(axis=1) if what == "pixels" else table[what] > 0
+        return table[occurs]

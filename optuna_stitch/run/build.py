@@ -8,15 +8,19 @@ from typing import Any
 
 import pandas as pd
 
+from optuna_stitch.data.datasets import NOISE
 from optuna_stitch.data.load import Data
+from optuna_stitch.evaluation.chance import check_parents
 from optuna_stitch.evaluation.stitch_quality import StitchQuality, best_stitches, measure_stitches
 from optuna_stitch.models.parent import Parent, load_parent
 from optuna_stitch.models.train import train_parent
+from optuna_stitch.models.zoo import random_head
 from optuna_stitch.report.plots import write_stitch_quality
 from optuna_stitch.run.schema import KeepConfig, ParentConfig, StudyFile
+from optuna_stitch.stitching.genotype import Side
 from optuna_stitch.stitching.supernetwork import Supernetwork, stitch
 from optuna_stitch.utils.distributed import barrier, rank
-from optuna_stitch.utils.errors import DataError, MatchError
+from optuna_stitch.utils.errors import CheckpointError, DataError, MatchError
 from optuna_stitch.utils.files import write_text
 
 
@@ -37,7 +41,8 @@ def build(
         The supernetwork with the stitches that are kept.
 
     Raises:
-        DataError: If the parents tell other classes apart than the data set has.
+        DataError: If the parents tell other classes apart than the data set has, or one is no
+            better than guessing.
         MatchError: If no stitch is kept.
     """
     parents = study_file.parents
@@ -58,6 +63,7 @@ def build(
             f"{study_file.data.dataset!r} has {data.classes}. Give parents trained on it, or a "
             "`class_map`."
         )
+    check_parents(supernetwork, data.val.take(study_file.keep.images), stop=_trained(study_file))
     fits = supernetwork.fit(data.train, study_file.fit, show_progress_bar=show_progress_bar)
     if study_file.tune is not None:
         tuned = supernetwork.tune(
@@ -77,6 +83,22 @@ def build(
         supernetwork.save(folder)
     barrier()
     return supernetwork
+
+
+def _trained(study_file: StudyFile) -> list[Side]:
+    """The parents that must be better than guessing: those whose weights come from elsewhere.
+
+    What a study file trains itself, or leaves random, is as it says; and noise teaches nothing.
+    """
+    parents = study_file.parents
+    if not parents.check or study_file.data.dataset.startswith(NOISE):
+        return []
+    configs: dict[Side, ParentConfig] = {"a": parents.a, "b": parents.b}
+    return [
+        side
+        for side, config in configs.items()
+        if config.train is None and not config.random_weights
+    ]
 
 
 def read_stitch_quality(folder: Path) -> list[StitchQuality]:
@@ -102,6 +124,13 @@ def make_parent(config: ParentConfig, data: Data, *, show_progress_bar: bool = F
         CheckpointError: If weights are missing, broken, or those of another network.
     """
     arguments = dict(config.model_args)
+    if config.pretrained:
+        other = random_head(config.network, arguments)
+        if other is not None:
+            raise CheckpointError(
+                f"{other} Give weights that were trained on your classes as `checkpoint`, or "
+                "train from nothing with `train: {...}`."
+            )
     if config.train is not None:
         arguments.setdefault("num_classes", data.classes)
     parent = load_parent(

@@ -50,6 +50,7 @@ def write_results(run: RunFolder, front: Front) -> dict[str, go.Figure]:
     folder, supernetwork, data = run.folder, run.supernetwork, run.data
     title = f"{run.name}: {supernetwork.a.name} × {supernetwork.b.name}"
     write_text(folder / "front.csv", front.table().to_csv(index=False))
+    write_text(folder / "classes.csv", front.by_class(data.class_names).to_csv())
     predictions = front.predictions()
     if predictions is not None:
         write_text(folder / "predictions.csv", predictions.to_csv())

@@ -54,10 +54,11 @@ class ParentConfig(_Section):
 
 
 class ParentsConfig(_Section):
-    """The two networks to stitch."""
+    """The two networks to stitch; ``check``: whether each must be better than guessing."""
 
     a: ParentConfig
     b: ParentConfig
+    check: bool = True
 
 
 class SplitConfig(_Section):

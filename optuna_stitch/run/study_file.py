@@ -17,6 +17,7 @@ from optuna_stitch.utils.files import LOCAL, PROGRAM
 
 # What may change while a run goes on; anything else makes it another run.
 _CHANGEABLE = {
+    "parents.check",
     "study.trials",
     "study.batch",
     "study.grace",

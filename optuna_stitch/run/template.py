@@ -11,7 +11,7 @@ import timm
 import torchvision
 import yaml
 
-from optuna_stitch.data.load import load_data
+from optuna_stitch.data.classes import ImageTree
 from optuna_stitch.models.zoo import (
     TORCHVISION,
     check_network,
@@ -114,11 +114,16 @@ class _Images:
     root: str
     count: int
     classes: int
+    ordered: bool
+    """Whether the folders alone say which label is which."""
 
     @staticmethod
     def found(data: Path, folder: Path) -> _Images:
-        some = load_data("", root=data, train={"images": 1}, val={"images": 1})
-        return _Images(_relative(data, folder), len(some.train.dataset), some.classes)
+        tree = ImageTree.read(data)
+        tree.check()
+        ordered = not tree.is_ambiguous and not tree.empty
+        count = sum(tree.images.values())
+        return _Images(_relative(data, folder), count, len(tree.classes), ordered)
 
 
 def _agreed(outputs: dict[str, int | None]) -> int | None:
@@ -241,13 +246,14 @@ def _folder(images: _Images | None, classes: int | None) -> _Rows:
         (f"  train: {{images: {count}}}", "stitches are fitted on these"),
         (f"  val: {{images: {count}}}", "the search sees these"),
         ("  test: {}", "all others; only the report sees these"),
-        *_more_data(),
+        *_more_data(mapped=images is not None and not images.ordered),
     ]
 
 
-def _more_data() -> _Rows:
+def _more_data(*, mapped: bool = False) -> _Rows:
+    says = "names of the folders, in the order of the labels"
     return [
-        ("  # class_map: classes.txt", "names of the folders, in the order of the labels"),
+        (f"  {'' if mapped else '# '}class_map: classes.txt", says),
         ("  # unreadable: skip", "leaves out images that do not decode"),
         ("  # seed: 1", "which images are taken"),
     ]

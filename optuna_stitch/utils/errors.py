@@ -50,6 +50,10 @@ class DataError(OptunaStitchError):
     """A data set is missing, too small, or does not fit the parents."""
 
 
+class ImageError(DataError):
+    """An image does not decode."""
+
+
 class FitError(OptunaStitchError):
     """A stitch cannot be fitted on the features it is given."""
 

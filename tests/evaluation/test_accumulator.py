@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor
 
 import optuna_stitch as st
@@ -22,6 +23,7 @@ from optuna_stitch.evaluation.metrics import (
     LearnedMetric,
     StreamedMetric,
     accuracy,
+    balanced_accuracy,
     calibration_error,
     cross_entropy,
     resolve_metrics,
@@ -70,6 +72,15 @@ def test_figures_are_those_of_all_answers_at_once(answers: tuple[Tensor, Tensor]
     kinds = [type(result) for result in accumulator.results().values()]
     assert kinds == [Hits, Scores, Logits]
     assert accumulator.guesses is None  # not asked for
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+def test_balanced_accuracy_is_that_of_scikit_learn(answers: tuple[Tensor, Tensor]) -> None:
+    logits, targets = answers
+    for labels in (targets, targets.where(targets > 1, torch.tensor(CLASSES - 1))):
+        found = balanced_accuracy(logits, labels)
+        assert float(found) == pytest.approx(balanced_accuracy_score(labels, logits.argmax(1)))
+    assert float(balanced_accuracy(torch.eye(3)[[0, 0, 0, 0]], torch.tensor([0, 0, 0, 2]))) == 0.5
 
 
 def test_what_single_images_say_is_known_after_every_batch(answers: tuple[Tensor, Tensor]) -> None:

@@ -36,6 +36,7 @@ study:
 # What a run leaves in its folder.
 PRODUCTS = {
     "artifacts",
+    "classes.csv",
     "fit.csv",
     "fit.png",
     "front.csv",

@@ -12,6 +12,7 @@ import torch
 from optuna.trial import TrialState
 from PIL import Image
 from rich.console import Console
+from sklearn.metrics import balanced_accuracy_score
 from torch.nn import functional as F
 
 import optuna_stitch as st
@@ -371,6 +372,19 @@ def test_images_that_change(front: st.Front, data: st.Data, shown: Split, tmp_pa
     path = tmp_path / "some.png"
     write_gained(front, entry, places, shown, path, class_names=data.class_names)
     assert path.stat().st_size > 1000
+
+
+def test_accuracy_by_class(front: st.Front, data: st.Data, shown: Split) -> None:
+    table = front.by_class(data.class_names)
+    assert table["class"].tolist() == list(data.class_names or ())
+    assert table["images"].sum() == len(shown)
+    predictions = front.predictions()
+    assert predictions is not None
+    for entry in front.entries:
+        right = predictions[entry.name] == predictions["label"]
+        assert table[entry.name].tolist() == right.groupby(predictions["label"]).mean().tolist()
+        balanced = balanced_accuracy_score(predictions["label"], predictions[entry.name])
+        assert table[entry.name].mean() == pytest.approx(balanced)
 
 
 def test_without_complete_trials(objective: st.Objective, shown: Split) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import optuna
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -61,7 +62,11 @@ def test_mean_iou_from_confusions_is_torchmetrics(
     evaluator = st.Evaluator(supernetwork, noise.val, names, kernels="plain")
     subnetworks = [supernetwork.subnetwork({"output": output}) for output in ("a", "ensemble")]
     on_test = FrontEvaluator(supernetwork, noise.val, resolve_metrics(names))
-    for subnetwork, entry in zip(subnetworks, on_test.evaluate(subnetworks), strict=True):
+    entries = on_test.evaluate(subnetworks)
+    table = st.Front(entries, names[:1], pd.DataFrame(), len(noise.val)).by_class()
+    assert table["pixels"].sum() == 12 * 64 * 64
+    for subnetwork, entry in zip(subnetworks, entries, strict=True):
+        assert table[entry.name].mean() == pytest.approx(entry.quality)
         figures = evaluator.evaluate([subnetwork])[0].figures
         assert entry.test == pytest.approx(figures, abs=1e-6)
         found = entry.result
