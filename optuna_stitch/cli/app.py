@@ -15,6 +15,7 @@ from rich.markup import escape
 
 from optuna_stitch.cli.networks import init, inspect, zoo
 from optuna_stitch.cli.options import (
+    DeviceOption,
     FolderOption,
     StudyArgument,
     check_study_file,
@@ -80,17 +81,22 @@ def main() -> None:
 
 
 @app.command()
-def run(study: StudyArgument, folder: FolderOption = None, smoke: SmokeOption = False) -> None:
+def run(
+    study: StudyArgument,
+    folder: FolderOption = None,
+    smoke: SmokeOption = False,
+    device: DeviceOption = None,
+) -> None:
     """Build, search and report; after an interruption, go on where it was."""
     with _resumable():
-        started = start_run(study, folder, smoke=smoke)
+        started = start_run(study, folder, smoke=smoke, device=device)
         started.build(show_progress_bar=True)
         started.search(show_progress_bar=True)
         _show(started, started.report(show_progress_bar=True))
 
 
 @app.command()
-def build(study: StudyArgument, folder: FolderOption = None) -> None:
+def build(study: StudyArgument, folder: FolderOption = None, device: DeviceOption = None) -> None:
     """Load or train the parents, match them, fit the stitches, save the supernetwork.
 
     Several processes share the images under
@@ -103,7 +109,7 @@ def build(study: StudyArgument, folder: FolderOption = None) -> None:
     with _resumable(), process_group():
         if rank() > 0:
             barrier()  # the first one makes the folder
-        started = start_run(study, folder)
+        started = start_run(study, folder, device=device)
         if rank() == 0:
             barrier()
         supernetwork = started.build(show_progress_bar=rank() == 0)
@@ -131,6 +137,7 @@ def search(
         Optional[int],  # noqa: UP045
         typer.Option(help="Trials evaluated together; the study file's number, if absent.", min=1),
     ] = None,
+    device: DeviceOption = None,
 ) -> None:
     """Search for subnetworks, building first where that was not done.
 
@@ -138,7 +145,7 @@ def search(
     work on the same study. One that joins fetches the supernetwork from the artifact store.
     """
     with _resumable():
-        started = start_run(study, folder)
+        started = start_run(study, folder, device=device)
         found = started.search(n_trials=trials, batch=batch, show_progress_bar=True)
     finished = sum(trial.state.is_finished() for trial in found.get_trials(deepcopy=False))
     Console().print(
@@ -150,10 +157,10 @@ def search(
 
 
 @app.command()
-def report(study: StudyArgument, folder: FolderOption = None) -> None:
+def report(study: StudyArgument, folder: FolderOption = None, device: DeviceOption = None) -> None:
     """Evaluate the front on the test split and write the report."""
     with _resumable():
-        opened = open_run(study, folder)
+        opened = open_run(study, folder, device=device)
         _show(opened, opened.report(show_progress_bar=True))
 
 

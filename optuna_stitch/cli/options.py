@@ -42,26 +42,42 @@ FolderOption = Annotated[
 ]
 
 
-def start_run(study: Path, folder: Path | None, *, smoke: bool = False) -> Run:
+DeviceOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--device",
+        help="Where to compute: auto, cpu, cuda, cuda:1, mps or xpu; as the study file says, if "
+        "absent.",
+    ),
+]
+
+
+def start_run(
+    study: Path, folder: Path | None, *, smoke: bool = False, device: str | None = None
+) -> Run:
     """Begin the run of a study file, or go on with it or with the run of a folder.
 
     Args:
         study: Either of them.
         folder: Where the run is kept, if not in its usual place.
         smoke: Whether to try the study file out; see `Run.start`.
+        device: Where to compute, in place of what the study file says.
     """
     run = _import_run(study)
-    return run.open(study) if study.is_dir() else run.start(study, folder, smoke=smoke)
+    if study.is_dir():
+        return run.open(study, device=device)
+    return run.start(study, folder, smoke=smoke, device=device)
 
 
-def open_run(study: Path, folder: Path | None) -> Run:
+def open_run(study: Path, folder: Path | None, *, device: str | None = None) -> Run:
     """Open a run to read it; see `Run.open`.
 
     Args:
         study: Its folder, or its study file.
         folder: Where the run is kept, if not in its usual place.
+        device: Where to compute, in place of what the study file says.
     """
-    return _import_run(study).open(study, folder)
+    return _import_run(study).open(study, folder, device=device)
 
 
 def check_study_file(study: Path) -> None:

@@ -12,7 +12,13 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from optuna_stitch.cli.options import FolderOption, StudyArgument, open_run, user_path
+from optuna_stitch.cli.options import (
+    DeviceOption,
+    FolderOption,
+    StudyArgument,
+    open_run,
+    user_path,
+)
 from optuna_stitch.utils.progress import console
 
 # Commands import what they need themselves: torch and timm take seconds, which the help should
@@ -53,9 +59,10 @@ def export(
         bool, typer.Option("--public", help="Make a new repository public.")
     ] = False,
     folder: FolderOption = None,
+    device: DeviceOption = None,
 ) -> None:
     """Export one trial's network, to be loaded without this package, with its model card."""
-    written = open_run(study, folder).export(
+    written = open_run(study, folder, device=device).export(
         trial,
         to,
         formats=[choice.value for choice in formats or [FormatChoice.python]],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from optuna_stitch.evaluation.activation_cache import Reuse
-from optuna_stitch.evaluation.kernels import Folding
+from optuna_stitch.evaluation.kernels import Folding, kernels_on, memory_on, precision
 from optuna_stitch.evaluation.settings import Kernels
 from optuna_stitch.stitching.program import Program, shared_program
 from optuna_stitch.stitching.subnetwork import Subnetwork
@@ -100,20 +100,23 @@ class Engine:
     Args:
         supergraph: The computation of the supernetwork whose subnetworks run.
         kernels: How operations are computed.
-        memory: GiB that the values of a plan may take; a plan over it is divided.
+        memory: GiB that the values of a plan may take; a plan over it is divided. What there is,
+            if None.
         batch_size: Images per batch.
 
     Attributes:
+        kernels: As given; what ``auto`` is on the supernetwork's device.
+        memory: Likewise.
         batch_size: As given.
         at_once: Images that run at once; halved where memory runs out.
     """
 
     def __init__(
-        self, supergraph: Supergraph, kernels: Kernels, memory: float, batch_size: int
+        self, supergraph: Supergraph, kernels: Kernels, memory: float | None, batch_size: int
     ) -> None:
         self.supergraph = supergraph
-        self.kernels = kernels
-        self.memory = memory
+        self.kernels = kernels_on(supergraph.device, kernels)
+        self.memory = memory_on(supergraph.device, memory)
         self.batch_size = self.at_once = batch_size
         self._fold = Folding(supergraph)
 
@@ -186,7 +189,7 @@ class Engine:
         while True:
             pieces = range(0, len(images[0]), self.at_once)
             try:
-                with self._precision():
+                with precision(self.supergraph.device, self.kernels):
                     answers = [
                         program.run(
                             self._laid_out(view[start : start + self.at_once] for view in images),
@@ -226,7 +229,7 @@ class Engine:
         """
         wanted, program.outputs = program.outputs, [output]
         try:
-            with self._precision():
+            with precision(self.supergraph.device, self.kernels):
                 for step, value in program.values(self._laid_out(images), given):
                     if program.reads[step] and not is_finite(value):
                         return program.operations[step].name
@@ -239,11 +242,6 @@ class Engine:
             return list(images)
         layout = self.supergraph.memory_format
         return [image.contiguous(memory_format=layout) for image in images]
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        if self.kernels == "bfloat16":
-            return torch.autocast(self.supergraph.device.type, torch.bfloat16)
-        return nullcontext()
 
 
 def is_finite(value: Any) -> bool:

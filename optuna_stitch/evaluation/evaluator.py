@@ -111,7 +111,7 @@ class Evaluator:
                 result_cache,
                 supergraph.content_hash(),
                 split.fingerprint,
-                settings.kernels,
+                self._engine.kernels,
                 cascades=settings.cascades,
             )
             if result_cache is not None

@@ -5,14 +5,18 @@
 - ``fast``: convolutions read channels last, and a BatchNorm behind a convolution becomes part of
   its weights. What comes out differs from ``plain`` by rounding, and is the same bit for bit
   whether a subnetwork runs alone or with others.
-- ``bfloat16``: as ``fast``, with convolutions and matrix products in 16 bits. Figures move by
-  what 8 bits of mantissa lose.
+- ``float16``, ``bfloat16``: as ``fast``, with convolutions and matrix products in 16 bits.
+  Figures move by what 11 and 8 bits of mantissa lose.
+
+On a GPU all but ``plain`` may round the factors of products to TF32.
 """
 
 from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -20,8 +24,72 @@ from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from optuna_stitch.evaluation.settings import Kernels
 from optuna_stitch.stitching.program import Program
 from optuna_stitch.stitching.supergraph import Supergraph
+from optuna_stitch.utils.device import free_memory
+
+# GiB for the values of a plan on the processor.
+_MEMORY = 4.0
+
+# The share of an accelerator's free memory that they take there.
+_SHARE = 0.8
+
+_SIXTEEN_BITS: dict[Kernels, torch.dtype] = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+
+def kernels_on(device: torch.device, kernels: Kernels) -> Kernels:
+    """What ``auto`` is on a device.
+
+    Args:
+        device: Where it is computed.
+        kernels: As asked for.
+    """
+    if kernels != "auto":
+        return kernels
+    return "fast" if device.type == "cpu" else "float16"
+
+
+def memory_on(device: torch.device, memory: float | None) -> float:
+    """GiB for the values of a plan on a device.
+
+    Args:
+        device: Where it is computed.
+        memory: As asked for.
+    """
+    if memory is not None:
+        return memory
+    free = free_memory(device)
+    return _MEMORY if free is None else _SHARE * free / 2**30
+
+
+@contextmanager
+def precision(device: torch.device, kernels: Kernels) -> Iterator[None]:
+    """Let operations be computed as exactly as kernels say.
+
+    Args:
+        device: Where.
+        kernels: Any but ``auto``.
+    """
+    with ExitStack() as stack:
+        if device.type == "cuda":
+            exact = kernels == "plain"
+            # from torch 2.9 on by name
+            named = hasattr(torch.backends.cuda.matmul, "fp32_precision")
+            cudnn: Any = torch.backends.cudnn
+            owners: list[Any] = [torch.backends.cuda.matmul, cudnn.conv if named else cudnn]
+            name = "fp32_precision" if named else "allow_tf32"
+            value: Any = ("ieee" if exact else "tf32") if named else not exact
+            for owner in owners:
+                stack.callback(setattr, owner, name, getattr(owner, name))
+                setattr(owner, name, value)
+        if kernels in _SIXTEEN_BITS:
+            stack.enter_context(torch.autocast(device.type, _SIXTEEN_BITS[kernels]))
+        yield
+
 
 # Others may change their weights as they run, or do more than normalize.
 _CONVOLUTIONS = (nn.Conv2d, Conv2dSame)

@@ -9,7 +9,7 @@ from pydantic import Field
 from optuna_stitch.stitching.settings import Confidence
 from optuna_stitch.utils.settings import Settings
 
-Kernels = Literal["plain", "fast", "bfloat16"]
+Kernels = Literal["auto", "plain", "fast", "float16", "bfloat16"]
 KERNELS: tuple[Kernels, ...] = get_args(Kernels)
 
 
@@ -68,21 +68,22 @@ class EvaluationSettings(Settings):
     Args:
         batch_size: Images per batch; if None, 50, or fewer where features are large.
         kernels: ``plain`` computes as the extracted module does, bit for bit; ``fast`` is equal
-            up to rounding, ``bfloat16`` less exact.
+            up to rounding, ``float16`` and ``bfloat16`` are less exact. ``auto`` is ``fast`` on
+            the processor and ``float16`` on an accelerator.
         memory: GiB for the values that are alive at once; what needs more runs one part after
-            the other.
+            the other. If None, 4 on the processor, and most of what is free on an accelerator.
         racing: If given, subnetworks that cannot join the front of those judged so far are
             stopped early. It takes one metric that says right or wrong of every image, and costs.
         cascades: How cascades decide and answer.
 
     Example:
-        >>> st.Evaluator(supernetwork, data.val, kernels="plain").settings.memory
-        4.0
+        >>> st.Evaluator(supernetwork, data.val, kernels="plain").settings.kernels
+        'plain'
     """
 
     batch_size: int | None = Field(None, gt=0)
-    kernels: Kernels = "fast"
-    memory: float = Field(4.0, gt=0)
+    kernels: Kernels = "auto"
+    memory: float | None = Field(None, gt=0)
     racing: Racing | None = None
     cascades: CascadeSettings = CascadeSettings()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from optuna_stitch.data.view import View
 from optuna_stitch.models.capture import TRACED_BATCH
+from optuna_stitch.models.graph import move
 from optuna_stitch.stitching.program import Operation
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supergraph import node_operation
@@ -101,7 +103,7 @@ def trace(subnetwork: Subnetwork, *, title: str = "A stitched network") -> Trace
         StudyError: If it is a cascade without an exit.
     """
     operations = subnetwork.supergraph.operations
-    extracted: Any = subnetwork.extract()
+    extracted: Any = _on_processor(subnetwork)
     views = {
         name: subnetwork.supergraph.views[operations[place].number]
         for place, name in _names_of_images(subnetwork).items()
@@ -122,6 +124,18 @@ def trace(subnetwork: Subnetwork, *, title: str = "A stitched network") -> Trace
         _stage(extracted.rest, rest, subnetwork, tuple(handed)),
     ]
     return Traced(subnetwork, title, extracted, traced, views)
+
+
+def _on_processor(subnetwork: Subnetwork) -> nn.Module:
+    """A subnetwork's module, of whose weights there is a copy where they are elsewhere."""
+    module = subnetwork.extract()
+    if subnetwork.supergraph.device.type == "cpu":
+        return module
+    module = copy.deepcopy(module)
+    for part in module.modules():
+        if isinstance(part, fx.GraphModule):
+            move(part, torch.device("cpu"))
+    return module
 
 
 def zeros(views: Mapping[str, View], count: int = TRACED_BATCH) -> tuple[Tensor, ...]:

@@ -85,18 +85,19 @@ class Parent:
         return self
 
     def graph(self) -> NetworkGraph:
-        """Capture the network, which has to be on the processor.
-
-        The first time, both are compared on a few random images.
+        """Capture the network; the first time, compare both on a few random images.
 
         Raises:
             CaptureError: If it cannot be captured, or its graph would give other answers.
         """
-        shape = self.view.input_size
+        shape, device = self.view.input_size, self.device
+        self.to("cpu")  # what is measured of a graph is the same for every device
         graph = capture_graph(self.module, shape, self.name, output=self.output)
         if not self._checked:
             check_capture(self.module, graph.module, shape, self.name, self.output)
             self._checked = True
+        self.to(device)
+        graph.to(device)
         return graph
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from optuna_stitch.data.datasets import NOISE
 from optuna_stitch.data.load import Data
@@ -25,7 +26,12 @@ from optuna_stitch.utils.files import write_text
 
 
 def build(
-    study_file: StudyFile, data: Data, folder: Path, *, show_progress_bar: bool = False
+    study_file: StudyFile,
+    data: Data,
+    folder: Path,
+    device: torch.device,
+    *,
+    show_progress_bar: bool = False,
 ) -> Supernetwork:
     """Load or train the parents, match them, fit, tune and measure the stitches, and save all.
 
@@ -35,6 +41,7 @@ def build(
         study_file: What to do.
         data: Its images.
         folder: Where to write the supernetwork and what is known of its stitches.
+        device: Where to compute.
         show_progress_bar: Whether to show progress bars.
 
     Returns:
@@ -46,8 +53,8 @@ def build(
         MatchError: If no stitch is kept.
     """
     parents = study_file.parents
-    a = make_parent(parents.a, data, show_progress_bar=show_progress_bar)
-    b = make_parent(parents.b, data, show_progress_bar=show_progress_bar)
+    a = make_parent(parents.a, data, device, show_progress_bar=show_progress_bar)
+    b = make_parent(parents.b, data, device, show_progress_bar=show_progress_bar)
     stitching = study_file.stitching
     similar_on = stitching.similarity_images
     supernetwork = stitch(
@@ -111,12 +118,15 @@ def read_stitch_quality(folder: Path) -> list[StitchQuality]:
     return [StitchQuality(**row) for row in rows]
 
 
-def make_parent(config: ParentConfig, data: Data, *, show_progress_bar: bool = False) -> Parent:
+def make_parent(
+    config: ParentConfig, data: Data, device: torch.device, *, show_progress_bar: bool = False
+) -> Parent:
     """Load a network as a study file says, or train it.
 
     Args:
         config: What it says.
         data: The images to train on.
+        device: Where it shall be.
         show_progress_bar: Whether to show a progress bar.
 
     Raises:
@@ -144,7 +154,7 @@ def make_parent(config: ParentConfig, data: Data, *, show_progress_bar: bool = F
         interpolation=config.interpolation,
         crop_pct=config.crop_pct,
         output=config.output,
-    )
+    ).to(device)
     if config.train is not None:
         train_parent(parent, data.train, config.train, show_progress_bar=show_progress_bar)
     return parent

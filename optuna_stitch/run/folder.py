@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import optuna
+import torch
 
 from optuna_stitch.data.load import Data, load_data
 from optuna_stitch.evaluation.stitch_quality import StitchQuality
@@ -24,8 +25,10 @@ from optuna_stitch.stitching.supernetwork import Supernetwork
 from optuna_stitch.storage.artifacts import download_files, open_artifact_store
 from optuna_stitch.storage.buffered import BufferedStorage
 from optuna_stitch.storage.open import open_storage
+from optuna_stitch.utils.device import device_name, resolve_device
 from optuna_stitch.utils.errors import ArtifactError, RunError, StudyNotFoundError
 from optuna_stitch.utils.files import is_writable, write_text
+from optuna_stitch.utils.progress import console
 
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
@@ -91,6 +94,18 @@ class RunFolder:
         write_text(self.folder / COPY, dump_study_file(filled))
 
     @cached_property
+    def device(self) -> torch.device:
+        """Where everything is computed.
+
+        Raises:
+            ConfigError: If this machine has no such device.
+        """
+        device = resolve_device(self.study_file.device)
+        if device.type != "cpu":
+            console.print(f"Computing on {device_name(device)}.", highlight=False)
+        return device
+
+    @cached_property
     def data(self) -> Data:
         """The three splits.
 
@@ -153,7 +168,7 @@ class RunFolder:
                     f"{self.folder} has no supernetwork yet; run `optuna-stitch build "
                     f"{self._called}` first."
                 )
-            self._supernetwork = Supernetwork.load(self.folder)
+            self._supernetwork = Supernetwork.load(self.folder).to(self.device)
         return self._supernetwork
 
     def _fetch(self) -> bool:
@@ -194,7 +209,8 @@ class RunFolder:
         study = self.study  # before a supernetwork is fetched
         # without a database for results, into which it would write
         objective = make_objective(self.study_file, self.supernetwork, self.data.val, self.folder)
-        others = [make_parent(other, self.data) for other in self.study_file.report.baselines]
+        baselines = self.study_file.report.baselines
+        others = [make_parent(other, self.data, self.device) for other in baselines]
         return evaluate_front(
             study,
             objective,

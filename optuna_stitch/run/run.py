@@ -67,7 +67,11 @@ class Run(RunFolder):
 
     @staticmethod
     def start(
-        study_file: str | Path, folder: str | Path | None = None, *, smoke: bool = False
+        study_file: str | Path,
+        folder: str | Path | None = None,
+        *,
+        smoke: bool = False,
+        device: str | None = None,
     ) -> Run:
         """Begin the run of a study file, or go on with it.
 
@@ -75,23 +79,28 @@ class Run(RunFolder):
             study_file: Path of the study file.
             folder: Where the run is kept; ``runs/<name of the file>`` if None.
             smoke: Whether to try the file out, with random weights and images; see `smoke_test`.
+            device: Where to compute, in place of what the study file says; see `resolve_device`.
 
         Raises:
-            ConfigError: If the study file is wrong.
+            ConfigError: If the study file is wrong, or there is no such device.
             RunError: If the folder belongs to another study file, or is read-only.
         """
-        run = Run._of_file(Path(study_file).expanduser(), folder, smoke)
+        run = Run._of_file(Path(study_file).expanduser(), folder, smoke)._on(device)
+        _ = run.device  # before anything is made
         run.check_writable()
         run.write_study_file()
         return run
 
     @staticmethod
-    def open(run: str | Path, folder: str | Path | None = None) -> Run:
+    def open(
+        run: str | Path, folder: str | Path | None = None, *, device: str | None = None
+    ) -> Run:
         """Open a run to read it; nothing is written.
 
         Args:
             run: The run's folder, or the path of its study file.
             folder: Where the run of a study file is kept; ``runs/<name of the file>`` if None.
+            device: As for `start`.
 
         Raises:
             ConfigError: If the study file is wrong.
@@ -99,10 +108,16 @@ class Run(RunFolder):
         """
         path = Path(run).expanduser()
         if path.is_file():
-            return Run._of_file(path, folder, smoke=False)
+            return Run._of_file(path, folder, smoke=False)._on(device)
         if not (path / COPY).is_file():
             raise RunError(f"{path} is no run: it has no {COPY}. Start with a study file.")
-        return Run(load_study_file(path / COPY), path)
+        return Run(load_study_file(path / COPY), path)._on(device)
+
+    def _on(self, device: str | None) -> Run:
+        """The same run, on another device than the study file says."""
+        if device is not None:
+            self.study_file.device = device
+        return self
 
     @staticmethod
     def _of_file(path: Path, folder: str | Path | None, smoke: bool) -> Run:
@@ -153,7 +168,11 @@ class Run(RunFolder):
         if is_saved(self.folder) or self._fetch():
             return self.supernetwork
         self._supernetwork = build(
-            self.study_file, self.data, self.folder, show_progress_bar=show_progress_bar
+            self.study_file,
+            self.data,
+            self.folder,
+            self.device,
+            show_progress_bar=show_progress_bar,
         )
         return self._supernetwork
 

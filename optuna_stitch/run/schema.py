@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from optuna_stitch.evaluation.settings import EvaluationSettings, LatencySettings
 from optuna_stitch.models.recipe import Recipe
 from optuna_stitch.stitching.genotype import OUTPUTS, Output
 from optuna_stitch.stitching.settings import FitSettings, PointKind, Tuning
 from optuna_stitch.utils.files import PROGRAM
+
+# How devices may be called, as torch calls them.
+DEVICES = r"auto|cpu|(cuda|mps|xpu)(:\d+)?"
 
 
 class _Section(BaseModel):
@@ -170,8 +174,9 @@ class ReportConfig(_Section):
 
 
 class StudyFile(_Section):
-    """All of a study file."""
+    """All of a study file; ``device``: where everything is computed, see `resolve_device`."""
 
+    device: str = "auto"
     parents: ParentsConfig
     data: DataConfig = DataConfig()
     stitching: StitchingConfig = StitchingConfig()
@@ -181,6 +186,14 @@ class StudyFile(_Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     study: StudyConfig = StudyConfig()
     report: ReportConfig = ReportConfig()
+
+    @field_validator("device")
+    @classmethod
+    def _known(cls, device: str) -> str:
+        """Refuse what is no device anywhere; whether this machine has it is seen when it runs."""
+        if not re.fullmatch(DEVICES, device):
+            raise ValueError("choose auto, cpu, cuda, cuda:1, mps or xpu")
+        return device
 
     @model_validator(mode="after")
     def _one_seed(self) -> StudyFile:

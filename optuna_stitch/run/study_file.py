@@ -18,6 +18,7 @@ from optuna_stitch.utils.files import LOCAL, PROGRAM
 # What may change while a run goes on; anything else makes it another run.
 _CHANGEABLE = {
     "parents.check",
+    "device",
     "study.trials",
     "study.batch",
     "study.grace",
@@ -43,6 +44,9 @@ def check_same_study(new: StudyFile, old: StudyFile, path: Path, folder: Path) -
         RunError: If they differ in what may not change while a run goes on.
     """
     before, after = flatten(old), flatten(new)
+    for said in (before, after):  # what ``auto`` was called before there were devices
+        if said["evaluation.kernels"] == "fast":
+            said["evaluation.kernels"] = "auto"
     differing = sorted(
         key
         for key in {*before, *after} - _CHANGEABLE

@@ -107,7 +107,7 @@ def named_weights(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
     """
     return {
         # a copy each, since tied weights may not share memory in a safetensors file
-        f"{part}.{key}": value.detach().clone().contiguous()
+        f"{part}.{key}": value.detach().clone().contiguous().cpu()
         for part, module in modules.items()
         for key, value in module.state_dict().items()
     }

@@ -321,7 +321,7 @@ class Supernetwork:
         calibration = self.calibration
         if calibration is not None:
             pixels = calibration.pixels
-            weights |= {f"calibration.{view}": images for view, images in enumerate(pixels)}
+            weights |= {f"calibration.{view}": some.cpu() for view, some in enumerate(pixels)}
         description = {
             "content": self.content_hash(),
             "parents": {side: describe_parent(parent) for side, parent in parents.items()},

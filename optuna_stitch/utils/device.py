@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from optuna_stitch.utils.errors import ConfigError
@@ -27,7 +29,11 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
     """
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if str(name) == "auto":
-        return _numbered(found) if found is not None else torch.device("cpu")
+        if found is None:
+            return torch.device("cpu")
+        # of several processes that ``torchrun`` started, each has its own
+        own = int(os.environ.get("LOCAL_RANK", "0"))
+        return torch.device(found.type, own % torch.accelerator.device_count())
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -49,7 +55,7 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
             f"The device {str(name)!r} is not there: this machine has {count} of them, "
             f"{device.type}:0 to {device.type}:{count - 1}."
         )
-    return _numbered(device)
+    return torch.device(device.type, device.index or 0)
 
 
 def device_name(device: torch.device) -> str:
@@ -89,10 +95,6 @@ def synchronize(device: torch.device) -> None:
     """
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
-
-
-def _numbered(device: torch.device) -> torch.device:
-    return torch.device(device.type, device.index or 0)
 
 
 def _why_not(kind: str) -> str:

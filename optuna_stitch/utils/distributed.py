@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -14,12 +15,12 @@ from torch import Tensor
 def process_group() -> Iterator[None]:
     """Join the other processes where ``torchrun`` started several; else do nothing.
 
-    They talk through gloo: all sums are on the CPU.
+    They talk through gloo, and on GPUs through nccl.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
-    dist.init_process_group("gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield
     finally:
@@ -40,7 +41,7 @@ def all_reduce(tensors: Sequence[Tensor]) -> None:
     """Replace every tensor, in place, by its sum over all processes.
 
     Args:
-        tensors: On the CPU; of the same shapes and in the same order in every process.
+        tensors: On one device; of the same shapes and in the same order in every process.
     """
     if world_size() == 1:
         return

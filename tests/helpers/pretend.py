@@ -73,7 +73,10 @@ class OnDevice(Tensor):
         return f"OnDevice({self.value!r})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OnDevice:
-        return OnDevice(self.value.clone(), self.requires_grad)
+        twin = OnDevice(self.value.clone(), self.requires_grad)
+        if getattr(self, "_is_param", False):  # by which torch tells parameters of other classes
+            twin._is_param = True  # type: ignore[attr-defined]
+        return twin
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -155,6 +158,8 @@ def accelerator(gigabytes: float = 8.0) -> Iterator[torch.device]:
         mock.patch("torch.cuda.mem_get_info", return_value=(free, free)),
         mock.patch("torch.cuda.memory_reserved", return_value=0),
         mock.patch("torch.cuda.memory_allocated", return_value=0),
+        mock.patch("torch.cuda.get_rng_state"),
+        mock.patch("torch.cuda.set_rng_state"),
         mock.patch("torch.cuda.get_device_name", return_value="a GPU that is not there"),
         mock.patch("torch.Tensor.pin_memory", lambda tensor: tensor),
         torch.backends.cudnn.flags(enabled=False),  # whose kernels are for GPUs alone
