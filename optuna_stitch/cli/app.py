@@ -21,6 +21,7 @@ from optuna_stitch.cli.options import (
     check_study_file,
     open_run,
     start_run,
+    worker_count,
 )
 from optuna_stitch.cli.results import compare, export
 from optuna_stitch.utils.errors import OptunaStitchError
@@ -138,6 +139,14 @@ def search(
         typer.Option(help="Trials evaluated together; the study file's number, if absent.", min=1),
     ] = None,
     device: DeviceOption = None,
+    workers: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="Worker processes on this machine: a number, or auto for one per accelerator, or "
+            "per four cores; one in this process, if absent.",
+            metavar="N|auto",
+        ),
+    ] = None,
 ) -> None:
     """Search for subnetworks, building first where that was not done.
 
@@ -146,7 +155,12 @@ def search(
     """
     with _resumable():
         started = start_run(study, folder, device=device)
-        found = started.search(n_trials=trials, batch=batch, show_progress_bar=True)
+        found = started.search(
+            n_trials=trials,
+            batch=batch,
+            workers=worker_count(workers),
+            show_progress_bar=True,
+        )
     finished = sum(trial.state.is_finished() for trial in found.get_trials(deepcopy=False))
     Console().print(
         f"{finished} trials; next: optuna-stitch report {shlex.quote(str(started.folder))}",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Literal, Optional
 
 import typer
 
 from optuna_stitch.run.study_file import load_study_file
+from optuna_stitch.utils.errors import ConfigError
 from optuna_stitch.utils.progress import console
 
 if TYPE_CHECKING:
@@ -50,6 +51,19 @@ DeviceOption = Annotated[
         "absent.",
     ),
 ]
+
+
+def worker_count(value: str | None) -> int | Literal["auto"] | None:
+    """How many workers are asked for.
+
+    Args:
+        value: What was given.
+    """
+    if value is None or value == "auto":
+        return value  # type: ignore[return-value]
+    if not (value.isdecimal() and int(value) > 0):
+        raise ConfigError(f"`--workers {value}` is neither auto nor a number from 1.")
+    return int(value)
 
 
 def start_run(

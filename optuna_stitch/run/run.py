@@ -18,6 +18,7 @@ from optuna_stitch.run.report import export_command, write_results
 from optuna_stitch.run.schema import StudyFile, smoke_test
 from optuna_stitch.run.search import LATENCY, known_genotypes, make_objective, sampler_for
 from optuna_stitch.run.study_file import check_same_study, load_study_file
+from optuna_stitch.run.workers import Workers, search_together
 from optuna_stitch.search.objective import resolve_constraints
 from optuna_stitch.search.samplers.by_name import check_sampler, make_sampler
 from optuna_stitch.search.study import create_study
@@ -181,6 +182,7 @@ class Run(RunFolder):
         *,
         n_trials: int | None = None,
         batch: int | None = None,
+        workers: Workers | None = None,
         show_progress_bar: bool = False,
     ) -> optuna.Study:
         """Search until the study has as many trials as its file says; build first, if need be.
@@ -188,13 +190,26 @@ class Run(RunFolder):
         Args:
             n_trials: How many trials this worker adds; up to the study file's number, if None.
             batch: How many trials are evaluated together; the study file's number, if None.
+            workers: If given, so many processes search, each on its own accelerator or with its
+                share of the cores; ``auto`` for as many as this machine is good for.
             show_progress_bar: Whether to show a progress bar.
 
         Raises:
             StudyError: If the storage fails, or the study was made for another supernetwork.
-            RunError: If there is no study whose front the search shall start from.
+            RunError: If there is no study whose front the search shall start from, or a worker
+                process fails.
         """
         supernetwork = self.build(show_progress_bar=show_progress_bar)
+        if workers is not None:
+            self._supernetwork = None  # its place on a device is theirs
+            search_together(
+                self,
+                workers,
+                n_trials=n_trials,
+                batch=batch,
+                show_progress_bar=show_progress_bar,
+            )
+            return self.study
         config, storage = self.study_file.study, self.storage
         cache = self.study_file.evaluation.remember
         objective = make_objective(

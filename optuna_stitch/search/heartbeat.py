@@ -92,6 +92,13 @@ class Heartbeat:
         """Names of all workers that are alive, this one included."""
         return self._alive_in(self._study.user_attrs)
 
+    def here(self) -> int:
+        """How many workers of this machine are alive, this one included."""
+        own = machine_name()
+        attrs = self._study.user_attrs
+        alive = self._alive_in(attrs)
+        return max(1, [attrs[_BEAT_OF + name].get("machine") for name in alive].count(own))
+
     def _alive_in(self, attrs: dict[str, Any]) -> list[str]:
         """Names of the workers whose beats, among the attributes of a study, are alive."""
         return [

@@ -6,11 +6,12 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import moocore
 import numpy as np
 import optuna
+import torch
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BruteForceSampler, GridSampler
@@ -32,6 +33,7 @@ from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.storage.buffered import buffered_storage
 from optuna_stitch.storage.retry import is_storage_error, is_transient, reason, way_out
 from optuna_stitch.utils.errors import StudyError
+from optuna_stitch.utils.machine import usable_cores
 from optuna_stitch.utils.progress import console, progress_bar
 
 # After so many batches in which every trial failed, more would fail too.
@@ -85,6 +87,7 @@ def optimize(
     """
     if n_trials is None and until is None:
         raise ValueError("Say how long to search: n_trials, until, or both.")
+    threads = torch.get_num_threads()
     try:
         with Heartbeat(study, grace=grace) as worker, _stoppable(study) as stop:
             search = _Search(study, objective, worker, stop)
@@ -97,6 +100,8 @@ def optimize(
             f"The storage failed during the search: {reason(error)}. "
             + way_out(error, "Finished trials are kept; run the same command again to go on.")
         ) from error
+    finally:
+        torch.set_num_threads(threads)
 
 
 @dataclass
@@ -111,6 +116,8 @@ class _Search:
     fruitless: int = 0
     lost: int = 0
     """Trials of the batch that others finished, who took this worker for dead."""
+    threads: int = field(default_factory=torch.get_num_threads)
+    """Threads of this process at its start."""
 
     def go(
         self, n_trials: int | None, until: int | None, batch: int, show_progress_bar: bool
@@ -136,6 +143,7 @@ class _Search:
                         f"propose: the search ends after {done}."
                     )
                     return
+                torch.set_num_threads(self._share())
                 running = self._release(trials)
                 left = [n_trials - self.finished] if n_trials is not None else []
                 left += [until - done - running] if until is not None else []
@@ -157,6 +165,13 @@ class _Search:
                         "the first operation that does so; see whether the parents' weights are "
                         "whole."
                     )
+
+    def _share(self) -> int:
+        """How many threads are this worker's, of the cores that workers here have together.
+
+        More threads than cores wait for each other: one that is descheduled stalls the others.
+        """
+        return max(1, min(self.threads, usable_cores() // self.worker.here()))
 
     def _release(self, trials: Sequence[FrozenTrial]) -> int:
         """Enqueue again what dead workers left; returns how many trials others still run."""

@@ -139,11 +139,12 @@ def _inner(value: Any) -> Any:
 
 
 @contextmanager
-def accelerator(gigabytes: float = 8.0) -> Iterator[torch.device]:
-    """A machine that has an accelerator, for a while.
+def accelerator(gigabytes: float = 8.0, count: int = 1) -> Iterator[torch.device]:
+    """A machine that has accelerators, for a while; the first one can be used.
 
     Args:
         gigabytes: Its free memory.
+        count: How many there are.
     """
     before = torch._C._only_lift_cpu_tensors()
     swap = torch.__future__.get_overwrite_module_params_on_conversion()
@@ -151,7 +152,7 @@ def accelerator(gigabytes: float = 8.0) -> Iterator[torch.device]:
     with (
         mock.patch("torch.accelerator.is_available", return_value=True),
         mock.patch("torch.accelerator.current_accelerator", return_value=torch.device("cuda")),
-        mock.patch("torch.accelerator.device_count", return_value=1),
+        mock.patch("torch.accelerator.device_count", return_value=count),
         mock.patch("torch.accelerator.synchronize"),
         # an optimizer asks it
         mock.patch("torch.accelerator.current_stream", return_value=mock.Mock(**_NO_GRAPH)),

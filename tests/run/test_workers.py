@@ -1,0 +1,125 @@
+"""Several worker processes that one command starts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from optuna_stitch.run.workers import devices_of
+from optuna_stitch.search.heartbeat import Heartbeat
+from optuna_stitch.utils.machine import usable_cores
+from tests.helpers.commands import call
+from tests.helpers.pretend import accelerator
+from tests.helpers.runs import TINY, complete, study_of
+
+
+def _wait(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 240
+    while not condition():
+        assert process.poll() is None, process.stderr and process.stderr.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def _finished() -> int:
+    try:
+        return len(complete(study_of()))
+    except Exception:  # not there yet
+        return 0
+
+
+def _pids() -> list[int]:
+    beats = (v for k, v in study_of().user_attrs.items() if k.startswith("worker:"))
+    return [beat["pid"] for beat in beats if "pid" in beat]
+
+
+def _start(built_once: Path, trials: int, *options: str) -> subprocess.Popen[bytes]:
+    Path("tiny.yaml").write_text(TINY.replace("trials: 12", f"trials: {trials}"))
+    shutil.copytree(built_once, "runs/tiny")
+    command = [sys.executable, "-m", "optuna_stitch", "search", "tiny.yaml", "--workers", "2"]
+    return subprocess.Popen([*command, *options], stderr=subprocess.PIPE, start_new_session=True)
+
+
+@pytest.mark.slow
+def test_one_that_is_killed_is_started_again(workplace: Path, built_once: Path) -> None:
+    process = _start(built_once, 200)
+    _wait(lambda: _finished() > 20, process)
+    os.kill(_pids()[0], signal.SIGKILL)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said.decode()
+    assert b"was killed by signal 9, as the system does where memory runs out" in said
+    assert len(complete(study_of())) >= 200
+    states = {trial.state for trial in study_of().trials}
+    assert TrialState.RUNNING not in states
+
+
+@pytest.mark.slow
+def test_they_end_together_on_an_interruption(workplace: Path, built_once: Path) -> None:
+    process = _start(built_once, 100_000)
+    _wait(lambda: _finished() > 20 and len(_pids()) == 2, process)
+    pids = _pids()
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said.decode()
+    assert b"Interrupted. Run the same command again" in said
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    assert not study_of().get_trials(states=(TrialState.RUNNING,))
+
+
+@pytest.mark.slow
+def test_what_fails_in_a_worker_ends_all(workplace: Path, built_once: Path) -> None:
+    """Each finds out by itself that the image folder has gone."""
+    process = _start(built_once, 12, "--device", "cpu")
+    Path("runs/tiny/supernetwork.safetensors").write_bytes(b"broken")
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 2, said.decode()
+    assert b"Error:" in said
+    assert b"Traceback" not in said
+
+
+def test_a_number_of_workers(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for wrong in ("0", "many", "-1"):
+        assert call("search", "tiny.yaml", f"--workers={wrong}") == 2
+        assert "is neither auto nor a number from 1" in capsys.readouterr().err
+    assert devices_of(3, "cpu") == ["cpu"] * 3
+    assert len(devices_of("auto", "cpu")) == max(1, usable_cores() // 4)
+    with accelerator(count=3):
+        assert devices_of("auto", "auto") == ["cuda:0", "cuda:1", "cuda:2"]
+        assert devices_of(4, "cuda") == ["cuda:0", "cuda:1", "cuda:2", "cuda:0"]
+        assert devices_of("auto", "cuda:1") == ["cuda:1"]
+
+
+def test_a_worker_knows_who_shares_its_cores() -> None:
+    study = optuna.create_study()
+    one, other = Heartbeat(study), Heartbeat(study)
+    assert one.here() == 1
+    with one, other:
+        study.set_user_attr("worker:elsewhere", {"beat": 1, "machine": "b", "pid": 1})
+        assert one.here() == 2
+    assert one.here() == 1
+
+
+def test_cores_are_those_that_the_container_may_use(tmp_path: Path) -> None:
+    free = usable_cores(tmp_path)
+    assert free >= 1
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert usable_cores(tmp_path) == free
+    (tmp_path / "cpu.max").write_text("100000 100000\n")
+    assert usable_cores(tmp_path) == 1
+    (tmp_path / "cpu.max").unlink()
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu/cpu.cfs_quota_us").write_text("50000\n")
+    (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000\n")
+    assert usable_cores(tmp_path) == 1
