@@ -98,6 +98,16 @@ def merge_adapters(
     return merged
 
 
+def innermost(module: nn.Module) -> nn.Module:
+    """The network inside of whatever was wrapped around it.
+
+    Args:
+        module: Any module.
+    """
+    inside = _inside(module)
+    return module if inside is None else innermost(inside)
+
+
 def hooks_of(module: nn.Module) -> list[str]:
     """Names of the hooks that run around a module's forward.
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from optuna_stitch.data.view import View, view_of
-from optuna_stitch.models.adopt import adopt_module, first_channels, merge_adapters
+from optuna_stitch.models.adopt import adopt_module, first_channels, innermost, merge_adapters
 from optuna_stitch.models.checkpoint import load_weights
 from optuna_stitch.models.faithful import answer_of, check_capture, random_images, tolerance
 from optuna_stitch.models.graph import NetworkGraph, capture_graph
@@ -78,7 +78,7 @@ class Parent:
 
 
 def load_parent(
-    network: str | nn.Module,
+    network: str | Path | nn.Module,
     *,
     pretrained: bool = False,
     checkpoint: str | Path | None = None,
@@ -139,9 +139,10 @@ def load_parent(
     weights: Any = None
     source: Source
     if isinstance(network, nn.Module):
-        name = name or type(network).__name__
+        name = name or type(innermost(network)).__name__
         architecture, source, module = name, "module", adopt_module(network, name)
     else:
+        network = str(network)
         if num_classes is not None:
             arguments["num_classes"] = num_classes
         check_network(network)
