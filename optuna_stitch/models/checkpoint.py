@@ -129,6 +129,9 @@ class _StandIn:
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
 
 class _DictStandIn:
     """The same for classes of dictionaries: torch puts items into plain ones only."""
@@ -162,7 +165,7 @@ def _read(checkpoint: Path) -> Any:
         named = ["argparse.Namespace"]
     kinds: dict[str, type] = dict.fromkeys(named, _StandIn)
     while True:
-        stand_ins: list[Any] = [(_stand_in(path, kind), path) for path, kind in kinds.items()]
+        stand_ins: list[Any] = [_stand_in(path, kind) for path, kind in kinds.items()]
         try:
             with torch.serialization.safe_globals(stand_ins):
                 return torch.load(checkpoint, map_location="cpu", weights_only=True)
