@@ -26,6 +26,7 @@ from optuna_stitch.models.zoo import (
     source_of,
     torchvision_weights,
 )
+from optuna_stitch.utils.errors import UnknownNetworkError
 
 
 @dataclass
@@ -141,6 +142,10 @@ def load_parent(
     if isinstance(network, nn.Module):
         name = name or type(innermost(network)).__name__
         architecture, source, module = name, "module", adopt_module(network, name)
+    elif isinstance(network, torch.export.ExportedProgram):
+        raise UnknownNetworkError(
+            "Save the exported program by `torch.export.save`, and give the path of its `.pt2`."
+        )
     else:
         network = str(network)
         if num_classes is not None:

@@ -281,6 +281,9 @@ def test_folders_of_timms(tmp_path: Path) -> None:
         st.load_parent(f"local-dir:{tmp_path / 'own'}", pretrained=True)
     with pytest.raises(UnknownNetworkError, match="`hf-hub:timm/resnet18`"):
         st.load_parent("timm/resnet18")
+    (tmp_path / "net.pth").touch()
+    with pytest.raises(UnknownNetworkError, match=r"is a file.*as `checkpoint`"):
+        st.load_parent(tmp_path / "net.pth")
 
 
 def test_study_files_name_folders_from_where_they_lie(tmp_path: Path) -> None:
