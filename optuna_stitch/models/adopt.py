@@ -85,11 +85,11 @@ def merge_adapters(
     Raises:
         CaptureError: If the merged network is another one.
     """
-    merge = getattr(copy.deepcopy(module), "merge_and_unload", None)
-    if merge is None:
+    if not hasattr(module, "merge_and_unload"):
         return module
     try:
-        merged: nn.Module = merge().eval()
+        copied: Any = copy.deepcopy(module)
+        merged: nn.Module = copied.merge_and_unload().eval()
         exact = same(module, merged)
     except Exception as error:  # adapters raise what they like
         raise CaptureError(

@@ -166,6 +166,8 @@ def load_parent(
         input_size = arguments.get("img_size")
     if isinstance(input_size, int):
         input_size = (channels or 3, input_size, input_size)
+    elif input_size is not None and len(input_size) == 2:  # as timm's `img_size` may be
+        input_size = (channels or 3, *input_size)
     fields: dict[str, Any] = {
         "channels": channels,
         "input_size": input_size,
