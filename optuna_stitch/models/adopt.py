@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from timm.utils import ModelEmaV2, ModelEmaV3
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
@@ -57,6 +59,11 @@ def adopt_module(module: nn.Module, name: str) -> nn.Module:
             "something other than tensors and settings."
         ) from error
     for path, part in list(copied.named_modules()):
+        if part.training and isinstance(part, (_BatchNorm, _DropoutNd)):
+            raise CaptureError(
+                f"{path} of {name} is in train mode even after `eval()`. A `train` method of its "
+                "own must pass the mode on."
+            )
         if path and (inside := _inside(part)) is not None:
             copied.set_submodule(path, inside)
     return _plain(copied, name)
@@ -78,11 +85,11 @@ def merge_adapters(
     Raises:
         CaptureError: If the merged network is another one.
     """
-    merge = getattr(copy.deepcopy(module), "merge_and_unload", None)
-    if merge is None:
+    if not hasattr(module, "merge_and_unload"):
         return module
     try:
-        merged: nn.Module = merge().eval()
+        copied: Any = copy.deepcopy(module)
+        merged: nn.Module = copied.merge_and_unload().eval()
         exact = same(module, merged)
     except Exception as error:  # adapters raise what they like
         raise CaptureError(
@@ -96,6 +103,16 @@ def merge_adapters(
         )
     console.print(f"{name}: its adapters are merged into its weights.", markup=False)
     return merged
+
+
+def innermost(module: nn.Module) -> nn.Module:
+    """The network inside of whatever was wrapped around it.
+
+    Args:
+        module: Any module.
+    """
+    inside = _inside(module)
+    return module if inside is None else innermost(inside)
 
 
 def hooks_of(module: nn.Module) -> list[str]:

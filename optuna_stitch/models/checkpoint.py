@@ -58,8 +58,9 @@ def load_weights(module: nn.Module, checkpoint: Path, name: str) -> nn.Module:
         if not sets:
             raise ValueError(f"it holds no state_dict, but {_kind(content)}")
     except Exception as error:  # each reader has exceptions of its own for a broken file
+        reason = first_line(error).partition(". In PyTorch")[0]  # how to unpickle nevertheless
         raise CheckpointError(
-            f"The checkpoint {checkpoint} for {name} cannot be read ({first_line(error)}). It "
+            f"The checkpoint {checkpoint} for {name} cannot be read ({reason}). It "
             "must be a safetensors file or hold a state_dict; save it again, as "
             "`torch.save(model.state_dict(), ...)`, or fetch it anew."
         ) from error
@@ -128,6 +129,9 @@ class _StandIn:
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
 
 class _DictStandIn:
     """The same for classes of dictionaries: torch puts items into plain ones only."""
@@ -161,7 +165,7 @@ def _read(checkpoint: Path) -> Any:
         named = ["argparse.Namespace"]
     kinds: dict[str, type] = dict.fromkeys(named, _StandIn)
     while True:
-        stand_ins: list[Any] = [(_stand_in(path, kind), path) for path, kind in kinds.items()]
+        stand_ins: list[Any] = [_stand_in(path, kind) for path, kind in kinds.items()]
         try:
             with torch.serialization.safe_globals(stand_ins):
                 return torch.load(checkpoint, map_location="cpu", weights_only=True)
@@ -169,7 +173,7 @@ def _read(checkpoint: Path) -> Any:
             filled = re.search(r"only (.*) but got <class '(.*)'>", str(error))
             if filled is None or kinds.get(filled[2]) is not _StandIn:
                 said = re.search(r"WeightsUnpickler error: (.*)", str(error))
-                raise ValueError(said[1] if said else first_line(error)) from error
+                raise ValueError(_short(said[1] if said else str(error))) from error
             kinds[filled[2]] = _ListStandIn if "list" in filled[1] else _DictStandIn
 
 
@@ -192,7 +196,7 @@ def _kind(content: Any) -> str:
     if isinstance(content, dict):
         kinds = [f"`{key}` ({type(value).__name__})" for key, value in content.items()]
         return f"the keys {_some(kinds)}" if kinds else "nothing"
-    return f"a {type(content).__qualname__}"
+    return f"an object of the class {type(content).__qualname__}"
 
 
 def _weight_sets(content: Any, keys: tuple[str, ...] = ()) -> Iterator[_Set]:
@@ -253,7 +257,7 @@ def _prefixes(weights: Iterable[str], expected: Mapping[str, Tensor]) -> dict[st
 
 def _fitting(sets: Iterable[_Set], module: nn.Module) -> list[_Set]:
     """The sets that are the weights of a network, all of them and no others."""
-    expected = module.state_dict()
+    expected = _tensors_of(module)
     found = []
     for one in sets:
         for prefix, count in _prefixes(one.weights, expected).items():
@@ -280,6 +284,11 @@ def _differences(
     unknown = [key for key in weights if key not in expected]
     other = [k for k, v in weights.items() if k in expected and v.shape != expected[k].shape]
     return missing, unknown, other
+
+
+def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """A network's tensors by name, without what else its parts keep in a state_dict."""
+    return {k: v for k, v in module.state_dict().items() if isinstance(v, Tensor)}
 
 
 def _memory(tensor: Tensor) -> tuple[int, torch.Size]:
@@ -317,7 +326,7 @@ def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 
 def _closest(sets: Iterable[_Set], module: nn.Module) -> _Set:
     """The set, without a prefix, that has most of a network's keys."""
-    expected = module.state_dict()
+    expected = _tensors_of(module)
     best, most = next(iter(sets)), 0
     for one in sets:
         for prefix, count in _prefixes(one.weights, expected).items():
@@ -328,7 +337,7 @@ def _closest(sets: Iterable[_Set], module: nn.Module) -> _Set:
 
 def _misfit(closest: _Set, module: nn.Module, content: Any, checkpoint: Path, name: str) -> str:
     """What does not fit, in a few lines, and what to do."""
-    expected, weights = module.state_dict(), closest.weights
+    expected, weights = _tensors_of(module), closest.weights
     missing, unknown, other = _differences(weights, expected)
     fitting = sum(key in weights and key not in other for key in expected)
     place = f" ({closest})" if str(closest) else ""
@@ -363,6 +372,8 @@ def _misfit(closest: _Set, module: nn.Module, content: Any, checkpoint: Path, na
         lines.append(f"Give `num_classes: {single[0][1]}` (in `model_args`), as the file has.")
     elif len(single) == 1 and single[0][0] == 1 and not missing and not unknown:
         lines.append(f"Give `in_chans: {single[0][1]}` (in `model_args`), as the file has.")
+    elif missing and fitting and not unknown and not other:
+        lines.append("The file has a part of the network only; give one with all of it.")
     else:
         lines.append("Check the name, `num_classes` and `model_args`.")
     return "\n".join(lines)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from optuna_stitch.data.view import View, view_of
-from optuna_stitch.models.adopt import adopt_module, first_channels, merge_adapters
+from optuna_stitch.models.adopt import adopt_module, first_channels, innermost, merge_adapters
 from optuna_stitch.models.checkpoint import load_weights
 from optuna_stitch.models.faithful import answer_of, check_capture, random_images, tolerance
 from optuna_stitch.models.graph import NetworkGraph, capture_graph
@@ -28,7 +28,7 @@ from optuna_stitch.models.zoo import (
     torchvision_weights,
 )
 from optuna_stitch.utils.device import resolve_device
-from optuna_stitch.utils.errors import CheckpointError
+from optuna_stitch.utils.errors import CheckpointError, UnknownNetworkError
 from optuna_stitch.utils.progress import console
 
 
@@ -102,7 +102,7 @@ class Parent:
 
 
 def load_parent(
-    network: str | nn.Module,
+    network: str | Path | nn.Module,
     *,
     pretrained: bool = False,
     checkpoint: str | Path | None = None,
@@ -163,9 +163,14 @@ def load_parent(
     weights: Any = None
     source: Source
     if isinstance(network, nn.Module):
-        name = name or type(network).__name__
+        name = name or type(innermost(network)).__name__
         architecture, source, module = name, "module", adopt_module(network, name)
+    elif isinstance(network, torch.export.ExportedProgram):
+        raise UnknownNetworkError(
+            "Save the exported program by `torch.export.save`, and give the path of its `.pt2`."
+        )
     else:
+        network = str(network)
         if num_classes is not None:
             arguments["num_classes"] = num_classes
         check_network(network)
@@ -189,6 +194,8 @@ def load_parent(
         input_size = arguments.get("img_size")
     if isinstance(input_size, int):
         input_size = (channels or 3, input_size, input_size)
+    elif input_size is not None and len(input_size) == 2:  # as timm's `img_size` may be
+        input_size = (channels or 3, *input_size)
     fields: dict[str, Any] = {
         "channels": channels,
         "input_size": input_size,

@@ -125,6 +125,11 @@ def check_network(network: str) -> None:
     known = timm.is_model(network)
     if source == "torchvision":
         known = network.removeprefix(TORCHVISION) in torchvision.models.list_models()
+    if not known and Path(network).is_file():
+        raise UnknownNetworkError(
+            f"{network} is a file, and no program of torch.export ({PROGRAM}). Name the "
+            "architecture as `network`, and the file as `checkpoint`."
+        )
     if not known:
         raise UnknownNetworkError(
             f"{source} knows no network named {network!r}.{nearest(network)}"

@@ -468,6 +468,12 @@ def stitch(
         )
     similarity = LinearCKA((a.view, b.view), similar_on) if similar_on is not None else None
     shapes = {side: graphs[side].costs[graphs[side].output.name].shape for side in SIDES}
+    for parent, shape in zip((a, b), shapes.values(), strict=True):
+        if shape is not None and len(shape) not in (2, 4):
+            raise MatchError(
+                f"{parent.name} returns {'×'.join(map(str, shape[1:]))} numbers for an image. "
+                "Logits are one for each class, or classes × height × width for pixels."
+            )
     if shapes["a"] != shapes["b"]:
         raise MatchError(
             f"{a.name} returns {_answer(shapes['a'])} and {b.name} {_answer(shapes['b'])}; both "

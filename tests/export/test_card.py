@@ -156,7 +156,7 @@ def test_a_card_of_networks_that_label_pixels(
     assert "| network | mean IoU | 95% interval | MACs | pixel_accuracy | parameters |" in card
     assert "| parent a | 95.00% | 93.0–96.0% | 1.000 M | 0.75 | 1,234 |" in card
     assert "the paired bootstrap on the same images" in card
-    assert 'image.convert("L" if cfg["input_size"][0] == 1 else "RGB")' in card
+    assert 'image.convert({1: "L", 4: "RGBA"}.get(cfg["input_size"][0], "RGB"))' in card
     assert 'for cfg in [one["pretrained_cfg"] for one in config["inputs"]]:' in card
     assert "class of every pixel" in card
     assert "network.pt2" not in card

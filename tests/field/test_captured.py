@@ -58,6 +58,21 @@ class _FrozenNoise(Tiny):
         return super().forward(x) + torch.randn(10)
 
 
+class _Stubborn(Tiny):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = nn.BatchNorm2d(8)
+
+    def train(self, mode: bool = True) -> _Stubborn:
+        return super().train(True)
+
+
+def _patched() -> nn.Module:
+    module = Tiny()
+    module.forward = lambda x: 3 * Tiny.forward(module, x)  # type: ignore[method-assign]
+    return module
+
+
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "dropout that forgets the mode": (
         lambda: with_head(lambda x: F.dropout(_mean(x), 0.5)),
@@ -90,6 +105,11 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: with_head(lambda x: F.adaptive_avg_pool2d(x, 1).squeeze()),
         "because of `squeeze`",
     ),
+    "a module that stays in train mode": (
+        lambda: _Stubborn(),
+        r"part of mine is in train mode even after `eval\(\)`",
+    ),
+    "a forward put on an object": (_patched, "other answers than the network"),
     "a hook on the outermost module": (lambda: _hooked(""), r"hook `_hooked.*lambda>`"),
     "a hook before it": (lambda: _hooked("", before=True), r"hook `_hooked.*lambda>`"),
 }

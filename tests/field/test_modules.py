@@ -103,6 +103,19 @@ def test_a_module_is_taken_out_of_its_wrapper(
     assert ("merged" in said) == (kind == "adapters")
 
 
+def test_a_module_of_a_distributed_run(tmp_path: Path, images: Tensor) -> None:
+    store = (tmp_path / "store").as_uri()
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    try:
+        module = nn.parallel.DistributedDataParallel(Tiny())
+        parent = st.load_parent(module, input_size=PIXELS)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert parent.name == "Tiny"  # after what is inside
+    with torch.no_grad():
+        assert torch.equal(parent.graph().module(images), module.module(images))
+
+
 def _hooked_wrapper() -> nn.Module:
     module = nn.DataParallel(Tiny())
     module.register_forward_hook(lambda _, __, x: 2 * x)

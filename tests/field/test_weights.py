@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import itertools
+import json
 import shutil
 from collections import defaultdict
 from collections.abc import Callable
@@ -17,7 +18,6 @@ import timm
 import torch
 import torchvision
 from safetensors.torch import save_file, save_model
-from timm.models import save_for_hf
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -174,7 +174,7 @@ class _Call:
 
 
 def test_nothing_is_unpickled(tmp_path: Path) -> None:
-    path = tmp_path / "net.pth"
+    path, allowed = tmp_path / "net.pth", torch.serialization.get_safe_globals()
     torch.save({"state_dict": WANTED, "mine": _Trap(tmp_path)}, path)
     assert _same(_taken(path), WANTED)
     for call in (_Call(eval, "1 + 1"), _Call(open, str(tmp_path / "sprung"), "w")):
@@ -182,7 +182,7 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=r"it names \S*(eval|open), which has no place"):
             _taken(path)
     assert not (tmp_path / "sprung").exists()
-    assert not any(isinstance(known, tuple) for known in torch.serialization.get_safe_globals())
+    assert torch.serialization.get_safe_globals() == allowed
 
 
 def test_a_file_without_weights_is_told_by_what_it_holds(tmp_path: Path) -> None:
@@ -257,14 +257,19 @@ def test_weights_of_a_fused_network(tmp_path: Path, images: Tensor) -> None:
 
 def _folder(path: Path) -> nn.Module:
     module: nn.Module = timm.create_model("test_resnet", num_classes=10)
-    config = {"mean": (0.1, 0.2, 0.3), "label_names": list("abcdefghij")}
-    save_for_hf(module, str(path), model_config=config)
+    own = {"mean": [0.1, 0.2, 0.3], "label_names": list("abcdefghij"), "num_classes": 10}
+    path.mkdir(exist_ok=True)
+    save_file(module.state_dict(), path / "model.safetensors")
+    (path / "config.json").write_text(
+        json.dumps({"architecture": "test_resnet", "pretrained_cfg": own})
+    )
     return module
 
 
 def test_folders_of_timms(tmp_path: Path) -> None:
     module = _folder(tmp_path / "own")
     a = st.load_parent(f"local-dir:{tmp_path / 'own'}", pretrained=True)
+    assert a.view.mean == (0.1, 0.2, 0.3)
     assert _same(a.module.state_dict(), module.state_dict())
     b = st.load_parent(Tiny(), view=a.view)
     supernetwork = st.stitch(a, b)
@@ -276,6 +281,9 @@ def test_folders_of_timms(tmp_path: Path) -> None:
         st.load_parent(f"local-dir:{tmp_path / 'own'}", pretrained=True)
     with pytest.raises(UnknownNetworkError, match="`hf-hub:timm/resnet18`"):
         st.load_parent("timm/resnet18")
+    (tmp_path / "net.pth").touch()
+    with pytest.raises(UnknownNetworkError, match=r"is a file.*as `checkpoint`"):
+        st.load_parent(tmp_path / "net.pth")
 
 
 def test_study_files_name_folders_from_where_they_lie(tmp_path: Path) -> None:
@@ -292,11 +300,10 @@ def test_a_view_belongs_to_the_weights_of_timms(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _folder(tmp_path)
-    [file] = tmp_path.glob("*model*")
-    described = st.load_parent("test_resnet", num_classes=10, checkpoint=file)
-    assert described.view.mean == tuple(
-        timm.data.resolve_model_data_config(described.module)["mean"]
-    )
+    file = tmp_path / "model.safetensors"
+    described = st.load_parent("test_resnet", checkpoint=file)
+    assert described.graph().classes == 10
+    assert described.view.mean == (0.1, 0.2, 0.3)
     assert "config.json" in capsys.readouterr().err
     name, tag = "resnet18.tv_in1k", timm.get_pretrained_cfg("resnet18.tv_in1k")
     first = timm.get_pretrained_cfg("resnet18")
