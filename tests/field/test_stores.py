@@ -352,6 +352,29 @@ def test_a_run_begun_in_the_current_folder_is_called_like_it(
     assert optuna.get_all_study_names(run.storage) == ["here"]
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="permissions are those of Unix")
+def test_a_network_is_exported_from_a_read_only_place(
+    place: Path, finished_once: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, out = place / "run", place / "out"
+    shutil.copytree(finished_once, run)
+    out.mkdir()
+    out.chmod(0o777)
+    monkeypatch.chdir(place)
+    before = sorted(run.rglob("*"))
+    best = st.Run.open(finished_once).study.best_trials[-1].number
+    assert call("export", str(finished_once), "--trial", f"{best}", "--to", "warm") == 0
+    with _read_only(run):
+        assert call("export", "run", "--trial", f"{best}", "--to", "out/network") == 0
+        assert call("compare", "run", "--to", "out/compared") == 0
+    assert sorted(run.rglob("*")) == before
+    files = {path.name: path.read_bytes() for path in (place / "warm").glob("*.safetensors")}
+    assert files
+    for name, content in files.items():
+        assert (out / "network" / name).read_bytes() == content
+
+
 @pytest.mark.skipif(os.name != "posix", reason="permissions are those of Unix")
 def test_a_report_is_not_computed_where_it_cannot_be_written(
     place: Path, monkeypatch: pytest.MonkeyPatch
