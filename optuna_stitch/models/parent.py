@@ -19,7 +19,6 @@ from optuna_stitch.models.zoo import (
     random_head,
     source_of,
 )
-from optuna_stitch.utils.errors import CheckpointError
 from optuna_stitch.utils.progress import console
 
 
@@ -122,8 +121,6 @@ def load_parent(
             arguments["num_classes"] = num_classes
         other = random_head(network, arguments) if pretrained and checkpoint is None else None
         if other is not None:
-            if source_of(network) == "torchvision":  # refuses it, in other words
-                raise CheckpointError(f"{other} Take all classes, and train another head.")
             console.print(f"{other} Train it before you stitch.", highlight=False)
         module = create_module(network, arguments, pretrained=pretrained)
         source, name = source_of(network), network
