@@ -29,7 +29,8 @@ _DEVICE_SHARE = 1 / 4
 
 CPU = torch.device("cpu")
 
-# PIL's modes of more than 8 bits, and the largest value of 16.
+# PIL's modes that it turns into grey and RGB; those of more than 8 bits, and the largest of 16.
+_PLAIN = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")
 _DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 _WHITE = 65535
 
@@ -212,23 +213,22 @@ class Split:
             for part in (image, target):
                 if isinstance(part, Image.Image):
                     part.load()  # some data sets leave that for later
+            if isinstance(image, Image.Image) and image.mode not in (*_PLAIN, *_DEEP):
+                image = image.convert("RGB")  # as far as PIL can
         except DataError:
             raise
         except Exception as error:  # decoders raise many kinds, SyntaxError among them
-            raise self._cannot(position, "be read", error) from error
+            raise ImageError(
+                f"{_capital(self.place_of(position))} of the {self.name} split ({self.source}) "
+                f"cannot be read: {first_line(error)}. Repair it, or leave such images out with "
+                "`unreadable: skip`."
+            ) from error
         if not isinstance(image, Image.Image):
             raise DataError(
                 f"The {self.name} split's data set gives {type(image).__name__} for an image; it "
                 "must give PIL images, without a transform."
             )
         return self._eight_bits(image, position), target
-
-    def _cannot(self, position: int, what: str, error: Exception) -> ImageError:
-        return ImageError(
-            f"{_capital(self.place_of(position))} of the {self.name} split ({self.source}) cannot "
-            f"{what}: {first_line(error)}. Repair it, or leave such images out with "
-            "`unreadable: skip`."
-        )
 
     def place_of(self, position: int) -> str:
         """Where an image comes from, for people.
@@ -281,10 +281,7 @@ class Split:
         for position in range(len(self)):
             image, target = self.read(position)
             for place, (view, transform) in enumerate(zip(missing, transforms, strict=True)):
-                try:
-                    seen = transform(image.convert(view.mode))
-                except Exception as error:  # of a mode that PIL does not convert, or no size
-                    raise self._cannot(position, "be shown to a network", error) from error
+                seen = transform(image.convert(view.mode))
                 pixels[place][position] = view.pixels(seen).numpy()
                 if isinstance(target, Image.Image):
                     if position == 0:

@@ -28,7 +28,7 @@ from optuna_stitch.models.zoo import (
     torchvision_weights,
 )
 from optuna_stitch.utils.device import resolve_device
-from optuna_stitch.utils.errors import CheckpointError, UnknownNetworkError
+from optuna_stitch.utils.errors import UnknownNetworkError
 from optuna_stitch.utils.progress import console
 
 
@@ -182,8 +182,6 @@ def load_parent(
             pretrained = pretrained or (weights is not None and file is None)
         other = random_head(network, arguments) if pretrained and file is None else None
         if other is not None:
-            if source == "torchvision":  # refuses it, in other words
-                raise CheckpointError(f"{other} Take all classes, and train another head.")
             console.print(f"{other} Train it before you stitch.", highlight=False)
         module = create_module(architecture, arguments, pretrained=pretrained, weights=weights)
         if source == "torchvision" and pretrained:

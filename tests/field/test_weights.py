@@ -340,5 +340,5 @@ def test_a_view_belongs_to_the_weights_of_torchvisions(
     assert crop(None, pretrained=True, model_args={"weights": "IMAGENET1K_V1"}) == one
     with pytest.raises(UnknownNetworkError, match=r"no weights 'V9'. There are IMAGENET1K_V1, "):
         crop(None, model_args={"weights": "V9"})
-    with pytest.raises(CheckpointError, match="tell 1000 classes apart, not 5"):
+    with pytest.raises(UnknownNetworkError, match="expected value 1000 but got 5"):
         crop(None, pretrained=True, num_classes=5)
