@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 from pydantic import Field
 
@@ -10,7 +10,6 @@ from optuna_stitch.stitching.settings import Confidence
 from optuna_stitch.utils.settings import Settings
 
 Kernels = Literal["auto", "plain", "fast", "float16", "bfloat16"]
-KERNELS: tuple[Kernels, ...] = get_args(Kernels)
 
 
 class Racing(Settings):

@@ -168,6 +168,7 @@ def test_a_report_with_another_network_as_a_baseline(finished: Path) -> None:
     assert kept["report"]["baselines"][0]["network"] == "test_resnet"
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(built: Path) -> None:
     Path("tiny.yaml").write_text(TINY.replace("trials: 12", "trials: 60"))
     command = [sys.executable, "-m", "optuna_stitch", "search", "tiny.yaml"]
@@ -296,6 +297,7 @@ def test_a_folder_that_is_no_run_is_left_alone(capsys: pytest.CaptureFixture[str
     assert call("search", "mine") == 2
 
 
+@pytest.mark.slow
 def test_a_study_file_is_tried_out_tiny(smoke_once: Path) -> None:
     """Pretrained weights and image folders that are not there need not be, with --smoke."""
     name = "test_resnet--test_efficientnet"

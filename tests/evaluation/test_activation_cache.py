@@ -57,7 +57,7 @@ def _evaluate(
 @pytest.mark.parametrize(
     ("pair", "kernels"),
     [
-        ("supernetwork", "plain"),
+        pytest.param("supernetwork", "plain", marks=pytest.mark.slow),
         ("supernetwork", "fast"),
         pytest.param("cnn_vit", "fast", marks=pytest.mark.slow),
         pytest.param("cnn_vit", "plain", marks=pytest.mark.slow),

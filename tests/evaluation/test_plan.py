@@ -9,7 +9,7 @@ from torch.fx.experimental.optimization import fuse
 
 import optuna_stitch as st
 from optuna_stitch.evaluation.engine import Engine, divide
-from optuna_stitch.evaluation.settings import KERNELS
+from optuna_stitch.evaluation.settings import Kernels
 from optuna_stitch.stitching import program as sharing
 from optuna_stitch.stitching.genotype import Genotype, single_stitch_genotypes
 from tests.helpers.networks import networks
@@ -49,7 +49,7 @@ def test_together_or_alone_logits_are_equal_bit_for_bit(
 @given(some.data())
 @pytest.mark.parametrize(
     "pair",
-    ["supernetwork", "plain_norms", *_SLOW_PAIRS],
+    ["supernetwork", pytest.param("plain_norms", marks=pytest.mark.slow), *_SLOW_PAIRS],
 )
 def test_with_fast_kernels_too(
     request: pytest.FixtureRequest, images: Tensor, pair: str, draw: some.DataObject
@@ -210,17 +210,18 @@ def test_an_order_that_ends_branches_keeps_less_alive(
     assert ordered.elements < as_asked.elements
 
 
+@pytest.mark.parametrize("kernels", ["float16", "bfloat16"])
 def test_sixteen_bits_are_near_and_not_exact(
-    supernetwork: st.Supernetwork, images: Tensor
+    supernetwork: st.Supernetwork, images: Tensor, kernels: Kernels
 ) -> None:
     genotypes = [Genotype("b"), single_stitch_genotypes(supernetwork.switches)[-1]]
     exact, rounded = (
         _run(
-            Engine(supernetwork.supergraph, kernels, memory=1, batch_size=len(images)),
+            Engine(supernetwork.supergraph, chosen, memory=1, batch_size=len(images)),
             genotypes,
             images,
         )
-        for kernels in KERNELS[1:]
+        for chosen in ("fast", kernels)
     )
     for logits, near in zip(exact, rounded, strict=True):
         assert not torch.equal(logits, near.float())

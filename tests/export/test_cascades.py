@@ -163,6 +163,7 @@ def test_every_format_of_every_pair(
     assert_same_cascade(load_onnx(tmp_path), cascade, images, 1e-4)
 
 
+@pytest.mark.slow
 def test_two_views_are_two_inputs(data: st.Data, tmp_path: Path) -> None:
     """The first stage takes both, and hands over what the rest alone looks at."""
     view = st.View((1, 40, 40), (0.3,), (0.2,), "bilinear", 0.9)

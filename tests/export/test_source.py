@@ -84,13 +84,13 @@ def test_fine_tuning_leaves_batchnorm_statistics(supernetwork: st.Supernetwork) 
     assert not torch.equal(network(images), evaluated)
 
 
-def test_code_runs_on_any_device(cnn_vit: st.Supernetwork) -> None:
+def test_code_runs_on_any_device(unfitted: st.Supernetwork) -> None:
     """Nothing stays on the processor: a device without memory takes all of it."""
-    for supernetwork in (small_pair(Tied), cnn_vit):
+    for supernetwork in (small_pair(Tied), unfitted):
         text, weights = write_code(trace(supernetwork.subnetwork({"output": "ensemble"})))
         network = network_of(text, weights).to("meta")
         assert network(torch.empty(3, 3, 32, 32, device="meta")).shape == (3, 10)
-        if supernetwork is not cnn_vit:
+        if supernetwork is not unfitted:
             assert "device=images.device" in text
 
 

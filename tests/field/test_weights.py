@@ -240,6 +240,7 @@ def test_adapters_alone_are_told_from_networks(tmp_path: Path) -> None:
         _taken(path)
 
 
+@pytest.mark.slow
 def test_weights_of_a_fused_network(tmp_path: Path, images: Tensor) -> None:
     torch.manual_seed(0)
     name = "repvgg_a0"

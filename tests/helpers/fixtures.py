@@ -90,6 +90,18 @@ def cnn_vit(a: st.Parent, vit: st.Parent, data: st.Data, shared: Path) -> st.Sup
 
 
 @pytest.fixture(scope="session")
+def unfitted() -> st.Supernetwork:
+    """A CNN and a ViT with random weights, whose stitches are all zero."""
+    view = st.View((3, 32, 32))
+    return st.stitch(
+        st.load_parent("test_resnet", num_classes=10, view=view),
+        st.load_parent(
+            "test_vit", num_classes=10, view=view, model_args={"img_size": 32, "patch_size": 4}
+        ),
+    )
+
+
+@pytest.fixture(scope="session")
 def images() -> torch.Tensor:
     return torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

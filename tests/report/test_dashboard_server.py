@@ -153,6 +153,7 @@ def test_a_trial_of_the_front(tab: Tab, address: str, published: Published) -> N
     tab.shoot("table of an artifact")
 
 
+@pytest.mark.slow
 def test_what_breaks_a_constraint_does_not_look_best(
     tab: Tab, address: str, published: Published
 ) -> None:

@@ -81,6 +81,7 @@ def test_a_trial_leaves_the_run_with_its_figures(run: Run, tmp_path: Path) -> No
     assert {path.name: path.stat().st_mtime_ns for path in run.folder.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_a_cascade_leaves_with_its_exit(finished_once: Path, tmp_path: Path) -> None:
     shutil.copytree(finished_once, tmp_path / "tiny")
     run = Run.open(tmp_path / "tiny")

@@ -46,6 +46,7 @@ def _study(storage: str = "sqlite:///shared.db", name: str = "shared") -> optuna
     return optuna.load_study(study_name=name, storage=open_storage(storage))
 
 
+@pytest.mark.slow
 def test_a_worker_elsewhere_fetches_the_supernetwork_and_joins(
     build: Build, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,6 +139,7 @@ def test_a_journal_beside_remembered_figures(build: Build) -> None:
     "sampler",
     ["linkage", *(pytest.param(s, marks=pytest.mark.slow) for s in ("nsga2", "local_search"))],
 )
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_sequence(build: Build, sampler: str) -> None:
     chosen = {"name": sampler} | ({"population_size": 6} if sampler == "nsga2" else {})
     found: list[list[dict[str, Any]]] = []

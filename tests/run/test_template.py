@@ -232,6 +232,7 @@ def test_networks_that_are_none(
     assert not list(Path().iterdir())
 
 
+@pytest.mark.slow
 def test_what_is_written_runs(smoke_once: Path) -> None:
     """Of `init` and `run --smoke`, in a folder that nothing else was in."""
     name = "test_resnet--test_efficientnet"

@@ -141,6 +141,7 @@ def test_a_worker_that_was_taken_for_dead_comes_back(
 
 
 @pytest.mark.parametrize("kind", storages("sqlite", "postgresql"))
+@pytest.mark.slow
 def test_a_server_that_is_away_for_a_while(kind: str, saved: Path) -> None:
     wanted, seconds = (60, 2.0) if kind == "sqlite" else (200, 20.0)
     with (

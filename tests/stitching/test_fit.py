@@ -228,6 +228,7 @@ def test_batches_of_any_size_give_the_same_stitches(
         assert torch.allclose(other.stitches.state_dict()[key], value, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_budget_holds_for_every_stitch(a: st.Parent, b: st.Parent, data: st.Data) -> None:
     supernetwork = st.stitch(a, b)
     fits = supernetwork.fit(data.train, images=50, budget=0.02)

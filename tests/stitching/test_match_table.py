@@ -28,18 +28,18 @@ def tall() -> st.Supernetwork:
     return st.stitch(*(st.load_parent(_Tall(), view=view, name=STRANGE) for _ in range(2)))
 
 
-def test_a_row_for_each_match_with_what_its_stitches_cost(cnn_vit: st.Supernetwork) -> None:
-    table = cnn_vit.match_table()
-    assert table.index.tolist() == list(range(1, len(cnn_vit.matches) + 1))
-    for row, match in zip(table.itertuples(), cnn_vit.matches, strict=True):
+def test_a_row_for_each_match_with_what_its_stitches_cost(unfitted: st.Supernetwork) -> None:
+    table = unfitted.match_table()
+    assert table.index.tolist() == list(range(1, len(unfitted.matches) + 1))
+    for row, match in zip(table.itertuples(), unfitted.matches, strict=True):
         assert (row.point_a, row.layout_a) == (match.a.name, str(match.a.layout))
         assert (row.point_b, row.layout_b) == (match.b.name, str(match.b.layout))
     macs = table[["macs_into_b", "macs_into_a"]].to_numpy().flatten().tolist()
-    assert macs == [stitch.macs for stitch in cnn_vit.stitches]
+    assert macs == [stitch.macs for stitch in unfitted.stitches]
 
 
-def test_stitches_that_are_not_kept_are_missing(cnn_vit: st.Supernetwork) -> None:
-    kept = cnn_vit.keep([2, 7, 8, 9])
+def test_stitches_that_are_not_kept_are_missing(unfitted: st.Supernetwork) -> None:
+    kept = unfitted.keep([2, 7, 8, 9])
     table = kept.match_table()
     assert table["macs_into_b"].isna().tolist() == [False, True, False]
     assert table["macs_into_a"].isna().tolist() == [True, False, False]

@@ -92,6 +92,7 @@ def test_names_are_unique_and_readable(supernetwork: st.Supernetwork) -> None:
         assert f"b.{pair.b.name} -> a.{pair.a.name}" in names
 
 
+@pytest.mark.slow
 def test_tokens_and_grids_cross(cnn_vit: st.Supernetwork, images: Tensor) -> None:
     kinds = {(pair.a.layout.kind, pair.b.layout.kind) for pair in cnn_vit.matches}
     assert ("NCHW", "NLC") in kinds
