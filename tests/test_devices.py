@@ -83,7 +83,7 @@ def _judged(supernetwork: st.Supernetwork, split: st.data.splits.Split) -> list[
 
 @pytest.mark.parametrize(
     "kind",
-    ["labels", "segments", *(pytest.param(k, marks=pytest.mark.slow) for k in ("cnn", "vit"))],
+    ["labels", "segments", *(pytest.param(k, marks=pytest.mark.slow) for k in ("cnn",))],
 )
 def test_from_parents_to_answers_on_a_device(
     kind: str, request: pytest.FixtureRequest, data: st.Data, gpu: torch.device
