@@ -33,6 +33,9 @@ from optuna_stitch.utils.errors import ConfigError
 # Against chance in few images.
 _RIDGE = 1e-3
 
+# Of a temperature, and of a weight's odds: a line search that goes far overflows nothing.
+_LARGEST_LOGARITHM = 10.0
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -226,7 +229,11 @@ def _tuned_answer(found: Exit, heads: Tensor, targets: Tensor) -> Exit:
         value = _RIDGE * float(x @ x) - float(whole.mean())
         return value, 2 * _RIDGE * x - np.array([slope.mean() for slope in gradient])
 
-    best = minimize(loss, np.zeros(3), jac=True, method="L-BFGS-B", options={"maxiter": 50}).x
+    options = {"maxiter": 50}
+    bounds = [(-_LARGEST_LOGARITHM, _LARGEST_LOGARITHM)] * 3
+    best = minimize(
+        loss, np.zeros(3), jac=True, method="L-BFGS-B", bounds=bounds, options=options
+    ).x
     sharpness = np.exp(best[:2])
     return replace(
         found,

@@ -27,7 +27,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from optuna_stitch.evaluation.settings import Kernels
 from optuna_stitch.stitching.program import Program
 from optuna_stitch.stitching.supergraph import Supergraph
-from optuna_stitch.utils.device import free_memory
+from optuna_stitch.utils.device import float32_products, free_memory
 
 # GiB for the values of a plan on the processor.
 _MEMORY = 4.0
@@ -75,17 +75,7 @@ def precision(device: torch.device, kernels: Kernels) -> Iterator[None]:
         kernels: Any but ``auto``.
     """
     with ExitStack() as stack:
-        if device.type == "cuda":
-            exact = kernels == "plain"
-            # from torch 2.9 on by name
-            named = hasattr(torch.backends.cuda.matmul, "fp32_precision")
-            cudnn: Any = torch.backends.cudnn
-            owners: list[Any] = [torch.backends.cuda.matmul, cudnn.conv if named else cudnn]
-            name = "fp32_precision" if named else "allow_tf32"
-            value: Any = ("ieee" if exact else "tf32") if named else not exact
-            for owner in owners:
-                stack.callback(setattr, owner, name, getattr(owner, name))
-                setattr(owner, name, value)
+        stack.enter_context(float32_products(device, exact=kernels == "plain"))
         if kernels in _SIXTEEN_BITS:
             stack.enter_context(torch.autocast(device.type, _SIXTEEN_BITS[kernels]))
         yield

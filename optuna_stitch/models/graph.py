@@ -25,6 +25,7 @@ from optuna_stitch.models.layouts import Layout
 from optuna_stitch.models.points import Point, find_points
 from optuna_stitch.utils.errors import CaptureError
 from optuna_stitch.utils.files import cache_folder, content_key, write_text
+from optuna_stitch.utils.progress import console
 
 # Raise it when the same graph starts to give other points or costs.
 _VERSION = 1
@@ -231,7 +232,16 @@ def _graph(
     drop_checks(captured)
     if measured is None:
         measured = costs, *find_points(captured, module, costs)
-        save_measured(path, measured)
+        try:
+            save_measured(path, measured)
+        except OSError as error:  # it would only have saved time
+            console.print(
+                f"What was measured of {name} is not kept for the next time, since {path} cannot "
+                f"be written ({error.strerror}); name another folder in $OPTUNA_STITCH_CACHE.",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
     _, points, excluded = measured
     shape = costs[str(captured.graph.output_node().args[0])].shape
     if shape is None or len(shape) < 2 or (len(shape) == 2 and shape[1] == 1):

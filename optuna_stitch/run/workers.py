@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Workers = int | Literal["auto"]
 
-# More cores do not make one worker faster: its operations are small.
+# A guess, not measured: operations are small, so that few cores serve one worker.
 CORES_PER_WORKER = 4
 
 # A worker that died so often is not started again.

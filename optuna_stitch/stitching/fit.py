@@ -23,6 +23,7 @@ from optuna_stitch.stitching.regression import Choices, Regression, Solution
 from optuna_stitch.stitching.settings import FitSettings
 from optuna_stitch.stitching.supergraph import Supergraph
 from optuna_stitch.utils import distributed
+from optuna_stitch.utils.device import float32_products
 from optuna_stitch.utils.errors import FitError
 from optuna_stitch.utils.progress import console, progress_bar
 
@@ -108,7 +109,11 @@ def fit_stitches(
     batch_size = settings.batch_size or supergraph.batch_size
     fitted: list[Stitch] = []
     fits: list[StitchFit] = []
-    with torch.no_grad(), progress_bar(show_progress_bar=show_progress_bar) as progress:
+    with (
+        torch.no_grad(),
+        float32_products(supergraph.device, exact=True),
+        progress_bar(show_progress_bar=show_progress_bar) as progress,
+    ):
         for number, group in enumerate(groups, start=1):
             note = f"pass {number} of {len(groups)}" if len(groups) > 1 else ""
             pairs = [pair for job in group for pair, _ in job.maps]

@@ -32,6 +32,7 @@ from optuna_stitch.stitching.recalibration import (
     recalibrate,
     statistics_of,
 )
+from optuna_stitch.utils.device import float32_products
 from optuna_stitch.utils.errors import MatchError, first_line
 from optuna_stitch.utils.progress import console
 
@@ -294,10 +295,11 @@ class Supergraph:
         if self._calibration is None or not (program.stitched_norms or given is not None):
             return []
         batches = self._calibration.batches(self.memory_format)
-        if not self._parents_statistics:
-            parents = self.parents_program()
-            self._parents_statistics = [statistics_of(parents, images) for images in batches]
-        return recalibrate(program, batches, self._parents_statistics, given)
+        with float32_products(self.device, exact=True):  # the same for every kind of kernels
+            if not self._parents_statistics:
+                parents = self.parents_program()
+                self._parents_statistics = [statistics_of(parents, images) for images in batches]
+            return recalibrate(program, batches, self._parents_statistics, given)
 
     @property
     def targets(self) -> Set[int]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -95,6 +98,32 @@ def synchronize(device: torch.device) -> None:
     """
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
+
+
+@contextmanager
+def float32_products(device: torch.device, *, exact: bool) -> Iterator[None]:
+    """Let a GPU multiply float32 numbers as they are, or rounded to TF32, which is faster.
+
+    Args:
+        device: Where is computed; only CUDA devices round.
+        exact: Whether to keep all of them.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    named = hasattr(matmul, "fp32_precision")  # from torch 2.9 on
+    owners: list[Any] = [matmul, getattr(cudnn, "conv", cudnn) if named else cudnn]
+    name = "fp32_precision" if named else "allow_tf32"
+    value: Any = ("ieee" if exact else "tf32") if named else not exact
+    before = [getattr(owner, name) for owner in owners]
+    try:
+        for owner in owners:
+            setattr(owner, name, value)
+        yield
+    finally:
+        for owner, own in zip(owners, before, strict=True):
+            setattr(owner, name, own)
 
 
 def _why_not(kind: str) -> str:

@@ -10,7 +10,6 @@ class probability with the plain mean. The last line is JSON: the same by pair, 
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -28,7 +27,7 @@ from optuna_stitch.stitching.settings import Confidence
 from optuna_stitch.utils.text import markdown_table
 
 sys.path.insert(0, str(Path(__file__).parent))
-from pairs import DATA, MISSING, load_pair, say, spread, state
+from pairs import arguments_of, load_pair, say, spread, state
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5)
 
@@ -43,18 +42,11 @@ SETTINGS = [
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("pairs", nargs="*", default=["cifar", "cnn_vit"], metavar="PAIR")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--quick", action="store_true", help="under 5 minutes on 2 cores")
-    arguments = parser.parse_args()
-    if not DATA.is_dir():
-        sys.exit(f"This benchmark {MISSING}.")
+    arguments = arguments_of(__doc__, ["cifar", "cnn_vit"])
     print(f"{state()}\n")
     result: dict[str, dict[str, float]] = {}
     for name in arguments.pairs:
-        seeds = arguments.seeds[:1] if arguments.quick else arguments.seeds
-        found = [measure(name, seed, quick=arguments.quick) for seed in seeds]
+        found = [measure(name, seed, quick=arguments.quick) for seed in arguments.seeds]
         gains = {key: [each[key] for each in found] for key in found[0]}
         result[name] = {key: round(statistics.median(some), 3) for key, some in gains.items()}
         print(f"**{name}**\n")

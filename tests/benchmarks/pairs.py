@@ -6,6 +6,7 @@ what is in it.
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 import sys
@@ -125,6 +126,27 @@ def load_pair(name: str, seed: int = 0) -> Pair:
         for network in ("mobilenetv1_100", "mobilenetv2_100")
     )
     return Pair(a, b, _splits(folder, seed, class_map=folder / "class_map.txt"))
+
+
+def arguments_of(description: str, pairs: Sequence[str]) -> argparse.Namespace:
+    """What a benchmark of pairs is called with: ``pairs``, ``seeds`` (one with ``quick``).
+
+    It ends where there are no networks and images.
+
+    Args:
+        description: The script's own.
+        pairs: Those that it measures by default.
+    """
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("pairs", nargs="*", default=list(pairs), metavar="PAIR")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--quick", action="store_true", help="under 5 minutes on 2 cores")
+    arguments = parser.parse_args()
+    if not DATA.is_dir():
+        sys.exit(f"This benchmark {MISSING}.")
+    if arguments.quick:
+        del arguments.seeds[1:]
+    return arguments
 
 
 def state() -> str:

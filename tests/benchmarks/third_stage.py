@@ -12,7 +12,6 @@ cost, points that the third stage adds, medians over seeds.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -33,7 +32,7 @@ from optuna_stitch.stitching.genotype import FIRST, SIDES, Genotype
 from optuna_stitch.utils.text import markdown_table, p_value_text
 
 sys.path.insert(0, str(Path(__file__).parent))
-from pairs import DATA, MISSING, load_pair, say, spread, state
+from pairs import arguments_of, load_pair, say, spread, state
 
 LEVELS = (1.1, 1.2, 1.3, 1.5, 1.75, 2.0, 2.5, 3.0)
 GRID = [step / 20 for step in range(21)]
@@ -67,18 +66,11 @@ class Choice:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("pairs", nargs="*", default=["cifar", "cnn_vit"], metavar="PAIR")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--quick", action="store_true", help="under 5 minutes on 2 cores")
-    arguments = parser.parse_args()
-    if not DATA.is_dir():
-        sys.exit(f"This benchmark {MISSING}.")
+    arguments = arguments_of(__doc__, ["cifar", "cnn_vit"])
     print(f"{state()}\n")
     result: dict[str, dict[str, float]] = {}
     for name in arguments.pairs:
-        seeds = arguments.seeds[:1] if arguments.quick else arguments.seeds
-        found = [measure(name, seed, quick=arguments.quick) for seed in seeds]
+        found = [measure(name, seed, quick=arguments.quick) for seed in arguments.seeds]
         gains = {str(level): [each[level] for each in found] for level in LEVELS}
         result[name] = {level: round(statistics.median(some), 2) for level, some in gains.items()}
         for level, some in gains.items():

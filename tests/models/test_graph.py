@@ -28,3 +28,15 @@ def test_what_is_measured_is_kept_by_content(
             st.load_parent("test_resnet", num_classes=3).graph()
     kept[0].write_text("broken")
     assert st.load_parent("test_resnet").graph().points == first.points
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cache").write_text("a file, where a folder should be")
+    monkeypatch.setenv("OPTUNA_STITCH_CACHE", str(tmp_path / "cache"))
+    graph = st.load_parent("test_resnet", num_classes=10, input_size=32).graph()
+    assert graph.classes == 10
+    said = capsys.readouterr().err
+    assert "is not kept for the next time" in said
+    assert "$OPTUNA_STITCH_CACHE" in said

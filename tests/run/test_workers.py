@@ -10,13 +10,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 
-from optuna_stitch.run.workers import devices_of
+import optuna_stitch as st
+from optuna_stitch.run.workers import devices_of, search_together
 from optuna_stitch.search.heartbeat import Heartbeat
+from optuna_stitch.utils.errors import RunError
 from optuna_stitch.utils.machine import usable_cores
 from tests.helpers.commands import call
 from tests.helpers.pretend import accelerator
@@ -79,14 +82,18 @@ def test_they_end_together_on_an_interruption(workplace: Path, built_once: Path)
 
 
 @pytest.mark.slow
-def test_what_fails_in_a_worker_ends_all(workplace: Path, built_once: Path) -> None:
-    """Each finds out by itself that the image folder has gone."""
-    process = _start(built_once, 12, "--device", "cpu")
+def test_what_fails_in_a_worker_ends_all(
+    workplace: Path, built_once: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each worker finds out by itself that the supernetwork broke after it was built."""
+    shutil.copytree(built_once, "runs/tiny")
+    run = st.Run.open("runs/tiny", device="cpu")
     Path("runs/tiny/supernetwork.safetensors").write_bytes(b"broken")
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == 2, said.decode()
-    assert b"Error:" in said
-    assert b"Traceback" not in said
+    with pytest.raises(RunError, match="failed, as it says above"):
+        search_together(run, 2)
+    said = capfd.readouterr().err
+    assert "Error: The supernetwork in runs/tiny cannot be loaded" in " ".join(said.split())
+    assert "Traceback" not in said
 
 
 def test_a_number_of_workers(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,7 +101,9 @@ def test_a_number_of_workers(workplace: Path, capsys: pytest.CaptureFixture[str]
         assert call("search", "tiny.yaml", f"--workers={wrong}") == 2
         assert "is neither auto nor a number from 1" in capsys.readouterr().err
     assert devices_of(3, "cpu") == ["cpu"] * 3
-    assert len(devices_of("auto", "cpu")) == max(1, usable_cores() // 4)
+    for cores, workers in ((1, 1), (9, 2), (64, 16)):
+        with mock.patch("optuna_stitch.run.workers.usable_cores", return_value=cores):
+            assert devices_of("auto", "cpu") == ["cpu"] * workers
     with accelerator(count=3):
         assert devices_of("auto", "auto") == ["cuda:0", "cuda:1", "cuda:2"]
         assert devices_of(4, "cuda") == ["cuda:0", "cuda:1", "cuda:2", "cuda:0"]
