@@ -360,6 +360,7 @@ def test_hopeless_stitches_are_dropped_before_the_search(
     assert Path("runs/none/fit.csv").is_file()
 
 
+@pytest.mark.slow
 def test_tuning_is_part_of_a_study_file() -> None:
     Path("tuned.yaml").write_text(f"{TINY}tune: {{steps: 2, networks: 2, batch_size: 8}}\n")
     assert call("build", "tuned.yaml") == 0

@@ -48,6 +48,7 @@ def test_the_command_leaves_a_page_images_and_a_table() -> None:
     assert Path("comparison/compare.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_only_an_earlier_comparison_is_written_over() -> None:
     make_run("run", on_disk=True)
     assert _call("run", "--to", "out")[1] is None

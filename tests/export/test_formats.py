@@ -82,6 +82,7 @@ def inputs_of(subnetwork: st.Subnetwork) -> int:
     return sum(node.op == "placeholder" for node in module.graph.nodes)
 
 
+@pytest.mark.slow
 def test_two_views_are_two_inputs(
     two_views: st.Supernetwork, data: st.Data, tmp_path: Path
 ) -> None:
@@ -133,6 +134,7 @@ def test_tied_weights_are_kept_once(data: st.Data, tmp_path: Path) -> None:
     assert "a.shift" in dict(load_code(tmp_path).named_buffers())
 
 
+@pytest.mark.slow
 def test_an_operator_that_is_not_torchs_is_named(data: st.Data, tmp_path: Path) -> None:
     subnetwork = small_pair(Foreign).subnetwork({"output": "a"})
     with pytest.raises(ExportError, match=r"operator stitch_tests\.twice.*as `program`"):

@@ -102,6 +102,7 @@ def test_another_sampler_goes_on_in_the_same_study(build: Build) -> None:
     assert sum("NSGAIISampler:generation" in trial.system_attrs for trial in trials) == 10
 
 
+@pytest.mark.slow
 def test_a_study_starts_from_the_front_of_another(
     build: Build, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -55,6 +55,7 @@ def test_from_parents_to_a_front(supernetwork: st.Supernetwork, noise: st.Data) 
         st.Evaluator(supernetwork, noise.val, ["accuracy"])
 
 
+@pytest.mark.slow
 def test_mean_iou_from_confusions_is_torchmetrics(
     supernetwork: st.Supernetwork, noise: st.Data
 ) -> None:
