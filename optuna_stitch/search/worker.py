@@ -33,6 +33,7 @@ from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.storage.buffered import buffered_storage
 from optuna_stitch.storage.retry import is_storage_error, is_transient, reason, way_out
 from optuna_stitch.utils.errors import StudyError
+from optuna_stitch.utils.interrupt import uninterrupted
 from optuna_stitch.utils.machine import usable_cores
 from optuna_stitch.utils.progress import console, progress_bar
 
@@ -183,8 +184,9 @@ class _Search:
         others = [trial for trial in running if trial not in mine]
         abandoned = self.worker.abandoned(others)
         for trial in abandoned:
-            if _fail(self.study, trial.number):
-                self._retry(trial)
+            with uninterrupted():
+                if _fail(self.study, trial.number):
+                    self._retry(trial)
         return len(others) - len(abandoned)
 
     def _is_exhausted(self, trials: Sequence[FrozenTrial]) -> bool:
@@ -236,8 +238,9 @@ class _Search:
             evaluations = self.objective.evaluate(subnetworks)
             told = 0
             for evaluation in evaluations:
-                told += self._tell(open_trials[0], evaluation)
-                open_trials.pop(0)
+                with uninterrupted():
+                    told += self._tell(open_trials[0], evaluation)
+                    open_trials.pop(0)
         except BaseException as error:
             # also on Ctrl-C: no trial shall look as if somebody were still working on it; where
             # the storage is away, others will see that this worker is gone
@@ -298,11 +301,12 @@ class _Search:
         subnetworks: list[Subnetwork] = []
         for _ in range(count):
             try:
-                trial = self._ask_one(space)
-                if trial is None:
-                    continue
-                trials.append(trial)
-                trial.set_user_attr(WORKER, self.worker.name)
+                with uninterrupted():
+                    trial = self._ask_one(space)
+                    if trial is None:
+                        continue
+                    trials.append(trial)
+                    trial.set_user_attr(WORKER, self.worker.name)
                 if flat:
                     subnetwork = supernetwork.subnetwork(trial.params)
                 else:
@@ -337,9 +341,10 @@ class _Search:
 
     def _give_back(self, trials: Sequence[optuna.Trial]) -> None:
         """Enqueue again what this worker asked for and cannot finish."""
-        for trial in trials:
-            if self._drop(trial):
-                self._retry(trial.storage.get_trial(trial._trial_id))
+        with uninterrupted():
+            for trial in trials:
+                if self._drop(trial):
+                    self._retry(trial.storage.get_trial(trial._trial_id))
 
     def _drop(self, trial: optuna.Trial) -> bool:
         """Leave a trial as failed, or without a trace; whether others could see it."""

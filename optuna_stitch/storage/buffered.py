@@ -18,6 +18,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_stitch.storage.retry import RETRY_TIMEOUT, retry
+from optuna_stitch.utils.interrupt import uninterrupted
 
 T = TypeVar("T")
 
@@ -142,9 +143,10 @@ class BufferedStorage(BaseStorage):
 
     def _write(self, trial_id: int) -> None:
         study_id, trial = self._held[trial_id]
-        self._written[trial_id] = self._call(
-            lambda: self.backend.create_new_trial(study_id, trial)
-        )
+        with uninterrupted():  # else the storage may have a trial that is still held here
+            self._written[trial_id] = self._call(
+                lambda: self.backend.create_new_trial(study_id, trial)
+            )
 
     def set_trial_state_values(
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None

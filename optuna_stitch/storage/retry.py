@@ -11,6 +11,7 @@ import optuna
 import sqlalchemy
 
 from optuna_stitch.utils.errors import first_line
+from optuna_stitch.utils.interrupt import check_interrupt
 from optuna_stitch.utils.progress import console
 
 # Seconds for which a storage that cannot be reached is tried again, unless told otherwise.
@@ -61,6 +62,7 @@ def retry(call: Callable[[], T], *, retry_timeout: float = RETRY_TIMEOUT) -> T:
                     f"The storage does not answer; trying again for {left:.0f} s.", style="yellow"
                 )
             time.sleep(pause * random.uniform(0.7, 1.0))
+            check_interrupt()
             pause = min(2 * pause, _LONGEST_PAUSE)
 
 

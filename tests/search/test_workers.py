@@ -6,13 +6,13 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import optuna
 import pytest
-from optuna.storages import BaseStorage
+from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 import optuna_stitch as st
@@ -20,7 +20,7 @@ from optuna_stitch.search import heartbeat
 from optuna_stitch.search.heartbeat import WORKER, Heartbeat
 from optuna_stitch.search.space import distributions
 from optuna_stitch.search.worker import RETRIES, RETRY_OF, optimize
-from optuna_stitch.storage.buffered import buffered_storage
+from optuna_stitch.storage.buffered import BufferedStorage, buffered_storage
 from optuna_stitch.storage.open import open_storage
 from optuna_stitch.utils.errors import StudyError
 from tests.helpers.storages import (
@@ -272,3 +272,40 @@ def test_a_trial_that_ends_every_worker_is_given_up(
     tries = Counter(tuple(trial.params.items()) for trial in failed)
     assert max(tries.values()) == 4
     assert sum(trial.state == TrialState.RUNNING for trial in study.trials) == 0
+
+
+class _Interrupted(InMemoryStorage):
+    """Interrupts this process once, right after a trial was written, claimed or told."""
+
+    after: str | None = None
+
+    def _done(self, what: str) -> None:
+        if what == self.after:
+            self.after = None
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        trial_id = super().create_new_trial(study_id, template_trial)
+        if template_trial is not None and template_trial.state == TrialState.RUNNING:
+            self._done("written")
+        return trial_id
+
+    def set_trial_state_values(
+        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
+    ) -> bool:
+        done = super().set_trial_state_values(trial_id, state, values)
+        self._done("told" if state.is_finished() else "claimed")
+        return done
+
+
+@pytest.mark.parametrize("after", ["written", "claimed", "told"])
+def test_an_interruption_leaves_no_trial_running(after: str, objective: st.Objective) -> None:
+    backend = _Interrupted()
+    study = _open(objective, BufferedStorage(backend))
+    if after == "written":  # trials that were enqueued are claimed instead
+        optimize(study, objective, n_trials=6, batch=3)
+    backend.after = after
+    with pytest.raises(KeyboardInterrupt):
+        optimize(study, objective, n_trials=60, batch=3)
+    assert backend.after is None
+    assert not study.get_trials(states=(TrialState.RUNNING,))

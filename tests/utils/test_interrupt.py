@@ -1,0 +1,78 @@
+"""Interruptions wait until a block ends."""
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from optuna_stitch.utils.interrupt import check_interrupt, uninterrupted
+
+NUMBERS = (signal.SIGINT, signal.SIGTERM)
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """Both signals interrupt, as they do in a worker, and have their own meaning afterwards."""
+    before = [signal.signal(number, signal.default_int_handler) for number in NUMBERS]
+    yield
+    assert {signal.getsignal(number) for number in NUMBERS} == {signal.default_int_handler}
+    for number, handler in zip(NUMBERS, before, strict=True):
+        signal.signal(number, handler)
+
+
+def _interrupt(number: signal.Signals = signal.SIGINT) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_it_comes_after_the_outermost_block(number: signal.Signals) -> None:
+    done = []
+
+    @uninterrupted()
+    def write() -> None:
+        with uninterrupted():
+            _interrupt(number)
+            done.append("inner")
+        done.append("outer")
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert done == ["inner", "outer"]
+    with uninterrupted():  # it comes once
+        done.append("next")
+
+
+def test_who_waits_may_ask_for_it() -> None:
+    @uninterrupted()
+    def wait() -> None:
+        check_interrupt()
+        _interrupt()
+        check_interrupt()
+        pytest.fail("it was held")
+
+    with pytest.raises(KeyboardInterrupt):
+        wait()
+
+
+def test_a_second_one_is_not_held() -> None:
+    @uninterrupted()
+    def hang() -> None:
+        _interrupt()
+        _interrupt()
+        pytest.fail("it was held")
+
+    with pytest.raises(KeyboardInterrupt):
+        hang()
+    check_interrupt()  # none is left
+
+
+def test_an_error_of_the_block_is_kept() -> None:
+    @uninterrupted()
+    def fail() -> None:
+        _interrupt()
+        raise OSError("full")
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        fail()
+    assert isinstance(caught.value.__context__, OSError)
