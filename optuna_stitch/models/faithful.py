@@ -48,6 +48,7 @@ def check_capture(
     Raises:
         CaptureError: If its answers are random, depend on the other images of a batch or on
             earlier calls, or differ from those of the graph; names the operation or the module.
+            Also if it answers probabilities.
     """
     fixed = module.batch_size if isinstance(module, ProgramModule) else None
     images = random_images(max(fixed or 2, 2), input_shape)
@@ -61,8 +62,15 @@ def check_capture(
                 f"{name} draws random numbers, in {label}: it gives other answers each time it "
                 f"runs. {_advice(label, module)}"
             )
+        if _are_probabilities(together):
+            raise CaptureError(
+                f"{name} returns probabilities: they sum to one. Ensembles and cascades need "
+                "logits. Leave its softmax out, or return the logarithm, "
+                "`probabilities.clamp(min=1e-12).log()`, whose softmax says the same."
+            )
         close = tolerance(together)
-        first, second = (answer_of(module(batch), key) for _ in range(2))
+        # the network may write to its images, which the graph leaves alone
+        first, second = (answer_of(module(batch.clone()), key) for _ in range(2))
         if not close(first, second):
             label = _difference(_parts(module, batch), _parts(module, batch))
             raise CaptureError(
@@ -91,6 +99,12 @@ def check_capture(
                 f"What {name} answers to an image depends on the others in its batch, because of "
                 f"{label}. {_advice(label, module)}"
             )
+
+
+def _are_probabilities(answers: Tensor) -> bool:
+    """Whether those of every image, ``(N, classes, ...)``, are positive and sum to one."""
+    sums = answers.float().sum(dim=1)
+    return bool((answers >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
 
 
 def random_images(count: int, shape: tuple[int, ...]) -> Tensor:
@@ -219,7 +233,7 @@ def _parts(module: nn.Module, images: Tensor) -> dict[str, Tensor]:
         if path
     ]
     try:
-        module(images)
+        module(images.clone())
     finally:
         for handle in handles:
             handle.remove()

@@ -244,7 +244,11 @@ def _graph(
             )
     _, points, excluded = measured
     shape = costs[str(captured.graph.output_node().args[0])].shape
-    if shape is None or len(shape) < 2 or (len(shape) == 2 and shape[1] == 1):
+    if shape is None:
+        raise CaptureError(
+            f"{name} does not return one tensor of logits. Wrap it in a module that does."
+        )
+    if len(shape) < 2 or (len(shape) == 2 and shape[1] == 1):
         raise CaptureError(
             f"{name} returns one number for an image, not logits of classes. If the sigmoid of "
             "that number z tells two classes apart, let it return `torch.stack([0 * z, z], 1)` "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import timm
@@ -56,6 +57,22 @@ class _FrozenNoise(Tiny):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + torch.randn(10)
+
+
+class _WritesToItsImages(Tiny):
+    def forward(self, x: Tensor) -> Tensor:
+        x -= 0.5
+        return super().forward(x)
+
+
+class _Answers(NamedTuple):
+    logits: Tensor
+    features: Tensor
+
+
+class _Named(Tiny):
+    def forward(self, x: Tensor) -> _Answers:  # type: ignore[override]
+        return _Answers(super().forward(x), x)
 
 
 class _Stubborn(Tiny):
@@ -111,6 +128,11 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "a forward put on an object": (_patched, "other answers than the network"),
     "a hook on the outermost module": (lambda: _hooked(""), r"hook `_hooked.*lambda>`"),
+    "probabilities": (
+        lambda: nn.Sequential(Tiny(), nn.Softmax(1)),
+        r"returns probabilities.* Leave its softmax out, or return the logarithm",
+    ),
+    "a named tuple": (_Named, r"does not return one tensor of logits\. Wrap it"),
     "a hook before it": (lambda: _hooked("", before=True), r"hook `_hooked.*lambda>`"),
 }
 
@@ -130,6 +152,8 @@ SAME: dict[str, Callable[[], nn.Module]] = {
     "attention": lambda: with_head(lambda x: _attended(x, 0.0)),
     "a hook on a part": lambda: _hooked("second"),
     "a hook that only looks": lambda: _hooked("", returns=False),
+    "logarithms of probabilities": lambda: nn.Sequential(Tiny(), nn.LogSoftmax(1)),
+    "writing to the images": _WritesToItsImages,
     "answers that are no numbers": lambda: with_head(lambda x: _mean(x) * float("nan")),
 }
 
@@ -139,7 +163,8 @@ def test_what_is_the_same_is_taken(kind: str, images: Tensor) -> None:
     module = SAME[kind]().eval()
     graph = st.load_parent(module, input_size=PIXELS).graph()
     with torch.no_grad():
-        torch.testing.assert_close(graph.module(images), module(images), equal_nan=True)
+        answers = graph.module(images)
+        torch.testing.assert_close(answers, module(images.clone()), equal_nan=True)
 
 
 class _Noisy(nn.Sequential):
