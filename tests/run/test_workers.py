@@ -22,6 +22,7 @@ from optuna_stitch.search.heartbeat import Heartbeat
 from optuna_stitch.utils.errors import RunError
 from optuna_stitch.utils.machine import usable_cores
 from tests.helpers.commands import call
+from tests.helpers.interrupts import interruptible
 from tests.helpers.pretend import accelerator
 from tests.helpers.runs import TINY, complete, study_of
 
@@ -50,7 +51,10 @@ def _start(built_once: Path, trials: int, *options: str) -> subprocess.Popen[byt
     Path("tiny.yaml").write_text(TINY.replace("trials: 12", f"trials: {trials}"))
     shutil.copytree(built_once, "runs/tiny")
     command = [sys.executable, "-m", "optuna_stitch", "search", "tiny.yaml", "--workers", "2"]
-    return subprocess.Popen([*command, *options], stderr=subprocess.PIPE, start_new_session=True)
+    with interruptible():
+        return subprocess.Popen(
+            [*command, *options], stderr=subprocess.PIPE, start_new_session=True
+        )
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from optuna_stitch.search.worker import RETRIES, RETRY_OF, optimize
 from optuna_stitch.storage.buffered import BufferedStorage, buffered_storage
 from optuna_stitch.storage.open import open_storage
 from optuna_stitch.utils.errors import StudyError
+from tests.helpers.interrupts import interruptible
 from tests.helpers.storages import (
     KINDS,
     failing,
@@ -305,7 +306,7 @@ def test_an_interruption_leaves_no_trial_running(after: str, objective: st.Objec
     if after == "written":  # trials that were enqueued are claimed instead
         optimize(study, objective, n_trials=6, batch=3)
     backend.after = after
-    with pytest.raises(KeyboardInterrupt):
+    with interruptible(), pytest.raises(KeyboardInterrupt):
         optimize(study, objective, n_trials=60, batch=3)
     assert backend.after is None
     assert not study.get_trials(states=(TrialState.RUNNING,))

@@ -7,18 +7,13 @@ from collections.abc import Iterator
 import pytest
 
 from optuna_stitch.utils.interrupt import check_interrupt, uninterrupted
-
-NUMBERS = (signal.SIGINT, signal.SIGTERM)
+from tests.helpers.interrupts import NUMBERS, interruptible
 
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    """Both signals interrupt, as they do in a worker, and have their own meaning afterwards."""
-    before = [signal.signal(number, signal.default_int_handler) for number in NUMBERS]
-    yield
-    assert {signal.getsignal(number) for number in NUMBERS} == {signal.default_int_handler}
-    for number, handler in zip(NUMBERS, before, strict=True):
-        signal.signal(number, handler)
+    with interruptible():
+        yield
 
 
 def _interrupt(number: signal.Signals = signal.SIGINT) -> None:
