@@ -23,7 +23,7 @@ from optuna_stitch.cli.options import (
     start_run,
     worker_count,
 )
-from optuna_stitch.cli.results import compare, export
+from optuna_stitch.cli.results import compare, export, pick
 from optuna_stitch.utils.errors import OptunaStitchError
 from optuna_stitch.utils.progress import console
 
@@ -178,7 +178,9 @@ def report(study: StudyArgument, folder: FolderOption = None, device: DeviceOpti
         _show(opened, opened.report(show_progress_bar=True))
 
 
-# what comes after a report
+# what comes after a report; the bounds of `pick` are any figures
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(pick)
+
 app.command()(export)
 
 app.command()(compare)

@@ -1,10 +1,11 @@
-"""Commands that go on from a search: export a network that was found, compare searches."""
+"""Commands that go on from a report: pick a network, export it, compare searches."""
 
 from __future__ import annotations
 
 import shlex
 import sys
 from enum import Enum
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -19,6 +20,7 @@ from optuna_stitch.cli.options import (
     open_run,
     user_path,
 )
+from optuna_stitch.utils.errors import ConfigError
 from optuna_stitch.utils.progress import console
 
 # Commands import what they need themselves: torch and timm take seconds, which the help should
@@ -82,6 +84,51 @@ def export(
     )
     if push is not None:
         out.print(f"It is on the hub as {push}.", highlight=False, markup=False, soft_wrap=True)
+
+
+def pick(
+    context: typer.Context,
+    study: StudyArgument,
+    knee: Annotated[
+        bool, typer.Option("--knee", help="The network from which on more cost pays less.")
+    ] = False,
+    fixed_cost: Annotated[bool, typer.Option("--fixed-cost", help="Leave cascades out.")] = False,
+    folder: FolderOption = None,
+) -> None:
+    """Pick a network of the report: --max-macs 5e7 --min-accuracy 0.93.
+
+    Bounds are --max- or --min- and a figure of the report: accuracy, macs, worst-macs, parameters,
+    and the study's other objectives. Picked is the best network within them; the cheapest, where
+    all of them say how good it must be.
+    """
+    bounds = _bounds(context.args)
+    opened = open_run(study, folder)
+    from optuna_stitch.run.report import export_command
+
+    picked = opened.pick(knee=knee, fixed_cost=fixed_cost, **bounds)
+    out = Console()
+    out.print(str(picked), highlight=False, markup=False, soft_wrap=True)
+    if picked.trial is not None:
+        text = export_command(opened.folder).format(trial=picked.trial)
+    else:
+        text = "it is no trial, so from Python, by `Subnetwork.export`"
+    out.print(f"Export it: {text}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _bounds(given: list[str]) -> dict[str, float]:
+    """Bounds from what is left of a command line: ``--max-macs 5e7``, ``--max-macs=5e7``."""
+    words = [part for word in given for part in word.split("=", maxsplit=1)]
+    bounds: dict[str, float] = {}
+    for name, value in zip_longest(words[::2], words[1::2]):
+        if not name.startswith(("--max-", "--min-")):
+            raise ConfigError(f"There is no option {name}. Bounds are --max-FIGURE, --min-FIGURE.")
+        try:
+            bounds[name.removeprefix("--").replace("-", "_")] = float(value)
+        except (TypeError, ValueError):
+            raise ConfigError(
+                f"The option {name} needs a number, not {value or 'nothing'}."
+            ) from None
+    return bounds
 
 
 def compare(

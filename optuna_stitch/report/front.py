@@ -10,6 +10,7 @@ import pandas as pd
 
 from optuna_stitch.report.entries import Entries
 from optuna_stitch.report.findings import Finding, find
+from optuna_stitch.report.picking import Pick, pick
 from optuna_stitch.report.plots import front_figure
 from optuna_stitch.report.tables import cells, worth_showing
 
@@ -43,6 +44,28 @@ class Front(Entries):
     def finding(self) -> Finding:
         """What was found, as `find` says."""
         return find(self)
+
+    def pick(self, *, knee: bool = False, fixed_cost: bool = False, **bounds: float) -> Pick:
+        """Pick a network by what it must keep to; see `optuna_stitch.report.picking.pick`.
+
+        Args:
+            knee: Whether to pick the one from which on more cost pays less.
+            fixed_cost: Whether cascades, which cost less for some images, are left out.
+            bounds: ``max_macs=5e7``, ``min_accuracy=0.93``; of any figure on the test split.
+
+        Raises:
+            ConfigError: If a bound is about no figure of the report.
+            StudyError: If no network keeps to the bounds; names the one that comes nearest.
+        """
+        return pick(
+            self.table(),
+            bounds,
+            metric=self.metric,
+            cost=self.cost,
+            knee=knee,
+            fixed_cost=fixed_cost,
+            unit=self.unit,
+        )
 
     def _repr_html_(self) -> str:
         """The headline, the plot and the table, for notebooks."""

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from optuna_stitch.report.entries import STITCHED, Entries, Entry
+from optuna_stitch.report.picking import pick
 from optuna_stitch.report.plots import (
     ALL_TRIALS,
     DIRECTIONS,
@@ -26,6 +27,20 @@ from optuna_stitch.utils.text import percent_interval_text, percent_text
 _STITCHES = 8
 
 _TEMPLATE = "plotly_white"
+
+# Where a pick is pointed at, and where it is explained.
+_ARROW = {"showarrow": True, "ax": 40, "ay": 40, "bgcolor": "rgba(255, 255, 255, 0.9)"}
+_BELOW = {
+    "xref": "paper",
+    "yref": "paper",
+    "x": 0,
+    "y": 0,
+    "yshift": -60,  # pixels, below the axis and its title
+    "xanchor": "left",
+    "yanchor": "top",
+    "align": "left",
+    "showarrow": False,
+}
 
 # Suits light and dark pages: what is never on is nearly transparent.
 _SWITCHES_SCALE = [[0.0, "rgba(128, 128, 128, 0.15)"], [1.0, "rgba(214, 39, 40, 1)"]]
@@ -87,8 +102,46 @@ def draw_front(front: Entries, title: str) -> go.Figure:
         xaxis_title=plot.axes[0],
         yaxis={"title": plot.axes[1], "range": plot.frame},
         legend={"yanchor": "bottom", "y": 0.02, "xanchor": "right", "x": 0.98},
+        height=620,
+        margin={"b": 170},  # room to explain a pick
+        updatemenus=[
+            {
+                "type": "buttons",
+                "direction": "right",
+                "buttons": _pick_buttons(front, plot),
+                "showactive": True,
+                "x": 0,
+                "xanchor": "left",
+                "y": 1.02,
+                "yanchor": "bottom",
+            }
+        ],
     )
     return figure
+
+
+def _pick_buttons(front: Entries, plot: FrontPlot) -> list[dict[str, object]]:
+    """Buttons that point at networks one may want, and say below the plot why."""
+    wanted: dict[str, tuple[dict[str, float], bool]] = {"knee": ({}, True)}
+    for parent in (entry for entry in front.baselines if entry.kind == "parent"):
+        cost, quality = parent.test[front.cost], parent.quality
+        wanted[f"best at {parent.name}'s cost"] = {f"max_{front.cost}": cost}, False
+        wanted[f"cheapest as good as {parent.name}"] = {f"min_{front.metric}": quality}, False
+    table, by_name = front.table(), {entry.name: entry for entry in front.entries}
+    buttons = [_button("no pick", [])]
+    for label, (bounds, knee) in wanted.items():
+        picked = pick(
+            table, bounds, metric=front.metric, cost=front.cost, knee=knee, unit=front.unit
+        )
+        entry = by_name[picked.name]
+        place = {"x": plot.cost(entry), "y": 100 * entry.quality, "text": escape(entry.name)}
+        text = "<br>".join(escape(line) for line in str(picked).splitlines())
+        buttons.append(_button(label, [place | _ARROW, _BELOW | {"text": text}]))
+    return buttons
+
+
+def _button(label: str, annotations: list[dict[str, object]]) -> dict[str, object]:
+    return {"label": label, "method": "relayout", "args": [{"annotations": annotations}]}
 
 
 def _hover(entry: Entry, front: Entries) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import optuna
@@ -15,11 +15,13 @@ import torch
 
 from optuna_stitch.data.load import Data
 from optuna_stitch.diagram.drawing import draw_subnetwork
+from optuna_stitch.evaluation.metrics import Cost, quality_metric, resolve_metrics
 from optuna_stitch.report.document import Pictures, write_report
 from optuna_stitch.report.entries import Entry
 from optuna_stitch.report.front import Front
 from optuna_stitch.report.hypervolume import hypervolume_over_trials
 from optuna_stitch.report.interactive import draw_front, draw_history, draw_switches
+from optuna_stitch.report.picking import Pick, pick
 from optuna_stitch.report.plots import (
     gained_by,
     switch_shares,
@@ -30,11 +32,14 @@ from optuna_stitch.report.plots import (
 )
 from optuna_stitch.run.folder import RunFolder
 from optuna_stitch.storage.open import hide_password
-from optuna_stitch.utils.errors import StudyError
+from optuna_stitch.utils.errors import RunError, StudyError
 from optuna_stitch.utils.files import write_text
 
 # Where a run keeps the drawings of the front's networks.
 _NETWORKS = "networks"
+
+# Where it keeps every figure of the front.
+_TABLE = "front.csv"
 
 
 def write_results(run: RunFolder, front: Front) -> dict[str, go.Figure]:
@@ -49,7 +54,7 @@ def write_results(run: RunFolder, front: Front) -> dict[str, go.Figure]:
     """
     folder, supernetwork, data = run.folder, run.supernetwork, run.data
     title = f"{run.name}: {supernetwork.a.name} × {supernetwork.b.name}"
-    write_text(folder / "front.csv", front.table().to_csv(index=False))
+    write_text(folder / _TABLE, front.table().to_csv(index=False))
     write_text(folder / "classes.csv", front.by_class(data.class_names).to_csv())
     predictions = front.predictions()
     if predictions is not None:
@@ -90,6 +95,40 @@ def write_results(run: RunFolder, front: Front) -> dict[str, go.Figure]:
     )
     write_text(folder / "report.md", text)
     return figures
+
+
+def pick_network(
+    run: RunFolder, bounds: Mapping[str, float], *, knee: bool, fixed_cost: bool
+) -> Pick:
+    """Pick a network of a run's report; see `pick`.
+
+    Args:
+        run: The run.
+        bounds: By name, as for `pick`.
+        knee: Whether to pick the knee.
+        fixed_cost: Whether cascades are left out.
+
+    Raises:
+        RunError: If there is no report yet.
+    """
+    path = run.folder / _TABLE
+    if not path.is_file():
+        raise RunError(
+            f"{run.folder} has no report to pick from yet. Make it by: "
+            f"optuna-stitch report {shlex.quote(str(run.folder))}"
+        )
+    table = pd.read_csv(path)
+    metrics = resolve_metrics(run.study_file.study.objectives)
+    costs = [metric.name for metric in metrics if isinstance(metric, Cost)]
+    metric = quality_metric(segments="test_mean_iou" in table).name
+    return pick(
+        table,
+        bounds,
+        metric=metric,
+        cost=costs[0] if costs else "macs",
+        knee=knee,
+        fixed_cost=fixed_cost,
+    )
 
 
 def _facts(run: RunFolder) -> list[tuple[str, str]]:

@@ -11,10 +11,11 @@ import optuna
 from optuna_stitch.evaluation.metrics import resolve_metrics
 from optuna_stitch.report.dashboard import publish
 from optuna_stitch.report.front import Front
+from optuna_stitch.report.picking import Pick
 from optuna_stitch.run.build import build
 from optuna_stitch.run.export import export_trial
 from optuna_stitch.run.folder import COPY, RunFolder
-from optuna_stitch.run.report import export_command, write_results
+from optuna_stitch.run.report import export_command, pick_network, write_results
 from optuna_stitch.run.schema import StudyFile, smoke_test
 from optuna_stitch.run.search import LATENCY, known_genotypes, make_objective, sampler_for
 from optuna_stitch.run.study_file import check_same_study, load_study_file
@@ -291,6 +292,21 @@ class Run(RunFolder):
         if left:
             console.print(f"Notes that were edited in the dashboard stay: {', '.join(left)}.")
         return front
+
+    def pick(self, *, knee: bool = False, fixed_cost: bool = False, **bounds: float) -> Pick:
+        """Pick a network from the last report, by its figures on the test split.
+
+        Args:
+            knee: Whether to pick the one from which on more cost pays less.
+            fixed_cost: Whether cascades, which cost less for some images, are left out.
+            bounds: ``max_macs=5e7``, ``min_accuracy=0.93``; of any figure in ``front.csv``.
+
+        Raises:
+            RunError: If there is no report yet.
+            ConfigError: If a bound is about no figure of the report.
+            StudyError: If no network keeps to the bounds; names the one that comes nearest.
+        """
+        return pick_network(self, bounds, knee=knee, fixed_cost=fixed_cost)
 
     def export(
         self,
