@@ -14,7 +14,7 @@ from optuna_stitch.data.splits import Split
 from optuna_stitch.evaluation.accumulator import Evaluation
 from optuna_stitch.evaluation.activation_cache import ActivationCache
 from optuna_stitch.evaluation.cascades import Curve, tune_exit, untuned_exit, with_share
-from optuna_stitch.evaluation.engine import Engine, divide
+from optuna_stitch.evaluation.engine import Engine, Plan, PlanMemoryError, divide
 from optuna_stitch.evaluation.latency import Latencies, measure_latency, use_latencies
 from optuna_stitch.evaluation.metrics import (
     AnyMetric,
@@ -279,22 +279,42 @@ class Evaluator:
             kept=kept,
         )
         batches = math.ceil(len(self.split) / self._engine.batch_size)
+        found: dict[Genotype, Measured]
         with progress_bar(show_progress_bar=show_progress_bar) as progress:
             task = progress.add_task(
                 f"Evaluate {len(subnetworks)} networks", total=batches * len(plans), note=""
             )
-            for number, plan in enumerate(plans):
+            done = 0
+            while plans:
+                plan, found = plans.pop(0), {}
                 rivals = [self._rivals(subnetwork) for subnetwork in plan.subnetworks]
-                found: dict[Genotype, Measured] = {}
+                exhausted = False
                 try:
                     for subnetwork, measured in self._runner(
                         plan, rivals, lambda: progress.advance(task)
                     ):
                         found[subnetwork.heads] = measured
                         self._learn(subnetwork, measured)
+                except PlanMemoryError:
+                    exhausted = True
+                    if not self.activation_cache.halve() and len(plan.subnetworks) == 1:
+                        raise
                 finally:  # also on Ctrl-C: what is finished is kept
                     self._record(found)
-                progress.update(task, completed=batches * (number + 1))
+                if exhausted:  # out of the clause above, which holds what was begun
+                    plans[:0] = self._smaller(plan, found)
+                else:
+                    done += 1
+                progress.update(
+                    task, completed=batches * done, total=batches * (done + len(plans))
+                )
+
+    def _smaller(self, plan: Plan, found: Mapping[Genotype, Measured]) -> list[Plan]:
+        """What is left of a plan that memory did not suffice for."""
+        left = [subnetwork for subnetwork in plan.subnetworks if subnetwork.heads not in found]
+        if len(left) > 1:
+            return self._engine.halve(Plan(left, plan.program))
+        return divide(self._supergraph, left, batch_size=self._engine.largest_batch)
 
     def _learn(self, subnetwork: Subnetwork, measured: Measured) -> None:
         """Keep what is known of a subnetwork now, and let others race against it."""
