@@ -92,6 +92,20 @@ def free_memory(device: torch.device) -> int | None:
     return None
 
 
+def full(device: torch.device) -> str:
+    """What is to be said where something does not fit on a device.
+
+    Args:
+        device: Any that `resolve_device` returns.
+    """
+    free = free_memory(device)
+    left = "" if free is None else f" ({free / 2**30:.2f} GiB are free)"
+    return (
+        f"{device_name(device)} has no room for the networks{left}. End what else runs there, or "
+        "choose another `device`."
+    )
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until a device has done all that it was given.
 
