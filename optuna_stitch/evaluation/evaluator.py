@@ -14,7 +14,9 @@ from optuna_stitch.data.splits import Split
 from optuna_stitch.evaluation.accumulator import Evaluation
 from optuna_stitch.evaluation.activation_cache import ActivationCache
 from optuna_stitch.evaluation.cascades import Curve, tune_exit, untuned_exit, with_share
+from optuna_stitch.evaluation.deviation import Deviation, settle_kernels
 from optuna_stitch.evaluation.engine import Engine, Plan, PlanMemoryError, divide
+from optuna_stitch.evaluation.kernels import SIXTEEN_BITS
 from optuna_stitch.evaluation.latency import Latencies, measure_latency, use_latencies
 from optuna_stitch.evaluation.metrics import (
     AnyMetric,
@@ -104,6 +106,7 @@ class Evaluator:
         self._engine = Engine(supergraph, settings.kernels, settings.memory, size)
         self._race = self._start(settings.racing, size) if settings.racing is not None else None
         self._runner = Runner(self._engine, split, self._learned, self._race, settings.cascades)
+        self._deviation: Deviation | None = None
         self._known: dict[Genotype, Evaluation] = {}
         self._curves: dict[Genotype, Measured] = {}  # of cascades, without a threshold
         self._result_cache = (
@@ -146,12 +149,45 @@ class Evaluator:
                     "before the stitches were fitted; make both anew."
                 )
         distinct = {subnetwork.genotype: subnetwork for subnetwork in subnetworks}
+        if self._learned and self._unknown(distinct):
+            self.settle()
         self._recall(list({subnetwork.heads for subnetwork in self._unknown(distinct)}))
         # one of those that differ in their threshold only stands for all of them; of one that
         # lost a race, what others would give is not known
         while new := {subnetwork.heads: subnetwork for subnetwork in self._unknown(distinct)}:
             self._measure(list(new.values()), show_progress_bar)
         return [self._known[subnetwork.genotype] for subnetwork in subnetworks]
+
+    def settle(self, known: Deviation | None = None) -> Deviation | None:
+        """Find out how far figures in 16 bits are from float32, before any are computed.
+
+        Parents, ensemble and a few stitched networks are compared on some of the images, once for
+        a supernetwork, and the console is told. Where ``kernels`` are ``auto`` and float16
+        overflows or moves accuracy by more than a point, bfloat16 is taken, or float32.
+
+        Args:
+            known: What another process found for the same study.
+
+        Returns:
+            How far; None where kernels compute in float32 as they were asked to.
+        """
+        if self._deviation is None and self._engine.kernels in SIXTEEN_BITS:
+            asked = self.settings.kernels
+            if known is not None and known.asked == asked:
+                self._deviation = known
+            else:
+                self._deviation = settle_kernels(
+                    self._supergraph,
+                    self.split,
+                    self._engine.kernels,
+                    asked=asked,
+                    memory=self.settings.memory,
+                    batch_size=self._engine.batch_size,
+                )
+            self._engine.kernels = self._deviation.kernels
+            if self._result_cache is not None:
+                self._result_cache.computed_by(self._engine.kernels)
+        return self._deviation
 
     def _unknown(self, distinct: Mapping[Genotype, Subnetwork]) -> list[Subnetwork]:
         """Those of which nothing is known, after known curves told what they tell."""
@@ -249,6 +285,7 @@ class Evaluator:
         Raises:
             DataError: If an image has a label that the parents have no class for.
         """
+        self.settle()
         return self._runner.answers(subnetworks)
 
     def costs(self, subnetwork: Subnetwork) -> dict[str, float]:

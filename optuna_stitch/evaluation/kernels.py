@@ -32,10 +32,11 @@ from optuna_stitch.utils.device import float32_products, free_memory
 # GiB for the values of a plan on the processor.
 _MEMORY = 4.0
 
-# The share of an accelerator's free memory that they take there.
+# The share of an accelerator's free memory that they take there; pixels, labels and what others
+# do need some too.
 _SHARE = 0.8
 
-_SIXTEEN_BITS: dict[Kernels, torch.dtype] = {
+SIXTEEN_BITS: dict[Kernels, torch.dtype] = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
@@ -76,8 +77,8 @@ def precision(device: torch.device, kernels: Kernels) -> Iterator[None]:
     """
     with ExitStack() as stack:
         stack.enter_context(float32_products(device, exact=kernels == "plain"))
-        if kernels in _SIXTEEN_BITS:
-            stack.enter_context(torch.autocast(device.type, _SIXTEEN_BITS[kernels]))
+        if kernels in SIXTEEN_BITS:
+            stack.enter_context(torch.autocast(device.type, SIXTEEN_BITS[kernels]))
         yield
 
 

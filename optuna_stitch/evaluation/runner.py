@@ -168,14 +168,18 @@ class Runner:
             yield subnetworks[place], self._whole(accumulator)
 
     @torch.no_grad()
-    def answers(self, subnetworks: Sequence[Subnetwork]) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    def answers(
+        self, subnetworks: Sequence[Subnetwork], images: int | None = None
+    ) -> Iterator[tuple[Tensor, list[Tensor]]]:
         """Labels and logits, batch by batch, in the split's order.
 
         Args:
             subnetworks: Whose logits.
+            images: On how many of the first images; on all, if None.
         """
         programs = self._programs(subnetworks)
-        for batch in self._batches(range(len(self._split))):
+        count = len(self._split) if images is None else images
+        for batch in self._batches(range(count)):
             logits: list[Tensor] = []
             while not logits:
                 try:
