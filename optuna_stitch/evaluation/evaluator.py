@@ -16,7 +16,7 @@ from optuna_stitch.evaluation.activation_cache import ActivationCache
 from optuna_stitch.evaluation.cascades import Curve, tune_exit, untuned_exit, with_share
 from optuna_stitch.evaluation.deviation import Deviation, settle_kernels
 from optuna_stitch.evaluation.engine import Engine, Plan, PlanMemoryError, divide
-from optuna_stitch.evaluation.kernels import SIXTEEN_BITS
+from optuna_stitch.evaluation.kernels import SIXTEEN_BITS, SMALL_BATCH, batch_on, memory_on
 from optuna_stitch.evaluation.latency import Latencies, measure_latency, use_latencies
 from optuna_stitch.evaluation.metrics import (
     AnyMetric,
@@ -41,9 +41,6 @@ _V = TypeVar("_V")
 
 # A cascade has lost a race where it has with its own threshold and with these.
 _RACED = (0.1, 0.25, 0.5, 0.75)
-
-# More images at once do not run faster, and their values leave a processor's cache.
-_BATCH = 50
 
 
 class Evaluator:
@@ -102,9 +99,12 @@ class Evaluator:
             use_latencies(supergraph, latency)
         self._learned = [metric for metric in self.metrics if not isinstance(metric, Cost)]
         self._costs = [metric for metric in self.metrics if isinstance(metric, Cost)]
-        size = settings.batch_size or min(_BATCH, supergraph.batch_size)
-        self._engine = Engine(supergraph, settings.kernels, settings.memory, size)
-        self._race = self._start(settings.racing, size) if settings.racing is not None else None
+        memory = memory_on(supergraph.device, settings.memory)
+        size = settings.batch_size or batch_on(supergraph, memory)
+        self._engine = Engine(supergraph, settings.kernels, memory, size)
+        # networks are compared after as many images on every device
+        block = min(size, SMALL_BATCH)
+        self._race = self._start(settings.racing, block) if settings.racing is not None else None
         self._runner = Runner(self._engine, split, self._learned, self._race, settings.cascades)
         self._deviation: Deviation | None = None
         self._known: dict[Genotype, Evaluation] = {}

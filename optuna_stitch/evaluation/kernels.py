@@ -36,6 +36,14 @@ _MEMORY = 4.0
 # do need some too.
 _SHARE = 0.8
 
+# Images per batch on a processor.
+SMALL_BATCH = 50
+
+# Images per batch on an accelerator at most, and the share of a plan's memory that both parents
+# alone may take for them.
+_LARGEST_BATCH = 256
+_PARENTS = 1 / 16
+
 SIXTEEN_BITS: dict[Kernels, torch.dtype] = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
@@ -65,6 +73,22 @@ def memory_on(device: torch.device, memory: float | None) -> float:
         return memory
     free = free_memory(device)
     return _MEMORY if free is None else _SHARE * free / 2**30
+
+
+def batch_on(supergraph: Supergraph, memory: float) -> int:
+    """Images per batch where it is not said.
+
+    A processor is busy with few, and their values stay in its cache; an accelerator takes as many
+    as leave room for the other networks of a plan.
+
+    Args:
+        supergraph: Of the supernetwork that is evaluated.
+        memory: GiB for the values of a plan.
+    """
+    if supergraph.device.type == "cpu":
+        return min(SMALL_BATCH, supergraph.batch_size)
+    image = 4 * supergraph.parents_program().elements
+    return max(1, min(_LARGEST_BATCH, int(_PARENTS * memory * 2**30 / image)))
 
 
 @contextmanager

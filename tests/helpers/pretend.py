@@ -7,6 +7,7 @@ too, so that what is computed can be compared with the CPU's.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -194,6 +195,19 @@ def _inner(value: Any) -> Any:
     return value
 
 
+class _Event:
+    """A mark on the device's own clock."""
+
+    def __init__(self, **_: Any) -> None:
+        self.at = 0.0
+
+    def record(self, stream: object) -> None:
+        self.at = time.perf_counter()
+
+    def elapsed_time(self, later: _Event) -> float:
+        return 1e3 * (later.at - self.at)
+
+
 @contextmanager
 def accelerator(
     gigabytes: float = 8.0, count: int = 1, capability: tuple[int, int] = (9, 0)
@@ -219,6 +233,8 @@ def accelerator(
         mock.patch("torch.cuda.memory_reserved", return_value=0),
         mock.patch("torch.cuda.memory_allocated", return_value=0),
         mock.patch("torch.cuda.get_device_capability", return_value=capability),
+        mock.patch("torch.cuda.Event", _Event),
+        mock.patch("torch.cuda.current_stream"),
         mock.patch("torch.cuda.get_rng_state"),
         mock.patch("torch.cuda.set_rng_state"),
         mock.patch("torch.cuda.get_device_name", return_value="a GPU that is not there"),
