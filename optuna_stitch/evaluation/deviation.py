@@ -163,8 +163,8 @@ def settle_kernels(
     console.print(f"{found.text[:1].upper()}{found.text[1:]}.", highlight=False, soft_wrap=True)
     if not found.is_near:
         console.print(
-            f"Figures in {found.kernels} cannot be relied on: take other `kernels` in `evaluation` "
-            "(`bfloat16`, or `fast`), in another run.",
+            f"Figures in {found.kernels} cannot be relied on: take other `kernels` "
+            "(`bfloat16`, or `fast`) for `evaluation`, in another run.",
             style="yellow",
             highlight=False,
             soft_wrap=True,

@@ -29,7 +29,12 @@ from optuna_stitch.evaluation.metrics import (
 from optuna_stitch.evaluation.racing import Race, Rival
 from optuna_stitch.evaluation.result_cache import CachedResult, ResultCache, cacheable
 from optuna_stitch.evaluation.runner import Measured, Rivals, Runner
-from optuna_stitch.evaluation.settings import EvaluationSettings, LatencySettings, Racing
+from optuna_stitch.evaluation.settings import (
+    EvaluationSettings,
+    Kernels,
+    LatencySettings,
+    Racing,
+)
 from optuna_stitch.stitching.cascade import Exit
 from optuna_stitch.stitching.genotype import SIDES, Genotype
 from optuna_stitch.stitching.subnetwork import Subnetwork
@@ -246,6 +251,11 @@ class Evaluator:
         """
         measured = self._curves.get(subnetwork.heads)
         return measured is not None and measured.curve is not None
+
+    @property
+    def kernels(self) -> Kernels:
+        """How operations are computed: never ``auto``."""
+        return self._engine.kernels
 
     @property
     def batch_size(self) -> int:
