@@ -23,7 +23,7 @@ from optuna_stitch.stitching.regression import Choices, Regression, Solution
 from optuna_stitch.stitching.settings import FitSettings
 from optuna_stitch.stitching.supergraph import Supergraph
 from optuna_stitch.utils import distributed
-from optuna_stitch.utils.device import float32_products
+from optuna_stitch.utils.device import float32_products, free_memory
 from optuna_stitch.utils.errors import FitError
 from optuna_stitch.utils.memory import is_out_of_memory
 from optuna_stitch.utils.progress import console, progress_bar
@@ -39,6 +39,9 @@ _SAMPLES, _FEWEST_POSITIONS = 24_000, 16
 
 # All features that a pass reads are held at once, for so many images as keep within this.
 _FEATURE_BYTES = GIB // 2
+
+# GiB for sums on a processor, and their share of the free memory of an accelerator.
+_MEMORY, _SHARE = 2.0, 1 / 2
 
 # A bias for every position holds at most this many numbers.
 _LARGEST_BIAS = 1 << 18
@@ -100,10 +103,11 @@ def fit_stitches(
         )
     positions = settings.positions or max(_FEWEST_POSITIONS, _SAMPLES // len(taken))
     jobs = _jobs(supergraph, settings)
-    groups = _groups(jobs, settings.memory)
+    memory = settings.memory or _memory_on(supergraph.device)
+    groups = _groups(jobs, memory)
     if len(groups) > 1:
         console.print(
-            f"The sums of {len(jobs)} stitches take more than {settings.memory:g} GiB: fitting "
+            f"The sums of {len(jobs)} stitches take more than {memory:.3g} GiB: fitting "
             f"them in {len(groups)} passes over the images.",
             soft_wrap=True,
         )
@@ -249,6 +253,12 @@ def _report(job: _Job, stitch: Stitch, solution: Solution) -> StitchFit:
     return StitchFit(
         job.switch.name, solution.r2, solution.ridge, solution.kernel, rank, stitch.macs
     )
+
+
+def _memory_on(device: torch.device) -> float:
+    """GiB for sums where it is not said."""
+    free = free_memory(device)
+    return _MEMORY if free is None else _SHARE * free / GIB
 
 
 def _groups(jobs: Sequence[_Job], memory: float) -> list[list[_Job]]:

@@ -3,10 +3,10 @@
     uv run python tests/benchmarks/gpu.py [--quick] [--device DEVICE] [--kernels KERNELS]
 
 ResNet-152 × EfficientNet-B4 with random weights, on JPEGs that are made in place: the fit of all
-stitches on 2,000 images, then the candidates of a search, in its order and in plans of 50, on 1,000
-images of 224 px. The baseline extracts networks and runs each in a loop, on the same batches and in
-the same precision. ``--quick`` takes two small networks, also on a processor. The last line is
-JSON; what cannot be measured here is null.
+stitches on 2,000 images, then the candidates of a search, in its order and in plans of 50, on
+1,000 images of 224 px. The baseline extracts networks and runs each in a loop, on the same batches
+and in the same precision. ``--quick`` takes two small networks, also on a processor. The last line
+is JSON; what cannot be measured here is null.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
 import optuna
@@ -292,9 +293,9 @@ def report(found: dict[str, Any]) -> None:
     for name, words in (("fit", "fit, images decoded in it"), ("fit_decoded", "fit again")):
         print(f"| {words} | {found[f'seconds_{name}']:.1f} | {share(f'busy_{name}')} |")
     print(
-        f"\n{found['candidates']} candidates in plans of {PLAN}, {found['kernels']} kernels, batches "
-        f"of {found['batch_size']}: {found['subnetworks_per_minute']:.0f} a minute, device busy "
-        f"{share('busy_plans')}; in a loop {found['loop_per_minute']:.1f} a minute: "
+        f"\n{found['candidates']} candidates in plans of {PLAN}, {found['kernels']} kernels, "
+        f"batches of {found['batch_size']}: {found['subnetworks_per_minute']:.0f} a minute, device "
+        f"busy {share('busy_plans')}; in a loop {found['loop_per_minute']:.1f} a minute: "
         f"{found['ratio']:.1f} times as many.\n"
     )
 
