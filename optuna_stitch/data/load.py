@@ -82,6 +82,7 @@ def load_data(
     val: Mapping[str, Any] | None = None,
     test: Mapping[str, Any] | None = None,
     unreadable: Literal["stop", "skip"] = "stop",
+    workers: int | None = None,
     seed: int = 0,
 ) -> Data:
     """Load a data set and divide it into three disjoint splits.
@@ -104,6 +105,7 @@ def load_data(
         test: What differs for the test split.
         unreadable: What to do with images that do not decode: ``stop`` at the first one that is
             used, or ``skip`` them; to skip them, every image that is dealt is read once.
+        workers: How many loader processes decode images; see `Split`.
         seed: Decides which images are taken, and in which order.
 
     Returns:
@@ -155,7 +157,7 @@ def load_data(
         described = f"{source} of {len(opened)} images"
         if getattr(opened, "is_renumbered", False):  # figures of other labels do not hold
             described += ", labels of the train split"
-        splits[name] = Split(name, opened, taken, described)
+        splits[name] = Split(name, opened, taken, described, workers)
     return Data(splits["train"], splits["val"], splits["test"], _count_classes(splits), classes)
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,9 +15,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
+from optuna_stitch.data.decode import Decoded, decode
 from optuna_stitch.data.view import View
-from optuna_stitch.utils.device import free_memory
+from optuna_stitch.utils.device import free_memory, send
 from optuna_stitch.utils.errors import DataError, ImageError, first_line
 from optuna_stitch.utils.progress import console
 
@@ -25,9 +27,12 @@ from optuna_stitch.utils.progress import console
 IN_MEMORY = 1 << 30
 
 # Pixels stay on an accelerator where they take at most this share of what is free there.
-_DEVICE_SHARE = 1 / 4
+_DEVICE_SHARE = 1 / 8
 
 CPU = torch.device("cpu")
+
+# The label of pixels that do not count.
+_VOID = 255
 
 # PIL's modes that it turns into grey and RGB; those of more than 8 bits, and the largest of 16.
 _PLAIN = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")
@@ -66,14 +71,16 @@ class Batch:
 class Split:
     """Part of a data set, in a fixed order.
 
-    Images are decoded and transformed at their first use. They are kept as 8-bit pixels, from
-    which a network's input comes back bit for bit.
+    Images are decoded and transformed at their first use, ahead of it where there are loader
+    processes. They are kept as 8-bit pixels, from which a network's input comes back bit for bit.
 
     Args:
         name: ``train``, ``val`` or ``test``.
         dataset: Where the images come from.
         indices: Indices in the data set of the images that belong to this split.
         source: What identifies the data set, for `fingerprint`.
+        workers: How many loader processes decode images; 0 for none. If None, one for every core
+            that this process may use where there are many images. Pixels are the same.
 
     Example:
         >>> few = data.val.take(50)
@@ -88,13 +95,11 @@ class Split:
     dataset: ImageDataset
     indices: Sequence[int]
     source: str
-    _pixels: dict[View, NDArray[np.uint8]] = field(default_factory=dict, init=False, repr=False)
-    _masks: dict[View, NDArray[np.uint8]] = field(default_factory=dict, init=False, repr=False)
-    _on_device: dict[tuple[View, torch.device], Tensor] = field(
-        default_factory=dict, init=False, repr=False
-    )
+    workers: int | None = None
+    _kept: dict[View, _Kept] = field(default_factory=dict, init=False, repr=False)
     _targets: Tensor = field(default_factory=lambda: torch.empty(0), init=False, repr=False)
     _said: set[str] = field(default_factory=set, init=False, repr=False)
+    _remarks: dict[str, str] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -113,17 +118,35 @@ class Split:
         """
         if images is None or images >= len(self):
             return self
-        taken = Split(self.name, self.dataset, self.indices[:images], self.source)
+        taken = replace(self.bare(), indices=self.indices[:images])
         taken._said = self._said
         return taken
+
+    def bare(self) -> Split:
+        """The same without what is decoded."""
+        return Split(self.name, self.dataset, self.indices, self.source, self.workers)
 
     @property
     def targets(self) -> Tensor:
         """Labels ``(len(self),)``, int64, in the split's order, where there is one per image."""
         if len(self._targets) != len(self):
-            labels = [self.read(position)[1] for position in range(len(self))]
-            self._targets = torch.tensor([int(label) for label in labels])  # type: ignore[arg-type]
+            kept = next(iter(self._kept.values()), None)
+            if kept is not None and kept.decoded.all():
+                self._targets = torch.from_numpy(kept.labels.values)
+            else:
+                labels = [self.read(position)[1] for position in range(len(self))]
+                self._targets = torch.tensor([int(label) for label in labels])  # type: ignore[arg-type]
         return self._targets
+
+    @property
+    def labels_seen(self) -> tuple[int, int]:
+        """The smallest and the largest label of the images that were read so far.
+
+        Those of pixels that do not count are left out; (0, 0) where there is none.
+        """
+        bounds = [(0, 0), *(kept.bounds for kept in self._kept.values())]
+        smallest, largest = zip(*bounds, strict=True)
+        return min(smallest), max(largest)
 
     def batches(
         self,
@@ -151,8 +174,13 @@ class Split:
             DataError: If an image does not decode, or there is no room for the pixels.
         """
         within = range(len(self)) if within is None else within
-        for start in range(shard[0] * batch_size, len(within), shard[1] * batch_size):
-            yield self.pick(within[start : start + batch_size], views, device)
+        starts = range(shard[0] * batch_size, len(within), shard[1] * batch_size)
+        batches = [within[start : start + batch_size] for start in starts]
+        self._open(views)
+        for kept in dict.fromkeys(self._kept[view] for view in views):
+            kept.begin([position for batch in batches for position in batch])
+        for positions in batches:
+            yield self.pick(positions, views, device)
 
     def pick(
         self, positions: Sequence[int], views: Sequence[View], device: torch.device = CPU
@@ -167,36 +195,27 @@ class Split:
         Raises:
             DataError: If an image does not decode, or there is no room for the pixels.
         """
-        self._decode(views)
+        self._open(views)
         chosen: slice | NDArray[np.int64] = np.asarray(positions)
         if isinstance(positions, range) and positions.step == 1:  # needs no copy
             chosen = slice(positions.start, positions.stop)
-        images = tuple(view.normalize(self._read(view, chosen, device)) for view in views)
-        masks = self._masks.get(views[0])
-        if masks is None:
-            return Batch(images, self._targets[chosen].to(device))
-        return Batch(images, torch.from_numpy(masks[chosen]).to(device).long())
+        kept = [self._kept[view] for view in views]
+        for some in dict.fromkeys(kept):
+            some.need(chosen)
+        images = tuple(
+            view.normalize(some.pixels[view].on(device, chosen))
+            for view, some in zip(views, kept, strict=True)
+        )
+        masks = kept[0].masks.get(views[0])
+        labels = kept[0].labels if masks is None else masks
+        return Batch(images, labels.on(device, chosen).long())
 
-    def _read(self, view: View, chosen: slice | NDArray[np.int64], device: torch.device) -> Tensor:
-        """Pixels of some images on a device, 8 bits a channel.
-
-        On an accelerator the whole split stays there where it takes a small share of its memory;
-        otherwise every batch is sent from pinned memory, while the device computes.
-        """
-        pixels = self._pixels[view]
-        if device.type == "cpu":
-            return torch.from_numpy(pixels[chosen])
-        kept = self._on_device.get((view, device))
-        if kept is None and pixels.nbytes <= _DEVICE_SHARE * (free_memory(device) or 0):
-            kept = self._on_device[view, device] = torch.from_numpy(pixels).to(device)
-        if kept is not None:
-            if isinstance(chosen, slice):
-                return kept[chosen]
-            return kept[torch.from_numpy(chosen).to(device)]
-        some = torch.from_numpy(np.ascontiguousarray(pixels[chosen]))
-        if device.type == "cuda":
-            some = some.pin_memory()
-        return some.to(device, non_blocking=True)
+    def _open(self, views: Sequence[View]) -> None:
+        """Make room for the pixels of views that have none."""
+        missing = [view for view in dict.fromkeys(views) if view not in self._kept]
+        if missing:
+            kept = _Kept(self, missing)
+            self._kept.update(dict.fromkeys(missing, kept))
 
     def read(self, position: int) -> tuple[Image.Image, int | Image.Image]:
         """One image as it is stored, in at most 8 bits a channel, and its label.
@@ -259,41 +278,146 @@ class Split:
                 "white. Save it with 8 or 16 bits a channel, or leave such images out with "
                 "`unreadable: skip`."
             )
-        if high > 255 and image.mode not in self._said:
-            console.print(
+        if high > 255:
+            self.remark(
+                image.mode,
                 f"The {self.name} split has images of 16 bits, such as {self.place_of(position)}; "
                 f"those with values above 255 are scaled to 8 bits ({_WHITE:,} is white).",
-                highlight=False,
             )
-            self._said.add(image.mode)
         scale = 255 / _WHITE if high > 255 else 1
         return Image.fromarray(np.rint(values * scale).astype(np.uint8))
 
-    def _decode(self, views: Sequence[View]) -> None:
-        """Decode and transform all images for the views that have no pixels yet."""
-        missing = [view for view in dict.fromkeys(views) if view not in self._pixels]
-        if not missing:
+    def remark(self, kind: str, text: str) -> None:
+        """Say something of an image, once for its kind.
+
+        A loader process leaves that to the one which it works for.
+
+        Args:
+            kind: Of which it is said.
+            text: What to say.
+        """
+        if kind in self._said:
             return
-        transforms = [view.transform() for view in missing]
-        pixels = [_array((len(self), *view.input_size)) for view in missing]
-        masks: list[NDArray[np.uint8]] = []
-        labels: list[int] = []
-        for position in range(len(self)):
-            image, target = self.read(position)
-            for place, (view, transform) in enumerate(zip(missing, transforms, strict=True)):
-                seen = transform(image.convert(view.mode))
-                pixels[place][position] = view.pixels(seen).numpy()
-                if isinstance(target, Image.Image):
-                    if position == 0:
-                        masks.append(_array((len(self), *view.input_size[1:])))
-                    masks[place][position] = view.transform_mask(target).numpy()
-            if not isinstance(target, Image.Image):
-                labels.append(int(target))
-        self._pixels.update(zip(missing, pixels, strict=True))
-        if masks:
-            self._masks.update(zip(missing, masks, strict=True))
+        self._said.add(kind)
+        if get_worker_info() is None:
+            console.print(text, highlight=False)
         else:
-            self._targets = torch.tensor(labels)
+            self._remarks[kind] = text
+
+    def take_remarks(self) -> dict[str, str]:
+        """What was left to be said, by kind."""
+        left, self._remarks = self._remarks, {}
+        return left
+
+
+class _Kept:
+    """Decoded images of a split, as some views see them, and their labels.
+
+    Args:
+        split: The images.
+        views: How networks see them.
+    """
+
+    def __init__(self, split: Split, views: Sequence[View]) -> None:
+        self._split = split
+        self._views = list(views)
+        count = len(split)
+        self.decoded = np.zeros(count, bool)
+        self.bounds = (0, 0)
+        self.labels = _Column(np.zeros(count, np.int64), self.decoded)
+        self.masks: dict[View, _Column] = {}
+        self.pixels = {
+            view: _Column(_array((count, *view.input_size)), self.decoded) for view in views
+        }
+        self._coming: Iterator[Decoded] = iter(())
+
+    def begin(self, order: Sequence[int]) -> None:
+        """Decode images that are still missing, in the order in which they will be needed.
+
+        Args:
+            order: Positions in the split.
+        """
+        left = [position for position in dict.fromkeys(order) if not self.decoded[position]]
+        if left:
+            self._coming = decode(self._split, self._views, left, self._split.workers)
+
+    def need(self, chosen: slice | NDArray[np.int64]) -> None:
+        """Return when some images are there.
+
+        Args:
+            chosen: Their positions.
+        """
+        while not self.decoded[chosen].all():
+            item = next(self._coming, None)
+            if item is None:  # they are not among those that were announced
+                positions = np.arange(len(self.decoded))
+                self.begin([*positions[chosen].tolist(), *positions.tolist()])
+            else:
+                self._add(item)
+
+    def _add(self, item: Decoded) -> None:
+        for kind, text in item.remarks.items():
+            self._split.remark(kind, text)
+        for view, pixels in zip(self._views, item.pixels, strict=True):
+            self.pixels[view].values[item.position] = pixels
+        for view, mask in zip(self._views, item.masks, strict=bool(item.masks)):
+            if view not in self.masks:
+                shape = (len(self.decoded), *view.input_size[1:])
+                self.masks[view] = _Column(_array(shape), self.decoded)
+            self.masks[view].values[item.position] = mask
+        self.labels.values[item.position] = item.label
+        said = item.masks[0][item.masks[0] != _VOID] if item.masks else np.array([item.label])
+        if said.size:
+            smallest, largest = self.bounds
+            self.bounds = min(smallest, int(said.min())), max(largest, int(said.max()))
+        self.decoded[item.position] = True
+
+
+class _Column:
+    """Values by image, on the processor and where they fit on devices.
+
+    Args:
+        values: ``(N, ...)``.
+        decoded: Which of them are there, ``(N,)``.
+    """
+
+    def __init__(self, values: NDArray[Any], decoded: NDArray[np.bool_]) -> None:
+        self.values = values
+        self._decoded = decoded
+        self._on: dict[torch.device, tuple[Tensor, NDArray[np.bool_]] | None] = {}
+
+    def on(self, device: torch.device, chosen: slice | NDArray[np.int64]) -> Tensor:
+        """Some of the values on a device.
+
+        On an accelerator all stay there where they take a small share of its memory; otherwise
+        every batch is sent from pinned memory, while the device computes.
+
+        Args:
+            device: Which.
+            chosen: Positions of images that are decoded.
+        """
+        if device.type == "cpu":
+            return torch.from_numpy(self.values[chosen])
+        if device not in self._on:
+            fits = self.values.nbytes <= _DEVICE_SHARE * (free_memory(device) or 0)
+            shell = torch.from_numpy(self.values)
+            self._on[device] = (
+                (torch.empty_like(shell, device=device), np.zeros(len(self.values), bool))
+                if fits
+                else None
+            )
+        held = self._on[device]
+        if held is None:
+            return send(torch.from_numpy(np.ascontiguousarray(self.values[chosen])), device)
+        values, sent = held
+        new = np.flatnonzero(self._decoded & ~sent)
+        if len(new):
+            some = send(torch.from_numpy(self.values[new]), device)
+            values.index_copy_(0, send(torch.from_numpy(new), device), some)
+            sent[new] = True
+        if isinstance(chosen, slice):
+            return values[chosen]
+        return values.index_select(0, send(torch.from_numpy(chosen), device))
 
 
 def _capital(text: str) -> str:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from optuna_stitch.utils.device import send
 from optuna_stitch.utils.errors import ConfigError
 from optuna_stitch.utils.progress import console
 
@@ -109,7 +110,7 @@ class View:
 
     def _affine(self, device: torch.device) -> tuple[Tensor, Tensor]:
         mean, std = (
-            torch.tensor(values, device=device)[:, None, None] for values in (self.mean, self.std)
+            send(torch.tensor(values), device)[:, None, None] for values in (self.mean, self.std)
         )
         return mean, std
 

@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from optuna_stitch.evaluation.engine import is_finite
 from optuna_stitch.evaluation.metrics import (
     VOID,
     ImageMetric,
@@ -25,6 +24,7 @@ from optuna_stitch.evaluation.metrics import (
 from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supergraph import Supergraph
+from optuna_stitch.utils.device import are_finite, send
 
 
 @dataclass(frozen=True)
@@ -275,14 +275,17 @@ class Accumulator:
         self._logits: list[Tensor] = []
         self._targets: list[Tensor] = []
 
-    def update(self, logits: Tensor, labels: Mapping[str, Tensor]) -> None:
+    def update(
+        self, logits: Tensor, labels: Mapping[str, Tensor], *, finite: bool | None = None
+    ) -> None:
         """Add a batch.
 
         Args:
             logits: What the subnetwork answers, ``(N, classes)`` or ``(N, classes, H, W)``.
             labels: By metric, what it should answer, ``(N,)`` or ``(N, H, W)``.
+            finite: Whether the logits are finite numbers, where that is known.
         """
-        self.finite = self.finite and is_finite(logits)
+        self.finite = self.finite and (are_finite([logits])[0] if finite is None else finite)
         if not self.finite:
             return
         logits = logits.float()
@@ -406,8 +409,8 @@ class Labels:
         """
         self.prepare()
         return {
-            metric.name: self._guesses[self._references[metric.name]][list(positions)].to(
-                targets.device
+            metric.name: send(
+                self._guesses[self._references[metric.name]][list(positions)], targets.device
             )
             if metric.name in self._references
             else targets

@@ -87,6 +87,16 @@ class ActivationCache:
         program.outputs = [*program.outputs, *new]
         return Reuse(self, chosen, given, new)
 
+    def halve(self) -> bool:
+        """Keep at most half as much from now on, and nothing of what there is.
+
+        Returns:
+            Whether there was something.
+        """
+        self._budget /= 2
+        had, self.kept = bool(self.kept), {}
+        return had
+
     def _choose(self, every: Mapping[_Key, KeptValue]) -> dict[_Key, KeptValue]:
         """The most worthy that fit."""
         chosen: dict[_Key, KeptValue] = {}

@@ -24,10 +24,10 @@ from optuna_stitch.evaluation.accumulator import (
     Streamed,
     mixed,
 )
-from optuna_stitch.evaluation.engine import is_finite
 from optuna_stitch.evaluation.metrics import LearnedMetric
 from optuna_stitch.evaluation.settings import CascadeSettings
 from optuna_stitch.stitching.cascade import Exit, confidences
+from optuna_stitch.utils.device import are_finite, fetch
 from optuna_stitch.utils.errors import ConfigError
 
 # Against chance in few images.
@@ -106,15 +106,23 @@ class CascadeAccumulator:
         self._sure: list[Tensor] = []
         self._kept: list[tuple[Tensor, Tensor, Mapping[str, Tensor]]] = []
 
-    def update(self, heads: Tensor, labels: Mapping[str, Tensor], targets: Tensor) -> None:
+    def update(
+        self,
+        heads: Tensor,
+        labels: Mapping[str, Tensor],
+        targets: Tensor,
+        *,
+        finite: bool | None = None,
+    ) -> None:
         """Add a batch.
 
         Args:
             heads: What both heads answer, ``(N, 2, classes, ...)``.
             labels: By metric, as for `Accumulator.update`.
             targets: The split's own labels.
+            finite: As for `Accumulator.update`.
         """
-        self.finite = self.finite and is_finite(heads)
+        self.finite = self.finite and (are_finite([heads])[0] if finite is None else finite)
         if not self.finite:
             return
         heads = heads.float()
@@ -134,12 +142,10 @@ class CascadeAccumulator:
 
     def _cross_fitted(self) -> Tensor:
         """Judge each half of the images with what the other half tuned; returns the ranks."""
-        heads = torch.cat([some for some, _, _ in self._kept]).cpu()
-        targets = torch.cat([some for _, some, _ in self._kept]).cpu()
-        labels = {
-            name: torch.cat([some[name] for _, _, some in self._kept]).cpu()
-            for name in self._kept[0][2]
-        }
+        names = list(self._kept[0][2])
+        columns = [[heads, targets, *labels.values()] for heads, targets, labels in self._kept]
+        heads, targets, *said = fetch([torch.cat(column) for column in zip(*columns, strict=True)])
+        labels = dict(zip(names, said, strict=True))
         first, both = heads[:, self._first], torch.empty_like(heads[:, 0])
         ranks = torch.empty(len(heads), dtype=torch.float64)
         halves = [torch.arange(start, len(heads), 2) for start in range(2)]
@@ -158,7 +164,7 @@ class CascadeAccumulator:
 
     def _add(self, first: Tensor, both: Tensor, labels: Mapping[str, Tensor]) -> None:
         for accumulator, logits in zip(self._accumulators, (first, both), strict=True):
-            accumulator.update(logits, labels)
+            accumulator.update(logits, labels, finite=True)
 
 
 def untuned_exit(first: int, settings: CascadeSettings) -> Exit:

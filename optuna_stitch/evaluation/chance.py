@@ -17,11 +17,11 @@ from optuna_stitch.data.classes import names_of
 from optuna_stitch.data.splits import Split
 from optuna_stitch.data.view import View
 from optuna_stitch.evaluation.accumulator import confusions_of
-from optuna_stitch.evaluation.engine import is_finite
 from optuna_stitch.evaluation.evaluator import Evaluator
 from optuna_stitch.evaluation.metrics import VOID, mean_iou_of, quality_metric, unit_of
 from optuna_stitch.stitching.genotype import SIDES, Genotype, Side
 from optuna_stitch.stitching.supernetwork import Supernetwork
+from optuna_stitch.utils.device import are_finite
 from optuna_stitch.utils.distributed import rank
 from optuna_stitch.utils.errors import DataError
 from optuna_stitch.utils.progress import console
@@ -108,7 +108,7 @@ def check_parents(
         labels.append(targets.to(kind))
         for side, logits in zip(SIDES, answers, strict=True):
             guesses[side].append(logits.argmax(dim=1).to(kind))
-            finite[side] = finite[side] and is_finite(logits)
+            finite[side] = finite[side] and are_finite([logits])[0]
     found: dict[Side, Agreement] = {}
     for side in SIDES:
         if supernetwork.segments:

@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +17,9 @@ from optuna_stitch.evaluation.settings import Kernels
 from optuna_stitch.stitching.program import Program, shared_program
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supergraph import Supergraph
+from optuna_stitch.utils.device import are_finite
 from optuna_stitch.utils.errors import DataError
+from optuna_stitch.utils.memory import AtOnce, is_out_of_memory
 from optuna_stitch.utils.progress import console
 
 # The share of the memory that values of earlier plans may take.
@@ -41,6 +42,10 @@ def no_collection() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+class PlanMemoryError(DataError):
+    """Memory does not suffice for a plan; one of several networks may be halved."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,7 @@ class Engine:
         kernels: As given; what ``auto`` is on the supernetwork's device.
         memory: Likewise.
         batch_size: As given.
-        at_once: Images that run at once; halved where memory runs out.
+        at_once: How many images run at once; halved where memory runs out.
     """
 
     def __init__(
@@ -117,8 +122,10 @@ class Engine:
         self.supergraph = supergraph
         self.kernels = kernels_on(supergraph.device, kernels)
         self.memory = memory_on(supergraph.device, memory)
-        self.batch_size = self.at_once = batch_size
+        self.batch_size = batch_size
+        self.at_once = AtOnce(batch_size, "images")
         self._fold = Folding(supergraph)
+        self._said = False
 
     @property
     def budget(self) -> float:
@@ -133,6 +140,26 @@ class Engine:
             return self.batch_size
         return max(self.batch_size, min(calibration.batch_size, len(calibration)))
 
+    def halve(self, plan: Plan) -> list[Plan]:
+        """Two halves of a plan that memory did not suffice for; later plans are as small.
+
+        Args:
+            plan: Of several subnetworks.
+        """
+        gibibytes = _BYTES * plan.program.elements * self.batch_size / 2**30
+        self.memory = min(self.memory, gibibytes / (1 - 2 * KEPT)) / 2
+        half = len(plan.subnetworks) // 2
+        if not self._said:
+            console.print(f"Memory ran out: going on with plans of {half} networks, or fewer.")
+        self._said = True
+        return [
+            part
+            for some in (plan.subnetworks[:half], plan.subnetworks[half:])
+            for part in divide(
+                self.supergraph, some, budget=self.budget, batch_size=self.largest_batch
+            )
+        ]
+
     def prepare(self, program: Program, reuse: Reuse | None = None) -> Program:
         """Give a plan's program its BatchNorm statistics and its kernels, in place.
 
@@ -141,7 +168,7 @@ class Engine:
             reuse: What of its values is known, and what is to be kept.
 
         Raises:
-            DataError: If memory does not suffice for a batch of the calibration. It is not
+            PlanMemoryError: If memory does not suffice for a batch of the calibration. It is not
                 halved, since the statistics of two halves are not those of the whole.
         """
         calibration = self.supergraph.calibration
@@ -153,12 +180,11 @@ class Engine:
                 for answers in self.supergraph.recalibrate(program, given):
                     reuse.add_calibration(answers[len(answers) - len(reuse.steps) :])
         except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
-            raise DataError(
-                f"Memory does not suffice for {len(program.outputs)} networks on a batch of the "
-                "calibration; give the evaluation a smaller `memory`, or `fit` fewer images to "
-                "`recalibrate`."
+            raise PlanMemoryError(
+                f"Memory does not suffice for {_networks(program)} on a batch of the "
+                "calibration. Make room on the device, or `fit` fewer images to `recalibrate`."
             ) from error
         if self.kernels != "plain":
             self._fold(program)
@@ -169,6 +195,8 @@ class Engine:
         program: Program,
         images: Sequence[Tensor],
         given: Mapping[int, Tensor] | None = None,
+        *,
+        whole: bool = False,
     ) -> list[Tensor]:
         """What a plan's subnetworks answer on some images.
 
@@ -178,36 +206,34 @@ class Engine:
             program: From `prepare`.
             images: One tensor ``(N, C, H, W)`` per view.
             given: The values of the program's given steps.
+            whole: Whether to leave the batch whole, where there is a plan to be halved.
 
         Returns:
             Logits by subnetwork, and what else the program returns.
 
         Raises:
-            DataError: If memory does not even suffice for one image.
+            PlanMemoryError: If memory does not suffice for the whole batch, or for one image.
         """
         known = given or {}
-        while True:
-            pieces = range(0, len(images[0]), self.at_once)
-            try:
-                with precision(self.supergraph.device, self.kernels):
-                    answers = [
-                        program.run(
-                            self._laid_out(view[start : start + self.at_once] for view in images),
-                            {k: v[start : start + self.at_once] for k, v in known.items()},
-                        )
-                        for start in pieces
-                    ]
-                break
-            except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error):
-                    raise
-                if self.at_once == 1:
-                    raise DataError(
-                        f"Memory does not suffice for {len(program.outputs)} networks on one "
-                        "image; give the evaluation a smaller `memory`, so that fewer run at once."
-                    ) from error
-                self.at_once = max(1, min(self.at_once, len(images[0])) // 2)
-            console.print(f"Memory ran out: going on with {self.at_once} images at once.")
+
+        def some(part: slice) -> list[Tensor]:
+            with precision(self.supergraph.device, self.kernels):
+                return program.run(
+                    self._laid_out(view[part] for view in images),
+                    {step: value[part] for step, value in known.items()},
+                )
+
+        try:
+            if whole and self.at_once.count >= len(images[0]):
+                return some(slice(None))
+            answers = self.at_once(some, len(images[0]))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise PlanMemoryError(
+                f"Memory does not suffice for {_networks(program)} on one image. Make room on the "
+                "device, or give the evaluation a smaller `memory`, so that less is kept."
+            ) from error
         if len(answers) == 1:
             return answers[0]
         return [torch.cat(column) for column in zip(*answers, strict=True)]
@@ -230,9 +256,13 @@ class Engine:
         wanted, program.outputs = program.outputs, [output]
         try:
             with precision(self.supergraph.device, self.kernels):
-                for step, value in program.values(self._laid_out(images), given):
-                    if program.reads[step] and not is_finite(value):
-                        return program.operations[step].name
+                for start in range(0, len(images[0]), self.at_once.count):
+                    part = slice(start, start + self.at_once.count)
+                    some = self._laid_out(view[part] for view in images)
+                    known = {place: value[part] for place, value in given.items()}
+                    for step, value in program.values(some, known):
+                        if program.reads[step] and not are_finite([value])[0]:
+                            return program.operations[step].name
         finally:
             program.outputs = wanted
         return program.operations[output].name
@@ -244,22 +274,6 @@ class Engine:
         return [image.contiguous(memory_format=layout) for image in images]
 
 
-def is_finite(value: Any) -> bool:
-    """Whether a value is no tensor of floats, or one without infinities and NaNs.
-
-    Args:
-        value: Whatever an operation returns.
-    """
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        return True
-    # one pass finds what is not finite; a sum too large for its type is looked at again
-    return math.isfinite(float(value.sum())) or bool(value.isfinite().all())
-
-
-def _out_of_memory(error: Exception) -> bool:
-    said = str(error)
-    return (
-        isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        or "can't allocate memory" in said
-        or "not enough memory" in said
-    )
+def _networks(program: Program) -> str:
+    count = len(program.outputs)
+    return "one network" if count == 1 else f"{count} networks"

@@ -14,7 +14,9 @@ from optuna_stitch.data.splits import Split
 from optuna_stitch.evaluation.accumulator import Evaluation
 from optuna_stitch.evaluation.activation_cache import ActivationCache
 from optuna_stitch.evaluation.cascades import Curve, tune_exit, untuned_exit, with_share
-from optuna_stitch.evaluation.engine import Engine, divide
+from optuna_stitch.evaluation.deviation import Deviation, settle_kernels
+from optuna_stitch.evaluation.engine import Engine, Plan, PlanMemoryError, divide
+from optuna_stitch.evaluation.kernels import SIXTEEN_BITS, SMALL_BATCH, batch_on, memory_on
 from optuna_stitch.evaluation.latency import Latencies, measure_latency, use_latencies
 from optuna_stitch.evaluation.metrics import (
     AnyMetric,
@@ -27,7 +29,12 @@ from optuna_stitch.evaluation.metrics import (
 from optuna_stitch.evaluation.racing import Race, Rival
 from optuna_stitch.evaluation.result_cache import CachedResult, ResultCache, cacheable
 from optuna_stitch.evaluation.runner import Measured, Rivals, Runner
-from optuna_stitch.evaluation.settings import EvaluationSettings, LatencySettings, Racing
+from optuna_stitch.evaluation.settings import (
+    EvaluationSettings,
+    Kernels,
+    LatencySettings,
+    Racing,
+)
 from optuna_stitch.stitching.cascade import Exit
 from optuna_stitch.stitching.genotype import SIDES, Genotype
 from optuna_stitch.stitching.subnetwork import Subnetwork
@@ -39,9 +46,6 @@ _V = TypeVar("_V")
 
 # A cascade has lost a race where it has with its own threshold and with these.
 _RACED = (0.1, 0.25, 0.5, 0.75)
-
-# More images at once do not run faster, and their values leave a processor's cache.
-_BATCH = 50
 
 
 class Evaluator:
@@ -100,10 +104,14 @@ class Evaluator:
             use_latencies(supergraph, latency)
         self._learned = [metric for metric in self.metrics if not isinstance(metric, Cost)]
         self._costs = [metric for metric in self.metrics if isinstance(metric, Cost)]
-        size = settings.batch_size or min(_BATCH, supergraph.batch_size)
-        self._engine = Engine(supergraph, settings.kernels, settings.memory, size)
-        self._race = self._start(settings.racing, size) if settings.racing is not None else None
+        memory = memory_on(supergraph.device, settings.memory)
+        size = settings.batch_size or batch_on(supergraph, memory)
+        self._engine = Engine(supergraph, settings.kernels, memory, size)
+        # networks are compared after as many images on every device
+        block = min(size, SMALL_BATCH)
+        self._race = self._start(settings.racing, block) if settings.racing is not None else None
         self._runner = Runner(self._engine, split, self._learned, self._race, settings.cascades)
+        self._deviation: Deviation | None = None
         self._known: dict[Genotype, Evaluation] = {}
         self._curves: dict[Genotype, Measured] = {}  # of cascades, without a threshold
         self._result_cache = (
@@ -146,12 +154,45 @@ class Evaluator:
                     "before the stitches were fitted; make both anew."
                 )
         distinct = {subnetwork.genotype: subnetwork for subnetwork in subnetworks}
+        if self._learned and self._unknown(distinct):
+            self.settle()
         self._recall(list({subnetwork.heads for subnetwork in self._unknown(distinct)}))
         # one of those that differ in their threshold only stands for all of them; of one that
         # lost a race, what others would give is not known
         while new := {subnetwork.heads: subnetwork for subnetwork in self._unknown(distinct)}:
             self._measure(list(new.values()), show_progress_bar)
         return [self._known[subnetwork.genotype] for subnetwork in subnetworks]
+
+    def settle(self, known: Deviation | None = None) -> Deviation | None:
+        """Find out how far figures in 16 bits are from float32, before any are computed.
+
+        Parents, ensemble and a few stitched networks are compared on some of the images, once for
+        a supernetwork, and the console is told. Where ``kernels`` are ``auto`` and float16
+        overflows or moves accuracy by more than a point, bfloat16 is taken, or float32.
+
+        Args:
+            known: What another process found for the same study.
+
+        Returns:
+            How far; None where kernels compute in float32 as they were asked to.
+        """
+        if self._deviation is None and self._engine.kernels in SIXTEEN_BITS:
+            asked = self.settings.kernels
+            if known is not None and known.asked == asked:
+                self._deviation = known
+            else:
+                self._deviation = settle_kernels(
+                    self._supergraph,
+                    self.split,
+                    self._engine.kernels,
+                    asked=asked,
+                    memory=self.settings.memory,
+                    batch_size=self._engine.batch_size,
+                )
+            self._engine.kernels = self._deviation.kernels
+            if self._result_cache is not None:
+                self._result_cache.computed_by(self._engine.kernels)
+        return self._deviation
 
     def _unknown(self, distinct: Mapping[Genotype, Subnetwork]) -> list[Subnetwork]:
         """Those of which nothing is known, after known curves told what they tell."""
@@ -212,6 +253,11 @@ class Evaluator:
         return measured is not None and measured.curve is not None
 
     @property
+    def kernels(self) -> Kernels:
+        """How operations are computed: never ``auto``."""
+        return self._engine.kernels
+
+    @property
     def batch_size(self) -> int:
         """Images per batch."""
         return self._engine.batch_size
@@ -249,6 +295,7 @@ class Evaluator:
         Raises:
             DataError: If an image has a label that the parents have no class for.
         """
+        self.settle()
         return self._runner.answers(subnetworks)
 
     def costs(self, subnetwork: Subnetwork) -> dict[str, float]:
@@ -279,22 +326,42 @@ class Evaluator:
             kept=kept,
         )
         batches = math.ceil(len(self.split) / self._engine.batch_size)
+        found: dict[Genotype, Measured]
         with progress_bar(show_progress_bar=show_progress_bar) as progress:
             task = progress.add_task(
                 f"Evaluate {len(subnetworks)} networks", total=batches * len(plans), note=""
             )
-            for number, plan in enumerate(plans):
+            done = 0
+            while plans:
+                plan, found = plans.pop(0), {}
                 rivals = [self._rivals(subnetwork) for subnetwork in plan.subnetworks]
-                found: dict[Genotype, Measured] = {}
+                exhausted = False
                 try:
                     for subnetwork, measured in self._runner(
                         plan, rivals, lambda: progress.advance(task)
                     ):
                         found[subnetwork.heads] = measured
                         self._learn(subnetwork, measured)
+                except PlanMemoryError:
+                    exhausted = True
+                    if not self.activation_cache.halve() and len(plan.subnetworks) == 1:
+                        raise
                 finally:  # also on Ctrl-C: what is finished is kept
                     self._record(found)
-                progress.update(task, completed=batches * (number + 1))
+                if exhausted:  # out of the clause above, which holds what was begun
+                    plans[:0] = self._smaller(plan, found)
+                else:
+                    done += 1
+                progress.update(
+                    task, completed=batches * done, total=batches * (done + len(plans))
+                )
+
+    def _smaller(self, plan: Plan, found: Mapping[Genotype, Measured]) -> list[Plan]:
+        """What is left of a plan that memory did not suffice for."""
+        left = [subnetwork for subnetwork in plan.subnetworks if subnetwork.heads not in found]
+        if len(left) > 1:
+            return self._engine.halve(Plan(left, plan.program))
+        return divide(self._supergraph, left, batch_size=self._engine.largest_batch)
 
     def _learn(self, subnetwork: Subnetwork, measured: Measured) -> None:
         """Keep what is known of a subnetwork now, and let others race against it."""

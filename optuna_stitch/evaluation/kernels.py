@@ -32,10 +32,19 @@ from optuna_stitch.utils.device import float32_products, free_memory
 # GiB for the values of a plan on the processor.
 _MEMORY = 4.0
 
-# The share of an accelerator's free memory that they take there.
+# The share of an accelerator's free memory that they take there; pixels, labels and what others
+# do need some too.
 _SHARE = 0.8
 
-_SIXTEEN_BITS: dict[Kernels, torch.dtype] = {
+# Images per batch on a processor.
+SMALL_BATCH = 50
+
+# Images per batch on an accelerator at most, and the share of a plan's memory that both parents
+# alone may take for them.
+_LARGEST_BATCH = 256
+_PARENTS = 1 / 16
+
+SIXTEEN_BITS: dict[Kernels, torch.dtype] = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
@@ -66,6 +75,22 @@ def memory_on(device: torch.device, memory: float | None) -> float:
     return _MEMORY if free is None else _SHARE * free / 2**30
 
 
+def batch_on(supergraph: Supergraph, memory: float) -> int:
+    """Images per batch where it is not said.
+
+    A processor is busy with few, and their values stay in its cache; an accelerator takes as many
+    as leave room for the other networks of a plan.
+
+    Args:
+        supergraph: Of the supernetwork that is evaluated.
+        memory: GiB for the values of a plan.
+    """
+    if supergraph.device.type == "cpu":
+        return min(SMALL_BATCH, supergraph.batch_size)
+    image = 4 * supergraph.parents_program().elements
+    return max(1, min(_LARGEST_BATCH, int(_PARENTS * memory * 2**30 / image)))
+
+
 @contextmanager
 def precision(device: torch.device, kernels: Kernels) -> Iterator[None]:
     """Let operations be computed as exactly as kernels say.
@@ -76,8 +101,8 @@ def precision(device: torch.device, kernels: Kernels) -> Iterator[None]:
     """
     with ExitStack() as stack:
         stack.enter_context(float32_products(device, exact=kernels == "plain"))
-        if kernels in _SIXTEEN_BITS:
-            stack.enter_context(torch.autocast(device.type, _SIXTEEN_BITS[kernels]))
+        if kernels in SIXTEEN_BITS:
+            stack.enter_context(torch.autocast(device.type, SIXTEEN_BITS[kernels]))
         yield
 
 

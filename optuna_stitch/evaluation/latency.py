@@ -13,7 +13,9 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -22,10 +24,13 @@ from optuna_stitch.evaluation.settings import LatencySettings
 from optuna_stitch.stitching.program import Program
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supergraph import Supergraph
-from optuna_stitch.utils.device import synchronize
+from optuna_stitch.utils.device import device_name, synchronize
 from optuna_stitch.utils.errors import ArtifactError
 from optuna_stitch.utils.files import write_text
 from optuna_stitch.utils.progress import track
+
+# What is slow only the first times does not count: kernels that are chosen, memory that grows.
+_WARM_UP = 3
 
 
 @dataclass(frozen=True)
@@ -37,12 +42,14 @@ class Latencies:
         threads: Number of threads.
         milliseconds: By name of the operation.
         single: The same for one image; None where that is the batch, or it was not measured.
+        device: Where they were measured.
     """
 
     batch_size: int
     threads: int
     milliseconds: dict[str, float]
     single: dict[str, float] | None = None
+    device: str = "cpu"
 
     def __call__(self, subnetwork: Subnetwork) -> float:
         """Milliseconds for one batch, the sum over all that the output needs.
@@ -121,7 +128,8 @@ def measure_latency(
     if settings.batch_size > 1:
         alone = settings.model_copy(update={"batch_size": 1})
         _, single = _time(supergraph, alone, rounds, show_progress_bar)
-    return Latencies(settings.batch_size, used, milliseconds, single)
+    device = device_name(supergraph.device)
+    return Latencies(settings.batch_size, used, milliseconds, single, device)
 
 
 def _total(milliseconds: Mapping[str, float], subnetwork: Subnetwork) -> float:
@@ -145,17 +153,54 @@ def _time(
     ]
     taken: dict[str, list[float]] = {}
     with _threads(settings.threads) as used, torch.inference_mode():
-        program.run(images)  # what is slow only the first time does not count
-        synchronize(device)
+        for _ in range(_WARM_UP):
+            program.run(images)
         for _ in track(range(rounds), "Time operations", show_progress_bar=show_progress_bar):
-            before = time.perf_counter()
+            clock = Clock(device)
+            steps: list[int] = []
             for step, _ in program.values(images):
-                synchronize(device)
-                now = time.perf_counter()
-                taken.setdefault(program.operations[step].name, []).append(1e3 * (now - before))
-                before = time.perf_counter()
+                clock.mark()
+                steps.append(step)
+            for step, spent in zip(steps, clock.read(), strict=True):
+                taken.setdefault(program.operations[step].name, []).append(spent)
     median = {name: statistics.median(times) for name, times in taken.items()}
     return used, median
+
+
+class Clock:
+    """Marks in time on a device, without waiting for it where it keeps time itself.
+
+    On a GPU operations run one after the other while the processor hands out more of them: an
+    event after each says when it ended.
+
+    Args:
+        device: Whose time; it starts when all that it was given before is done.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._marks: list[Any] = []
+        synchronize(device)
+        self.mark()
+
+    def mark(self) -> None:
+        """Mark when all that was asked for before is done."""
+        if self._device.type in ("cuda", "xpu"):
+            module = torch.cuda if self._device.type == "cuda" else torch.xpu
+            event = module.Event(enable_timing=True)
+            event.record(module.current_stream(self._device))
+            self._marks.append(event)
+        else:
+            synchronize(self._device)
+            self._marks.append(time.perf_counter())
+
+    def read(self) -> list[float]:
+        """Milliseconds between each mark and the one before it."""
+        synchronize(self._device)
+        return [
+            1e3 * (after - before) if isinstance(after, float) else before.elapsed_time(after)
+            for before, after in pairwise(self._marks)
+        ]
 
 
 def latency_ms(subnetwork: Subnetwork) -> float:

@@ -100,6 +100,14 @@ class ResultCache:
             if not self._exists():  # another worker may have made it in between
                 raise _unusable(error) from error
 
+    def computed_by(self, kernels: Kernels) -> None:
+        """Look for figures of other kernels from now on, and write such.
+
+        Args:
+            kernels: How figures are computed.
+        """
+        self._scope["kernels"] = kernels
+
     def find(self, genotypes: Iterable[Genotype]) -> dict[Genotype, CachedResult]:
         """Records of those subnetworks that have one.
 

@@ -12,14 +12,21 @@ from optuna_stitch.data.splits import Batch, Split
 from optuna_stitch.evaluation.accumulator import Accumulator, Hits, Labels, PerImageResult
 from optuna_stitch.evaluation.activation_cache import ActivationCache
 from optuna_stitch.evaluation.cascades import CascadeAccumulator, Curve
-from optuna_stitch.evaluation.engine import KEPT, Engine, Plan, no_collection
-from optuna_stitch.evaluation.metrics import VOID, LearnedMetric
+from optuna_stitch.evaluation.engine import (
+    KEPT,
+    Engine,
+    Plan,
+    PlanMemoryError,
+    no_collection,
+)
+from optuna_stitch.evaluation.metrics import LearnedMetric
 from optuna_stitch.evaluation.racing import Race, Rival
 from optuna_stitch.evaluation.settings import CascadeSettings
 from optuna_stitch.stitching.genotype import SIDES
-from optuna_stitch.stitching.program import shared_program
+from optuna_stitch.stitching.program import Program, shared_program
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supergraph import Supergraph
+from optuna_stitch.utils.device import are_finite, fetch
 from optuna_stitch.utils.errors import ConfigError, DataError
 
 Rivals = Mapping[float | None, Rival]
@@ -106,6 +113,9 @@ class Runner:
 
         Yields:
             Every subnetwork with its figures, as soon as they are known.
+
+        Raises:
+            PlanMemoryError: If memory does not suffice; a plan of several may be halved.
         """
         self._labels.prepare()  # before other programs take memory
         subnetworks, program = plan.subnetworks, plan.program
@@ -122,15 +132,16 @@ class Runner:
                 seen += len(batch)
                 given = reuse.given(number)
                 number += 1
-                answers = self._engine.run(program, batch.images, given)
+                answers = self._engine.run(program, batch.images, given, whole=len(running) > 1)
                 reuse.add(answers[len(running) :])
-                for accumulator, logits in zip(
-                    running.values(), answers[: len(running)], strict=True
+                del answers[len(running) :]
+                for accumulator, logits, finite in zip(
+                    running.values(), answers, are_finite(answers), strict=True
                 ):
                     if isinstance(accumulator, CascadeAccumulator):
-                        accumulator.update(logits, labels, batch.targets)
+                        accumulator.update(logits, labels, batch.targets, finite=finite)
                     else:
-                        accumulator.update(logits, labels)
+                        accumulator.update(logits, labels, finite=finite)
                 failed = [place for place in running if not running[place].finite]
                 for place in failed:
                     node = self._engine.first_bad(program, batch.images, given, ends[place])
@@ -157,26 +168,54 @@ class Runner:
             yield subnetworks[place], self._whole(accumulator)
 
     @torch.no_grad()
-    def answers(self, subnetworks: Sequence[Subnetwork]) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    def answers(
+        self, subnetworks: Sequence[Subnetwork], images: int | None = None
+    ) -> Iterator[tuple[Tensor, list[Tensor]]]:
         """Labels and logits, batch by batch, in the split's order.
 
         Args:
             subnetworks: Whose logits.
+            images: On how many of the first images; on all, if None.
         """
+        programs = self._programs(subnetworks)
+        count = len(self._split) if images is None else images
+        for batch in self._batches(range(count)):
+            logits: list[Tensor] = []
+            while not logits:
+                try:
+                    logits = [
+                        answer.float()
+                        for _, program in programs
+                        for answer in self._engine.run(program, batch.images)
+                    ]
+                except PlanMemoryError:
+                    if all(len(some) == 1 for some, _ in programs):
+                        raise
+                if not logits:
+                    halves = [half for some, _ in programs for half in _halves(some)]
+                    programs = [entry for half in halves for entry in self._programs(half)]
+            targets, *answers = fetch([batch.targets, *logits])
+            yield targets, answers
+
+    def _programs(
+        self, subnetworks: Sequence[Subnetwork]
+    ) -> list[tuple[Sequence[Subnetwork], Program]]:
+        """One program for all, or several where memory does not suffice to prepare it."""
         operations = self._engine.supergraph.operations
-        program = self._engine.prepare(
-            shared_program(operations, [subnetwork.resolved for subnetwork in subnetworks])
-        )
-        for batch in self._batches(range(len(self._split))):
-            logits = self._engine.run(program, batch.images)
-            yield batch.targets.cpu(), [answer.float().cpu() for answer in logits]
+        program = shared_program(operations, [s.resolved for s in subnetworks])
+        try:
+            return [(subnetworks, self._engine.prepare(program))]
+        except PlanMemoryError:
+            if len(subnetworks) == 1:
+                raise
+        return [entry for half in _halves(subnetworks) for entry in self._programs(half)]
 
     def _batches(self, positions: Sequence[int]) -> Iterator[Batch]:
         supergraph = self._engine.supergraph
         views, size = supergraph.views, self._engine.batch_size
         where = supergraph.device
         for batch in self._split.batches(views, size, within=positions, device=where):
-            check_labels(batch.targets, supergraph, self._split)
+            check_labels(self._split, supergraph)
             yield batch
 
     def _accumulator(self, subnetwork: Subnetwork) -> Accumulator | CascadeAccumulator:
@@ -250,22 +289,22 @@ def outcomes_of(results: Mapping[str, PerImageResult]) -> dict[str, Tensor]:
     return {name: said.right for name, said in results.items() if isinstance(said, Hits)}
 
 
-def check_labels(targets: Tensor, supergraph: Supergraph, split: Split) -> None:
-    """Refuse labels that the parents have no class for.
+def _halves(subnetworks: Sequence[Subnetwork]) -> list[Sequence[Subnetwork]]:
+    half = max(1, len(subnetworks) // 2)
+    return [some for some in (subnetworks[:half], subnetworks[half:]) if some]
+
+
+def check_labels(split: Split, supergraph: Supergraph) -> None:
+    """Refuse labels that the parents have no class for, among the images that were read.
 
     Args:
-        targets: Labels ``(N,)`` or ``(N, H, W)``.
+        split: The images.
         supergraph: With the parents.
-        split: Whose labels they are.
 
     Raises:
         DataError: If there is one.
     """
-    if supergraph.segments:
-        targets = targets[targets != VOID]
-    if not targets.numel():
-        return
-    smallest, largest = int(targets.min()), int(targets.max())
+    smallest, largest = split.labels_seen
     if smallest < 0 or largest >= supergraph.classes:
         wrong = smallest if smallest < 0 else largest
         raise DataError(

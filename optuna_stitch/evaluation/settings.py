@@ -65,10 +65,12 @@ class EvaluationSettings(Settings):
     """How an `Evaluator` computes.
 
     Args:
-        batch_size: Images per batch; if None, 50, or fewer where features are large.
+        batch_size: Images per batch; if None, 50, or fewer where features are large, and on an
+            accelerator as its memory allows, up to 256.
         kernels: ``plain`` computes as the extracted module does, bit for bit; ``fast`` is equal
             up to rounding, ``float16`` and ``bfloat16`` are less exact. ``auto`` is ``fast`` on
-            the processor and ``float16`` on an accelerator.
+            the processor and ``float16`` on an accelerator, or ``bfloat16`` or ``fast`` where
+            that overflows or moves accuracy by more than a point.
         memory: GiB for the values that are alive at once; what needs more runs one part after
             the other. If None, 4 on the processor, and most of what is free on an accelerator.
         racing: If given, subnetworks that cannot join the front of those judged so far are

@@ -27,8 +27,9 @@ from optuna_stitch.models.zoo import (
     source_of,
     torchvision_weights,
 )
-from optuna_stitch.utils.device import resolve_device
-from optuna_stitch.utils.errors import UnknownNetworkError
+from optuna_stitch.utils.device import full, resolve_device
+from optuna_stitch.utils.errors import ConfigError, UnknownNetworkError
+from optuna_stitch.utils.memory import memory_for
 from optuna_stitch.utils.progress import console
 
 
@@ -79,9 +80,11 @@ class Parent:
             device: Where to; see `resolve_device`.
 
         Raises:
-            ConfigError: If there is no such device.
+            ConfigError: If there is no such device, or it is full.
         """
-        self.module.to(resolve_device(device))
+        wanted = resolve_device(device)
+        with memory_for(ConfigError, full(wanted)):
+            self.module.to(wanted)
         return self
 
     def graph(self) -> NetworkGraph:

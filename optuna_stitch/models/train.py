@@ -14,7 +14,9 @@ from optuna_stitch.models.checkpoint import load_weights
 from optuna_stitch.models.parent import Parent
 from optuna_stitch.models.recipe import Recipe
 from optuna_stitch.models.zoo import create_module
+from optuna_stitch.utils.errors import ConfigError
 from optuna_stitch.utils.files import cache_folder, content_key, write_whole
+from optuna_stitch.utils.memory import memory_for
 from optuna_stitch.utils.progress import track
 
 # Part of every cache key: raise it when the same recipe starts to mean other weights.
@@ -44,6 +46,7 @@ def train_parent(
 
     Raises:
         CheckpointError: If the cached weights are broken.
+        ConfigError: If memory does not suffice for batches of the recipe's size.
         DataError: If an image does not decode.
 
     Example:
@@ -83,16 +86,22 @@ def _train(parent: Parent, split: Split, recipe: Recipe, show_progress_bar: bool
     rounds = track(
         range(recipe.epochs), f"Train {parent.name}", show_progress_bar=show_progress_bar
     )
+    too_large = (
+        f"Memory does not suffice to train {parent.name} in batches of {recipe.batch_size} "
+        f"images on {parent.device}; give its recipe a smaller `batch_size`."
+    )
     for _ in rounds:
         for chosen in torch.split(torch.randperm(len(split)), recipe.batch_size):
             if len(chosen) == 1:
                 continue  # BatchNorm cannot normalize a single vector
             batch = split.pick(chosen.tolist(), [parent.view], parent.device)
-            loss = F.cross_entropy(
-                module(batch.images[0]), batch.targets, label_smoothing=recipe.label_smoothing
-            )
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+            # not halved: BatchNorms would see other batches, and the weights be others
+            with memory_for(ConfigError, too_large):
+                loss = F.cross_entropy(
+                    module(batch.images[0]), batch.targets, label_smoothing=recipe.label_smoothing
+                )
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
             schedule.step()
     module.eval().requires_grad_(False)

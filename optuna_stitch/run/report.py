@@ -15,6 +15,7 @@ import torch
 
 from optuna_stitch.data.load import Data
 from optuna_stitch.diagram.drawing import draw_subnetwork
+from optuna_stitch.evaluation.deviation import Deviation
 from optuna_stitch.evaluation.metrics import Cost, quality_metric, resolve_metrics
 from optuna_stitch.report.document import Pictures, write_report
 from optuna_stitch.report.entries import Entry
@@ -31,6 +32,7 @@ from optuna_stitch.report.plots import (
     write_switches,
 )
 from optuna_stitch.run.folder import RunFolder
+from optuna_stitch.search.objective import DEVIATION
 from optuna_stitch.storage.open import hide_password
 from optuna_stitch.utils.errors import RunError, StudyError
 from optuna_stitch.utils.files import write_text
@@ -148,8 +150,17 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
         ("study", f"{study.study_name} in {hide_password(run.storage_url)}"),
         ("trials", str(len(study.get_trials(deepcopy=False)))),
         ("sampler", config.study.sampler.name),
+        *_precision(study),
         ("versions", versions()),
     ]
+
+
+def _precision(study: optuna.Study) -> list[tuple[str, str]]:
+    """How exact the search's figures are, where they were computed in 16 bits."""
+    known = study.user_attrs.get(DEVIATION)
+    if known is None:
+        return []
+    return [("precision", f"searched with {Deviation(**known).text}; this report: float32")]
 
 
 def export_command(folder: Path) -> str:

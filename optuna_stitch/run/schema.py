@@ -85,6 +85,7 @@ class DataConfig(_Section):
     val: SplitConfig = SplitConfig()
     test: SplitConfig = SplitConfig()
     unreadable: Literal["stop", "skip"] = "stop"
+    workers: int | None = Field(None, ge=0)
     seed: int = 0
 
 

@@ -22,6 +22,8 @@ _CHANGEABLE = {
     "study.trials",
     "study.batch",
     "study.grace",
+    "data.workers",
+    "fit.memory",
     "evaluation.batch_size",
     "evaluation.memory",
     "evaluation.remember",

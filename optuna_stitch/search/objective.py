@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,6 +13,7 @@ import sqlalchemy
 
 from optuna_stitch.data.splits import Split
 from optuna_stitch.evaluation.accumulator import Evaluation
+from optuna_stitch.evaluation.deviation import Deviation
 from optuna_stitch.evaluation.evaluator import Evaluator
 from optuna_stitch.evaluation.latency import Latencies
 from optuna_stitch.evaluation.metrics import AnyMetric, Cost, resolve_metrics
@@ -96,6 +97,9 @@ STOPPED_AFTER = "stopped_after"
 IMAGES = "images"
 
 FAILED_AT = "failed_at"
+
+# A study's attribute: how far its figures are from float32, where they are computed in 16 bits.
+DEVIATION = "deviation"
 
 
 class Objective:
@@ -187,6 +191,17 @@ class Objective:
             raise optuna.TrialPruned
         values = self.values(evaluation)
         return values if len(values) > 1 else values[0]
+
+    def settle(self, study: optuna.Study) -> None:
+        """Let all workers of a study compute by the same kernels, and note how exact these are.
+
+        Args:
+            study: The study.
+        """
+        known = study.user_attrs.get(DEVIATION)
+        found = self.evaluator.settle(None if known is None else Deviation(**known))
+        if found is not None and known is None:
+            study.set_user_attr(DEVIATION, asdict(found))
 
     def subnetwork(self, params: Mapping[str, Any]) -> Subnetwork:
         """The network that a trial's parameters stand for, ready to answer.

@@ -91,6 +91,7 @@ def optimize(
     threads = torch.get_num_threads()
     try:
         with Heartbeat(study, grace=grace) as worker, _stoppable(study) as stop:
+            objective.settle(study)
             search = _Search(study, objective, worker, stop)
             search.go(n_trials, until, batch, show_progress_bar)
     except Exception as error:

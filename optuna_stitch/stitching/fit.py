@@ -7,7 +7,7 @@ them for all stitches in both directions at once, then each is solved.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,8 +23,9 @@ from optuna_stitch.stitching.regression import Choices, Regression, Solution
 from optuna_stitch.stitching.settings import FitSettings
 from optuna_stitch.stitching.supergraph import Supergraph
 from optuna_stitch.utils import distributed
-from optuna_stitch.utils.device import float32_products
+from optuna_stitch.utils.device import float32_products, free_memory
 from optuna_stitch.utils.errors import FitError
+from optuna_stitch.utils.memory import is_out_of_memory
 from optuna_stitch.utils.progress import console, progress_bar
 
 GIB = 1 << 30
@@ -38,6 +39,9 @@ _SAMPLES, _FEWEST_POSITIONS = 24_000, 16
 
 # All features that a pass reads are held at once, for so many images as keep within this.
 _FEATURE_BYTES = GIB // 2
+
+# GiB for sums on a processor, and their share of the free memory of an accelerator.
+_MEMORY, _SHARE = 2.0, 1 / 2
 
 # A bias for every position holds at most this many numbers.
 _LARGEST_BIAS = 1 << 18
@@ -99,16 +103,33 @@ def fit_stitches(
         )
     positions = settings.positions or max(_FEWEST_POSITIONS, _SAMPLES // len(taken))
     jobs = _jobs(supergraph, settings)
-    groups = _groups(jobs, settings.memory)
+    memory = settings.memory or _memory_on(supergraph.device)
+    groups = _groups(jobs, memory)
     if len(groups) > 1:
         console.print(
-            f"The sums of {len(jobs)} stitches take more than {settings.memory:g} GiB: fitting "
+            f"The sums of {len(jobs)} stitches take more than {memory:.3g} GiB: fitting "
             f"them in {len(groups)} passes over the images.",
             soft_wrap=True,
         )
     batch_size = settings.batch_size or supergraph.batch_size
     fitted: list[Stitch] = []
     fits: list[StitchFit] = []
+
+    def fit(group: Sequence[_Job], note: str) -> list[tuple[Stitch, StitchFit]]:
+        pairs = [pair for job in group for pair, _ in job.maps]
+        moments = Moments(dict.fromkeys(pairs), positions, settings.seed, supergraph.device)
+        task = progress.add_task("Read features", total=len(taken), note=note)
+        for count in _read(supergraph, taken, moments, group, batch_size):
+            progress.advance(task, count)
+        task = progress.add_task("Fit stitches", total=len(group), note=note)
+        found: list[tuple[Stitch, StitchFit]] = []
+        for job in group:
+            solutions = [Regression(moments, pair).solve(own) for pair, own in job.maps]
+            made = job.make(solutions).to(supergraph.device)
+            found.append((made, _report(job, made, solutions[0])))
+            progress.advance(task)
+        return found
+
     with (
         torch.no_grad(),
         float32_products(supergraph.device, exact=True),
@@ -116,18 +137,9 @@ def fit_stitches(
     ):
         for number, group in enumerate(groups, start=1):
             note = f"pass {number} of {len(groups)}" if len(groups) > 1 else ""
-            pairs = [pair for job in group for pair, _ in job.maps]
-            moments = Moments(dict.fromkeys(pairs), positions, settings.seed, supergraph.device)
-            task = progress.add_task("Read features", total=len(taken), note=note)
-            for count in _read(supergraph, taken, moments, group, batch_size):
-                progress.advance(task, count)
-            task = progress.add_task("Fit stitches", total=len(group), note=note)
-            for job in group:
-                solutions = [Regression(moments, pair).solve(own) for pair, own in job.maps]
-                made = job.make(solutions).to(supergraph.device)
-                fitted.append(made)
-                fits.append(_report(job, made, solutions[0]))
-                progress.advance(task)
+            for stitch, said in _in_parts(fit, group, note):
+                fitted.append(stitch)
+                fits.append(said)
     images = settings.recalibrate
     calibration = (
         Calibration.of(taken.take(images), supergraph.views, batch_size, supergraph.device)
@@ -135,6 +147,28 @@ def fit_stitches(
         else None
     )
     return fitted, fits, calibration
+
+
+def _in_parts(
+    fit: Callable[[Sequence[_Job], str], list[tuple[Stitch, StitchFit]]],
+    group: Sequence[_Job],
+    note: str,
+) -> list[tuple[Stitch, StitchFit]]:
+    """Fit a group of stitches, or its halves where memory runs out, with a pass for each."""
+    try:
+        return fit(group, note)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        if len(group) == 1 or distributed.world_size() > 1:
+            raise FitError(
+                f"Memory does not suffice to fit the stitch {group[0].switch.name!r}"
+                f"{' and others' if len(group) > 1 else ''}. Make room on the device, or fit with "
+                "a smaller `memory`, fewer `positions` or `kernel: 1`."
+            ) from error
+    half = len(group) // 2
+    console.print(f"Memory ran out: going on with {half} stitches, or fewer, a pass.")
+    return [found for part in (group[:half], group[half:]) for found in _in_parts(fit, part, note)]
 
 
 def _jobs(supergraph: Supergraph, settings: FitSettings) -> list[_Job]:
@@ -221,6 +255,12 @@ def _report(job: _Job, stitch: Stitch, solution: Solution) -> StitchFit:
     )
 
 
+def _memory_on(device: torch.device) -> float:
+    """GiB for sums where it is not said."""
+    free = free_memory(device)
+    return _MEMORY if free is None else _SHARE * free / GIB
+
+
 def _groups(jobs: Sequence[_Job], memory: float) -> list[list[_Job]]:
     """Cut the stitches into runs whose sums keep within the memory."""
     groups: list[list[_Job]] = [[]]
@@ -254,25 +294,50 @@ def _read(
     features = supergraph.parents_program(wanted)
     layouts = {(reading.side, reading.node): reading.layout for reading in moments.sums}
     image = sum(4 * layout.channels * layout.positions for layout in layouts.values())
-    batch_size = max(1, min(batch_size, _FEATURE_BYTES // image))
     rank, world_size = distributed.rank(), distributed.world_size()
-    start = rank * batch_size
+    # each process shall have some
+    batch_size = min(batch_size, _FEATURE_BYTES // image, -(-len(split) // world_size))
+    batch_size = at_once = max(1, batch_size)
     device = supergraph.device
     shard = (rank, world_size)
-    for batch in split.batches(supergraph.views, batch_size, shard=shard, device=device):
-        values: list[Tensor] = features.run(batch.images)
-        held_out = torch.arange(start, start + len(batch), device=device) % EVERY == EVERY - 1
-        broken = moments.add(dict(zip(wanted, values, strict=True)), held_out)
-        if broken is not None:
-            name = next(
-                job.switch.name
-                for job in group
-                if broken in {r.base for pair, _ in job.maps for r in (pair.source, pair.target)}
-            )
-            raise FitError(
-                f"The features of stitch {name!r} hold NaN or infinite values (in parent "
-                f"{broken.side}, at {broken.node}); check its weights and the images."
-            )
-        start += world_size * batch_size
-        yield len(batch)
+    done, is_done = 0, False
+    while not is_done:
+        start = rank * batch_size
+        try:
+            for batch in split.batches(supergraph.views, batch_size, shard=shard, device=device):
+                for first in range(0, len(batch), at_once):
+                    part = slice(first, first + at_once)
+                    values: list[Tensor] = features.run([view[part] for view in batch.images])
+                    places = torch.arange(start + first, start + first + len(values[0]))
+                    broken = moments.add(
+                        dict(zip(wanted, values, strict=True)), places % EVERY == EVERY - 1
+                    )
+                    if broken is not None:
+                        raise _not_finite(broken, group)
+                start += world_size * batch_size
+                done += len(batch)
+                yield len(batch)
+            is_done = True
+        except (RuntimeError, MemoryError) as error:
+            if at_once == 1 or not is_out_of_memory(error):
+                raise
+        if not is_done:  # of a batch some sums may have been added, and others not
+            moments.clear()
+            at_once //= 2
+            console.print(f"Memory ran out: going on with {at_once} images at once.")
+            yield -done
+            done = 0
+    moments.finish()
     distributed.all_reduce(moments.tensors)
+
+
+def _not_finite(broken: Reading, group: Sequence[_Job]) -> FitError:
+    name = next(
+        job.switch.name
+        for job in group
+        if broken in {r.base for pair, _ in job.maps for r in (pair.source, pair.target)}
+    )
+    return FitError(
+        f"The features of stitch {name!r} hold NaN or infinite values (in parent "
+        f"{broken.side}, at {broken.node}); check its weights and the images."
+    )

@@ -1,5 +1,10 @@
 """Sums over images and positions, from which every least-squares solution follows.
 
+They are in float64, or, on devices that have none at speed, in pairs of float32 numbers: a sum and
+what rounding took from it. There numbers are cut before they are multiplied, into
+handfuls of bits whose products add up without any error (Ozaki, Ogita, Oishi and Rump, "Error-free
+transformations of matrix multiplication", Numerical Algorithms 59, 2012).
+
 The sums are kept by what is read, not by stitch: whatever several stitches read is summed once,
 and the products of two readings serve both directions. They add up: processes that saw different
 images add their sums.
@@ -7,7 +12,7 @@ images add their sums.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +22,7 @@ from optuna_stitch.data.splits import CPU
 from optuna_stitch.models.layouts import Layout
 from optuna_stitch.stitching.genotype import Side
 from optuna_stitch.stitching.layer import Part, read_part
+from optuna_stitch.utils.device import are_finite, fetch, send, sums_in_float64
 
 # Sums are kept apart for the images that are fitted and for those that are held out.
 FITTED, HELD_OUT = 0, 1
@@ -26,6 +32,9 @@ EVERY = 5
 
 # Columns of a symmetric product that are computed at once.
 _STRIP = 96
+
+# Rows whose products of eight bits by eight add up exactly in the 24 bits of float32.
+_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,14 @@ class Positions:
         chosen = chosen.to(device)
         self.rows, self.columns = chosen // size[1], chosen % size[1]
 
+    def to(self, device: torch.device) -> None:
+        """Move them, in place.
+
+        Args:
+            device: Where the grids are.
+        """
+        self.rows, self.columns = self.rows.to(device), self.columns.to(device)
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -107,29 +124,41 @@ class Positions:
         width = grid.shape[3]
         taps = [down * width + right for down in range(kernel) for right in range(kernel)]
         first = self.rows * width + self.columns
-        cells = (first[:, None] + torch.tensor(taps, device=first.device)).flatten()
+        cells = (first[:, None] + send(torch.tensor(taps), first.device)).flatten()
         read = grid.flatten(2).transpose(1, 2).index_select(1, cells)
         return read.reshape(len(grid), len(first), len(taps), -1).transpose(2, 3).flatten(2)
 
 
 class Moments:
-    """Sums, squares and products of readings over images, in float64.
+    """Sums, squares and products of readings over images.
 
     Args:
         pairs: The linear maps that are to be fitted.
         positions: How many positions of a grid count at most.
         seed: Draws the positions.
         device: Where the features are.
+        float64: Whether to sum in float64; if None, where the device does that at speed. Other
+            sums are float64 after `finish`.
     """
 
     def __init__(
-        self, pairs: Iterable[Pair], positions: int, seed: int, device: torch.device = CPU
+        self,
+        pairs: Iterable[Pair],
+        positions: int,
+        seed: int,
+        device: torch.device = CPU,
+        *,
+        float64: bool | None = None,
     ) -> None:
+        self._float64 = sums_in_float64(device) if float64 is None else float64
+
         def zeros(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.float64, device=device)
+            if self._float64:
+                return torch.zeros(shape, dtype=torch.float64, device=device)
+            return torch.zeros(2, *shape, device=device)  # sums, and what rounding took from them
 
         self.pairs = list(pairs)
-        self.count = zeros(2)
+        self.count = torch.zeros(2, dtype=torch.float64, device=device if self._float64 else CPU)
         self.positions = {
             size: Positions(size, positions, seed, device)
             for size in {pair.source.size for pair in self.pairs}
@@ -159,7 +188,7 @@ class Moments:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All sums, for processes to add up."""
+        """All sums; processes add them up after `finish`."""
         return [self.count, *self.sums.values(), *self.squares.values(), *self.products.values()]
 
     def add(self, features: dict[tuple[Side, str], Tensor], held_out: Tensor) -> Reading | None:
@@ -167,7 +196,7 @@ class Moments:
 
         Args:
             features: Raw features of N images by parent and node.
-            held_out: ``(N,)``, which of the images are held out.
+            held_out: ``(N,)`` on the processor, which of the images are held out.
 
         Returns:
             None, or the first reading that has NaN or infinite values; nothing is added then.
@@ -176,27 +205,75 @@ class Moments:
         for reading in self.sums:
             feature = features[reading.side, reading.node]
             grids[reading] = read_part(reading.layout, feature, reading.part, reading.size)
-            if not grids[reading].isfinite().all():
+        for reading, finite in zip(grids, are_finite(list(grids.values())), strict=True):
+            if not finite:
                 return reading
         for part, images in ((FITTED, ~held_out), (HELD_OUT, held_out)):
-            if not images.any():
+            chosen = images.nonzero().flatten()
+            if not len(chosen):
                 continue
-            self._add(part, {reading: grid[images] for reading, grid in grids.items()})
-            self.count[part] += int(images.sum())
+            rows = {grid.device: send(chosen, grid.device) for grid in grids.values()}
+            some = {r: grid.index_select(0, rows[grid.device]) for r, grid in grids.items()}
+            add = self._add if self._float64 else self._add_pairs
+            add(part, some)
+            self.count[part] += len(chosen)
         return None
 
-    def _add(self, part: int, grids: dict[Reading, Tensor]) -> None:
-        samples: dict[Reading, Tensor] = {}
+    def clear(self) -> None:
+        """Begin again."""
+        for tensor in self.tensors:
+            tensor.zero_()
+
+    def finish(self) -> None:
+        """All images were added: sums are float64 from now on."""
+        if self._float64:
+            return
+        # what has no float64 leaves the rest to the processor
+        for sums in (self.sums, self.squares, self.products):
+            for key, (total, rest) in sums.items():
+                total, rest = fetch([total, rest])
+                sums[key] = total.double() + rest.double()  # type: ignore[index]
+        for positions in self.positions.values():
+            positions.to(CPU)
+
+    def _samples(self, grids: Mapping[Reading, Tensor]) -> dict[Reading, Tensor]:
+        """What is multiplied, ``(images · positions, width)``."""
+        return {
+            reading: self.positions[reading.size]
+            .gather(grids[reading.base], reading.kernel)
+            .flatten(0, 1)
+            for reading in dict.fromkeys(reading for pair in self.products for reading in pair)
+        }
+
+    def _add(self, part: int, grids: Mapping[Reading, Tensor]) -> None:
         for reading, total in self.sums.items():
             total[part] += grids[reading].sum(0, dtype=torch.float64)
-        for reading in {reading for pair in self.products for reading in pair}:
-            gathered = self.positions[reading.size].gather(grids[reading.base], reading.kernel)
-            samples[reading] = gathered.flatten(0, 1).double()
+        samples = {reading: some.double() for reading, some in self._samples(grids).items()}
         for reading, total in self.squares.items():
             total[part] += samples[reading].square().sum(0)
         for (one, other), total in self.products.items():
             product = _gram(samples[one]) if one == other else samples[one].T @ samples[other]
             total[part] += product
+
+    def _add_pairs(self, part: int, grids: Mapping[Reading, Tensor]) -> None:
+        """As `_add`, in float32 alone."""
+        for reading, total in self.sums.items():
+            for some in torch.split(grids[reading].float(), _ROWS):
+                for piece in _cut(some):
+                    _increase(total[:, part], piece.sum(0))
+        samples = {reading: some.float() for reading, some in self._samples(grids).items()}
+        for start in range(0, max(map(len, samples.values())), _ROWS):
+            cut = {
+                reading: _cut(rows[start : start + _ROWS])
+                for reading, rows in samples.items()
+                if start < len(rows)
+            }
+            for reading, square in self.squares.items():
+                for term in _terms(cut.get(reading), cut.get(reading), torch.mul):
+                    _increase(square[:, part], term.sum(0))
+            for (one, other), product in self.products.items():
+                for term in _terms(cut.get(one), cut.get(other), _transposed_product):
+                    _increase(product[:, part], term)
 
     def product(self, one: Reading, other: Reading) -> Tensor:
         """Sums ``(2, width of one, width of other)`` of the products of two readings.
@@ -217,6 +294,61 @@ class Moments:
         """
         sums = self.sums[reading.base] / self.count[:, None, None, None]
         return self.positions[reading.size].gather(sums, reading.kernel)
+
+
+# The leading eight bits of numbers, the next eight, and the rest.
+_Cut = tuple[Tensor, Tensor, Tensor]
+
+
+def _cut(values: Tensor) -> _Cut:
+    """Numbers cut in three, by the bits of each column's largest.
+
+    Args:
+        values: ``(N, ...)``, N at most `_ROWS`.
+    """
+    largest = values.abs().amax(0, keepdim=True).clamp_min(2.0**-100)
+    # a number so large that what is added to it loses all but the leading bits
+    large = 1.5 * 2.0**15 * torch.exp2(largest.log2().ceil())
+    head = (values + large) - large
+    rest = values - head
+    large = large / 2**8
+    middle = (rest + large) - large
+    return head, middle, rest - middle
+
+
+def _terms(
+    one: _Cut | None, other: _Cut | None, multiply: Callable[[Tensor, Tensor], Tensor]
+) -> Iterator[Tensor]:
+    """Products of numbers cut in three, the largest first; all but the last without any error."""
+    if one is None or other is None:
+        return
+    yield multiply(one[0], other[0])
+    yield multiply(one[0], other[1])
+    yield multiply(one[1], other[0])
+    yield (
+        multiply(one[1], other[1])
+        + multiply(one[0], other[2])
+        + multiply(one[2], other[0] + other[1] + other[2])
+        + multiply(one[1], other[2])
+    )
+
+
+def _transposed_product(one: Tensor, other: Tensor) -> Tensor:
+    return one.T @ other
+
+
+def _increase(total: Tensor, term: Tensor) -> None:
+    """Add to a sum, and what rounding takes from it to its second half.
+
+    Args:
+        total: ``(2, ...)``.
+        term: ``(...)``.
+    """
+    before, rest = total
+    after = before + term
+    added = after - before
+    rest += (before - (after - added)) + (term - added)
+    before.copy_(after)
 
 
 def _gram(samples: Tensor) -> Tensor:

@@ -35,7 +35,8 @@ class FitSettings(Settings):
             statistics anew downstream of stitches, for each subnetwork; 0 to keep the parents'
             own statistics.
         memory: GiB that the sums may take; beyond it, stitches are fitted in groups, with a pass
-            over the images for each.
+            over the images for each. If None, 2 on the processor, and half of what is free on an
+            accelerator.
         batch_size: Images per batch; if None, as the supernetwork says.
         seed: Draws the positions.
 
@@ -53,7 +54,7 @@ class FitSettings(Settings):
     match_variance: bool = True
     by_position: bool = True
     recalibrate: int = Field(64, ge=0)
-    memory: float = Field(2.0, gt=0)
+    memory: float | None = Field(None, gt=0)
     batch_size: int | None = Field(None, gt=0)
     seed: int = 0
 

@@ -33,8 +33,9 @@ from optuna_stitch.stitching.settings import FitSettings, PointKind, Tuning
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supergraph import Supergraph
 from optuna_stitch.stitching.tune import Tuned, tune_stitches
-from optuna_stitch.utils.device import resolve_device
-from optuna_stitch.utils.errors import ArtifactError, MatchError
+from optuna_stitch.utils.device import full, resolve_device
+from optuna_stitch.utils.errors import ArtifactError, ConfigError, MatchError
+from optuna_stitch.utils.memory import memory_for
 
 _MACS = ["macs_into_b", "macs_into_a"]
 
@@ -115,7 +116,7 @@ class Supernetwork:
             This one.
 
         Raises:
-            ConfigError: If there is no such device.
+            ConfigError: If there is no such device, or it is full; all stays where it is then.
 
         Example:
             >>> supernetwork.to("cpu").device
@@ -124,13 +125,21 @@ class Supernetwork:
         wanted = resolve_device(device)
         if wanted == self.device:
             return self
-        for parent in (self.a, self.b):
-            parent.to(wanted)
-        for graph in self.graphs.values():
-            graph.to(wanted)
-        calibration = self.calibration and self.calibration.to(wanted)
-        self._lay([stitch.to(wanted) for stitch in self.stitches], calibration)
+        try:
+            with memory_for(ConfigError, full(wanted)):
+                self._move(wanted)
+        except ConfigError:
+            self._move(self.device)
+            raise
         return self
+
+    def _move(self, device: torch.device) -> None:
+        for parent in (self.a, self.b):
+            parent.module.to(device)
+        for graph in self.graphs.values():
+            graph.to(device)
+        calibration = self.calibration and self.calibration.to(device)
+        self._lay([stitch.to(device) for stitch in self.stitches], calibration)
 
     def _views(self) -> dict[Side, View]:
         return {"a": self.a.view, "b": self.b.view}

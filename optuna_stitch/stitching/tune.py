@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +25,14 @@ from optuna_stitch.stitching.program import Program
 from optuna_stitch.stitching.recalibration import match_batch, statistics_of
 from optuna_stitch.stitching.settings import Tuning
 from optuna_stitch.stitching.supergraph import Supergraph
+from optuna_stitch.utils.device import send
 from optuna_stitch.utils.distributed import all_reduce, rank, world_size
 from optuna_stitch.utils.errors import FitError, first_line
 from optuna_stitch.utils.files import write_whole
-from optuna_stitch.utils.progress import progress_bar
+from optuna_stitch.utils.memory import AtOnce, is_out_of_memory, memory_for
+from optuna_stitch.utils.progress import console, progress_bar
+
+T = TypeVar("T")
 
 # One image in this many is held out, to put stitches back that got worse.
 HELD_OUT = 5
@@ -82,6 +86,11 @@ class Trainer:
         self._tuning = tuning
         described = repr((supergraph.content_hash(), split.fingerprint, tuning.model_dump()))
         self._key = hashlib.sha256(described.encode()).hexdigest()[:16]
+        # how much runs at once: fewer, where memory runs out
+        self._networks = tuning.networks + 2 * tuning.thaw
+        self._images = tuning.batch_size
+        self._judged = AtOnce(len(supergraph.switches), "networks")
+        self._read = AtOnce(supergraph.batch_size, "images")
         self._fitted = {k: v.clone() for k, v in supergraph.stitches.state_dict().items()}
         self._teacher = self._answers([Genotype("ensemble")], range(len(split)))[0]
         groups: list[dict[str, Any]] = [{"params": list(supergraph.stitches.parameters())}]
@@ -115,26 +124,60 @@ class Trainer:
         genotypes = [self._draw(generator) for _ in range(tuning.networks)]
         if tuning.thaw:
             genotypes += [Genotype("a"), Genotype("b")]
-        self._optimizer.zero_grad()
-        total = 0.0
+        batches: list[list[int]] = []
         for _ in range(tuning.accumulate):
             drawn = torch.randint(len(self._train), (tuning.batch_size,), generator=generator)
-            positions = self._train[drawn][rank() :: world_size()].tolist()
-            loss = self._loss(genotypes, positions) * len(positions)
-            loss = loss / (tuning.batch_size * tuning.accumulate)
-            if not loss.isfinite():
-                raise FitError(
-                    f"The loss is not finite in step {self.step} of tuning; lower the learning "
-                    "rate."
-                )
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
+            batches.append(self._train[drawn][rank() :: world_size()].tolist())
+        total = self._gradients(genotypes, batches)
+        if not math.isfinite(total):
+            raise FitError(
+                f"The loss is not finite in step {self.step} of tuning; lower the learning rate."
+            )
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         all_reduce(gradients)
         self._optimizer.step()
         self._schedule.step()
         self.step += 1
         return total
+
+    def _gradients(self, genotypes: Sequence[Genotype], batches: Sequence[Sequence[int]]) -> float:
+        """Gradients of a step's loss; returns the loss.
+
+        Where memory runs out, fewer networks run at once, then fewer images: the gradients are
+        those of all of them, but for what BatchNorms are matched on.
+
+        Args:
+            genotypes: The networks.
+            batches: Positions of the images of each batch.
+        """
+        tuning = self._tuning
+        while True:
+            self._optimizer.zero_grad()
+            losses: list[Tensor] = []
+            try:
+                for positions in batches:
+                    for images in _parts(positions, self._images):
+                        for some in _parts(genotypes, self._networks):
+                            share = len(images) / (tuning.batch_size * tuning.accumulate)
+                            loss = self._loss(some, images) * (share * len(some) / len(genotypes))
+                            loss.backward()  # type: ignore[no-untyped-call]
+                            losses.append(loss.detach())
+                return float(torch.stack(losses).sum())
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self._networks == self._images == 1:
+                    raise FitError(
+                        "Memory does not suffice to tune one network on one image. Make room on "
+                        "the device, or tune in `bfloat16`."
+                    ) from error
+            # begun again: some gradients may have been added, and others not
+            if self._networks > 1:
+                self._networks = min(self._networks, len(genotypes)) // 2
+                console.print(f"Memory ran out: going on with {self._networks} networks at once.")
+            else:
+                self._images = min(self._images, max(map(len, batches))) // 2
+                console.print(f"Memory ran out: going on with {self._images} images at once.")
 
     def _draw(self, generator: torch.Generator) -> Genotype:
         """A single-stitch network, each as likely; at times with further stitches on."""
@@ -149,7 +192,7 @@ class Trainer:
 
     def _loss(self, genotypes: Sequence[Genotype], positions: Sequence[int]) -> Tensor:
         batch = self._split.pick(positions, self._graph.views, self._graph.device)
-        wanted = self._teacher[positions].softmax(1)
+        wanted = self._wanted(positions).softmax(1)
         program = self._graph.program(genotypes)
         device = self._graph.device.type
         casting = torch.autocast(device, torch.bfloat16, enabled=self._tuning.bfloat16)
@@ -173,24 +216,41 @@ class Trainer:
             self._graph.stitches.load_state_dict(self._fitted)
         answers = self._answers(single_stitch_genotypes(self._graph.switches), self._held_out)
         self._graph.stitches.load_state_dict(tuned)
-        wanted = self._teacher[self._held_out].log_softmax(1)
-        return [
-            float(F.kl_div(a.log_softmax(1), wanted, log_target=True, reduction="batchmean"))
+        wanted = self._wanted(self._held_out).log_softmax(1)
+        found = [
+            F.kl_div(a.log_softmax(1), wanted, log_target=True, reduction="batchmean")
             for a in answers
         ]
+        divergences: list[float] = torch.stack(found).tolist()
+        return divergences
+
+    def _wanted(self, positions: Sequence[int]) -> Tensor:
+        """The ensemble's answers on some images."""
+        return self._teacher.index_select(0, send(torch.tensor(positions), self._graph.device))
 
     def _answers(self, genotypes: Sequence[Genotype], positions: Sequence[int]) -> list[Tensor]:
-        kept: list[list[Tensor]] = [[] for _ in genotypes]
-        size = self._graph.batch_size
+        def some(part: slice) -> list[Tensor]:
+            return self._answers_of(genotypes[part], positions)
+
+        with memory_for(
+            FitError,
+            "Memory does not suffice to tune: one network on one image, or on a batch of the "
+            "calibration, takes more. Make room on the device, or `recalibrate` on fewer images.",
+        ):
+            return [logits for part in self._judged(some, len(genotypes)) for logits in part]
+
+    @torch.no_grad()
+    def _answers_of(self, genotypes: Sequence[Genotype], positions: Sequence[int]) -> list[Tensor]:
         program = self._graph.program(genotypes)
-        with torch.no_grad():
-            self._graph.recalibrate(program)
-            for start in range(0, len(positions), size):
-                some = positions[start : start + size]
-                batch = self._split.pick(some, self._graph.views, self._graph.device)
-                for column, logits in zip(kept, program.run(batch.images), strict=True):
-                    column.append(logits)
-        return [torch.cat(column) for column in kept]
+        self._graph.recalibrate(program)
+
+        def some(part: slice) -> list[Tensor]:
+            batch = self._split.pick(positions[part], self._graph.views, self._graph.device)
+            return program.run(batch.images)
+
+        return [
+            torch.cat(column) for column in zip(*self._read(some, len(positions)), strict=True)
+        ]
 
     def finish(self, before: Sequence[float]) -> list[Tuned]:
         """Put back what got worse, and say what happened.
@@ -279,6 +339,11 @@ def _run_matched(
     return program.observe(images, match_batch(program, own))
 
 
+def _parts(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    for start in range(0, len(values), size):
+        yield values[start : start + size]
+
+
 _CHECKPOINT_EVERY = 50
 
 
@@ -309,12 +374,17 @@ def tune_stitches(
 
     Raises:
         FitError: If the parents label pixels, there are too few images, the checkpoint belongs to
-            another tuning, or the loss is not finite.
+            another tuning, the loss is not finite, or memory does not suffice for one network.
     """
     if supergraph.segments:
         raise FitError("Tuning is for networks that label images; these label every pixel.")
     if len(split) < 2 * HELD_OUT:
         raise FitError(f"{len(split)} images are too few to tune on; give {2 * HELD_OUT}.")
+    if tuning.batch_size < world_size():
+        raise FitError(
+            f"{world_size()} processes cannot share batches of {tuning.batch_size} images; start "
+            "fewer, or tune with a larger `batch_size`."
+        )
     trainer = Trainer(supergraph, parents, split, tuning)
     if checkpoint is not None and checkpoint.is_file():
         trainer.load(checkpoint)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from optuna_stitch.utils.errors import ConfigError
 
@@ -90,6 +92,20 @@ def free_memory(device: torch.device) -> int | None:
     return None
 
 
+def full(device: torch.device) -> str:
+    """What is to be said where something does not fit on a device.
+
+    Args:
+        device: Any that `resolve_device` returns.
+    """
+    free = free_memory(device)
+    left = "" if free is None else f" ({free / 2**30:.2f} GiB are free)"
+    return (
+        f"{device_name(device)} has no room for the networks{left}. End what else runs there, or "
+        "choose another `device`."
+    )
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until a device has done all that it was given.
 
@@ -98,6 +114,74 @@ def synchronize(device: torch.device) -> None:
     """
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
+
+
+# NVIDIA's compute capabilities whose float64 is at least a third as fast as their float32; others
+# have a thirtieth or less.
+_FLOAT64 = ((6, 0), (7, 0), (8, 0), (9, 0), (10, 0))
+
+
+def sums_in_float64(device: torch.device) -> bool:
+    """Whether a device computes in float64 at speed.
+
+    Args:
+        device: Any that `resolve_device` returns.
+    """
+    if device.type == "cuda":
+        return (
+            torch.version.hip is not None or torch.cuda.get_device_capability(device) in _FLOAT64
+        )
+    if device.type == "xpu":
+        return bool(getattr(torch.xpu.get_device_properties(device), "has_fp64", False))
+    return device.type == "cpu"
+
+
+def send(value: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device, copied while the processor goes on.
+
+    Args:
+        value: Of the processor, or of the device.
+        device: Any that `resolve_device` returns.
+    """
+    if device.type == "cuda" and value.device.type == "cpu":
+        value = value.pin_memory()
+    return value.to(device, non_blocking=True)
+
+
+def fetch(values: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors on the processor; a device is waited for once, not once for each.
+
+    Args:
+        values: All of one device, of any shapes.
+    """
+    if not values or values[0].device.type == "cpu":
+        return list(values)
+    found = [value.to("cpu", non_blocking=True) for value in values]
+    synchronize(values[0].device)
+    return found
+
+
+def are_finite(values: Sequence[Any]) -> list[bool]:
+    """Whether each value is no tensor of floats, or one without infinities and NaNs.
+
+    A device is asked once for all of them.
+
+    Args:
+        values: Whatever operations return; tensors are all of one device.
+    """
+    said = [True] * len(values)
+    places = [
+        place
+        for place, value in enumerate(values)
+        if isinstance(value, Tensor) and value.is_floating_point()
+    ]
+    if not places:
+        return said
+    # one pass finds what is not finite; a sum too large for its type is looked at again
+    sums = torch.stack([values[place].sum(dtype=torch.float32) for place in places]).tolist()
+    for place, total in zip(places, sums, strict=True):
+        said[place] = math.isfinite(total) or bool(values[place].isfinite().all())
+    return said
 
 
 @contextmanager

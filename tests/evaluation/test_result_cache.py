@@ -112,7 +112,7 @@ def test_what_is_remembered_costs_no_forward(
     first = st.Evaluator(supernetwork, data.val, wanted, result_cache=_url(tmp_path))
     found = first.evaluate(networks(supernetwork, genotypes))
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise AssertionError("forward")
 
     monkeypatch.setattr(Engine, "run", refuse)

@@ -7,6 +7,7 @@ too, so that what is computed can be compared with the CPU's.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,6 +33,19 @@ _INDEXED = {
     torch.ops.aten.index_put_.default,
     torch.ops.aten.index_put.default,
 }
+
+# What makes a program wait for a GPU: the result, or its size, is a number that the CPU asks for.
+_WAITS = {
+    torch.ops.aten._local_scalar_dense.default,
+    torch.ops.aten.nonzero.default,
+    torch.ops.aten.bincount.default,
+    torch.ops.aten.masked_select.default,
+    torch.ops.aten._unique2.default,
+    torch.ops.aten.equal.default,
+}
+
+# Names of what waited, while `waits` counts.
+_waited: list[list[str]] = []
 
 _NO_GRAPH = {"is_capturing.return_value": False}
 
@@ -65,6 +79,10 @@ class OnDevice(Tensor):
             key = torch.tensor(key)
         found: Tensor = super().__getitem__(key)
         return found
+
+    def tolist(self) -> Any:
+        _count("tolist")
+        return self.value.tolist()
 
     def new_tensor(self, data: Any, *, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
         return torch.tensor(data, dtype=dtype or self.dtype, device=DEVICE)
@@ -107,6 +125,8 @@ def _call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             )
     target = bool(there) if wanted is None else torch.device(wanted).type != "cpu"
     found = func(*map(_inner, args), **{key: _inner(value) for key, value in kwargs.items()})
+    if (there or target) and _has_to_wait(func, args, kwargs, tensors, there):
+        _count(str(func))
     known = {id(value.value): value for value in there} | {id(value): value for value in here}
 
     def give(value: Tensor) -> Tensor:
@@ -117,6 +137,43 @@ def _call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if isinstance(found, Tensor):
         return give(found)
     return tree.tree_map_only(Tensor, give, found)
+
+
+def _has_to_wait(
+    func: Any, args: Any, kwargs: dict[str, Any], tensors: list[Tensor], there: list[OnDevice]
+) -> bool:
+    """Whether a GPU would be waited for."""
+    if func in _INDEXED:
+        return any(value.dtype in (torch.bool, torch.uint8) for value in tensors[1:2]) or any(
+            not isinstance(value, OnDevice) for value in tensors[1:]
+        )
+    if func in _COPIES:
+        wanted = kwargs.get("device")
+        to_device = bool(there) if wanted is None else torch.device(wanted).type != "cpu"
+        crosses = any(isinstance(value, OnDevice) != to_device for value in tensors)
+        at_once = kwargs.get("non_blocking", args[2] if len(args) > 2 else False)
+        return crosses and not at_once
+    return func in _WAITS
+
+
+def _count(name: str) -> None:
+    for names in _waited:
+        names.append(name)
+
+
+@contextmanager
+def waits() -> Iterator[list[str]]:
+    """Count what makes a program wait for the device.
+
+    Yields:
+        The names of the operations, in order; it grows.
+    """
+    names: list[str] = []
+    _waited.append(names)
+    try:
+        yield names
+    finally:
+        _waited.remove(names)
 
 
 def _flat(values: Any) -> Iterator[Any]:
@@ -138,13 +195,29 @@ def _inner(value: Any) -> Any:
     return value
 
 
+class _Event:
+    """A mark on the device's own clock."""
+
+    def __init__(self, **_: Any) -> None:
+        self.at = 0.0
+
+    def record(self, stream: object) -> None:
+        self.at = time.perf_counter()
+
+    def elapsed_time(self, later: _Event) -> float:
+        return 1e3 * (later.at - self.at)
+
+
 @contextmanager
-def accelerator(gigabytes: float = 8.0, count: int = 1) -> Iterator[torch.device]:
+def accelerator(
+    gigabytes: float = 8.0, count: int = 1, capability: tuple[int, int] = (9, 0)
+) -> Iterator[torch.device]:
     """A machine that has accelerators, for a while; the first one can be used.
 
     Args:
         gigabytes: Its free memory.
         count: How many there are.
+        capability: As NVIDIA numbers it; (9, 0) computes in float64 at speed, (8, 9) does not.
     """
     before = torch._C._only_lift_cpu_tensors()
     swap = torch.__future__.get_overwrite_module_params_on_conversion()
@@ -153,12 +226,15 @@ def accelerator(gigabytes: float = 8.0, count: int = 1) -> Iterator[torch.device
         mock.patch("torch.accelerator.is_available", return_value=True),
         mock.patch("torch.accelerator.current_accelerator", return_value=torch.device("cuda")),
         mock.patch("torch.accelerator.device_count", return_value=count),
-        mock.patch("torch.accelerator.synchronize"),
+        mock.patch("torch.accelerator.synchronize", side_effect=lambda *_: _count("synchronize")),
         # an optimizer asks it
         mock.patch("torch.accelerator.current_stream", return_value=mock.Mock(**_NO_GRAPH)),
         mock.patch("torch.cuda.mem_get_info", return_value=(free, free)),
         mock.patch("torch.cuda.memory_reserved", return_value=0),
         mock.patch("torch.cuda.memory_allocated", return_value=0),
+        mock.patch("torch.cuda.get_device_capability", return_value=capability),
+        mock.patch("torch.cuda.Event", _Event),
+        mock.patch("torch.cuda.current_stream"),
         mock.patch("torch.cuda.get_rng_state"),
         mock.patch("torch.cuda.set_rng_state"),
         mock.patch("torch.cuda.get_device_name", return_value="a GPU that is not there"),
