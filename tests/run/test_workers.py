@@ -17,7 +17,8 @@ import pytest
 from optuna.trial import TrialState
 
 import optuna_stitch as st
-from optuna_stitch.run.workers import devices_of, search_together
+from optuna_stitch.run.launchers import devices_of
+from optuna_stitch.run.workers import search_together
 from optuna_stitch.search.heartbeat import Heartbeat
 from optuna_stitch.utils.errors import RunError
 from optuna_stitch.utils.machine import usable_cores
@@ -102,7 +103,7 @@ def test_a_number_of_workers(workplace: Path, capsys: pytest.CaptureFixture[str]
         assert "is neither auto nor a number from 1" in capsys.readouterr().err
     assert devices_of(3, "cpu") == ["cpu"] * 3
     for cores, workers in ((1, 1), (9, 2), (64, 16)):
-        with mock.patch("optuna_stitch.run.workers.usable_cores", return_value=cores):
+        with mock.patch("optuna_stitch.run.launchers.usable_cores", return_value=cores):
             assert devices_of("auto", "cpu") == ["cpu"] * workers
     with accelerator(count=3):
         assert devices_of("auto", "auto") == ["cuda:0", "cuda:1", "cuda:2"]
