@@ -31,6 +31,7 @@ from optuna_stitch.stitching.supernetwork import Supernetwork
 from optuna_stitch.storage.artifacts import upload_files
 from optuna_stitch.storage.open import result_cache_engine
 from optuna_stitch.utils.errors import ConfigError, RunError
+from optuna_stitch.utils.machine import own_threads
 from optuna_stitch.utils.progress import console
 
 
@@ -154,6 +155,7 @@ class Run(RunFolder):
             run._called = shlex.join([str(path), *(["--run", str(folder)] if folder else [])])
         return run
 
+    @own_threads()
     def build(self, *, show_progress_bar: bool = False) -> Supernetwork:
         """Load or train the parents, match them, fit the stitches, save the supernetwork.
 
@@ -182,6 +184,7 @@ class Run(RunFolder):
         )
         return self._supernetwork
 
+    @own_threads()
     def search(
         self,
         *,
@@ -292,6 +295,7 @@ class Run(RunFolder):
         paths = [self.folder / name for name in ("fit.csv", LATENCY, *FILES)]
         upload_files(study, self.artifact_store, [path for path in paths if path.exists()])
 
+    @own_threads()
     def report(self, *, show_progress_bar: bool = False) -> Front:
         """Evaluate the front on the test split, and write tables, pictures and the report.
 
@@ -321,6 +325,7 @@ class Run(RunFolder):
             console.print(f"Notes that were edited in the dashboard stay: {', '.join(left)}.")
         return front
 
+    @own_threads()
     def export(
         self,
         trial: int,
