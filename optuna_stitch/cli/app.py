@@ -19,6 +19,7 @@ from optuna_stitch.cli.options import (
     FolderOption,
     StudyArgument,
     check_study_file,
+    launch_options,
     open_run,
     start_run,
     worker_count,
@@ -142,9 +143,24 @@ def search(
     workers: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
-            help="Worker processes on this machine: a number, or auto for one per accelerator, or "
-            "per four cores; one in this process, if absent.",
+            help="Worker processes: a number, or auto for one per accelerator, or per four cores; "
+            "one in this process, if absent.",
             metavar="N|auto",
+        ),
+    ] = None,
+    launch: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="Who starts the workers: this machine (local), a Ray cluster, or Slurm.",
+            metavar="local|ray|slurm",
+        ),
+    ] = None,
+    launch_option: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            help="An option of Ray's tasks (num_gpus=0.5), or of Slurm's sbatch (partition=gpu); "
+            "any number of times.",
+            metavar="KEY=VALUE",
         ),
     ] = None,
 ) -> None:
@@ -153,12 +169,15 @@ def search(
     Start it any number of times, here or on other machines: all that reach the study's storage
     work on the same study. One that joins fetches the supernetwork from the artifact store.
     """
+    count, options = worker_count(workers), launch_options(launch, launch_option)
     with _resumable():
-        started = start_run(study, folder, device=device)
+        started = start_run(study, folder, device=device, elsewhere=launch not in (None, "local"))
         found = started.search(
             n_trials=trials,
             batch=batch,
-            workers=worker_count(workers),
+            workers=count,
+            launch=launch,
+            launch_options=options,
             show_progress_bar=True,
         )
     finished = sum(trial.state.is_finished() for trial in found.get_trials(deepcopy=False))

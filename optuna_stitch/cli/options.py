@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 import typer
+import yaml
 
+from optuna_stitch.run.schema import check_launch
 from optuna_stitch.run.study_file import load_study_file
 from optuna_stitch.utils.errors import ConfigError
 from optuna_stitch.utils.progress import console
@@ -66,8 +68,35 @@ def worker_count(value: str | None) -> int | Literal["auto"] | None:
     return int(value)
 
 
+def launch_options(launch: str | None, values: list[str] | None) -> dict[str, Any]:
+    """Options of a launcher by their names.
+
+    Args:
+        launch: Which one, if one was named.
+        values: What was given: ``time=240``.
+
+    Raises:
+        ConfigError: If there is no such launcher, or an option is no key with a value.
+    """
+    if launch is not None:
+        check_launch(launch)
+    options: dict[str, Any] = {}
+    for value in values or ():
+        key, equals, said = value.partition("=")
+        if not (key and equals):
+            raise ConfigError(f"`--launch-option {value}` is no `key=value`.")
+        # hours, minutes and seconds would be one number
+        options[key] = said if ":" in said else yaml.safe_load(said)
+    return options
+
+
 def start_run(
-    study: Path, folder: Path | None, *, smoke: bool = False, device: str | None = None
+    study: Path,
+    folder: Path | None,
+    *,
+    smoke: bool = False,
+    device: str | None = None,
+    elsewhere: bool = False,
 ) -> Run:
     """Begin the run of a study file, or go on with it or with the run of a folder.
 
@@ -76,11 +105,12 @@ def start_run(
         folder: Where the run is kept, if not in its usual place.
         smoke: Whether to try the study file out; see `Run.start`.
         device: Where to compute, in place of what the study file says.
+        elsewhere: Whether that is on other machines; see `Run.start`.
     """
     run = _import_run(study)
     if study.is_dir():
         return run.open(study, device=device)
-    return run.start(study, folder, smoke=smoke, device=device)
+    return run.start(study, folder, smoke=smoke, device=device, elsewhere=elsewhere)
 
 
 def open_run(study: Path, folder: Path | None, *, device: str | None = None) -> Run:

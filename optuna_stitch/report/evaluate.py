@@ -28,14 +28,13 @@ from optuna_stitch.models.parent import Parent
 from optuna_stitch.report.baselines import Duo, tune_cascades, tune_duo
 from optuna_stitch.report.entries import BASELINES, STITCHED, Entry, PairedComparison
 from optuna_stitch.report.front import Front
-from optuna_stitch.report.hypervolume import violation
 from optuna_stitch.report.significance import (
     holm,
     interval_of,
     paired_p_value,
     wilson_interval,
 )
-from optuna_stitch.search.objective import Objective
+from optuna_stitch.search.objective import Objective, violation
 from optuna_stitch.search.space import baselines
 from optuna_stitch.stitching.genotype import FIRST, OUTPUT, SIDES, Genotype, Output
 from optuna_stitch.stitching.subnetwork import Subnetwork

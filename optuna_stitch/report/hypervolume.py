@@ -19,7 +19,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_stitch.report.entries import BASELINES
-from optuna_stitch.search.samplers.linkage.space import violations_of
+from optuna_stitch.search.objective import violation
 from optuna_stitch.stitching.genotype import OUTPUT
 from optuna_stitch.utils.errors import StudyError
 
@@ -196,16 +196,6 @@ def hypervolume_over_trials(study: optuna.Study) -> pd.DataFrame:
 
 def _usable(losses: Losses) -> NDArray[np.bool_]:
     return np.asarray(np.isfinite(losses).all(axis=1))
-
-
-def violation(trial: FrozenTrial) -> float:
-    """By how much constraints are broken, where Optuna 5 or else Optuna 4 keeps them.
-
-    Args:
-        trial: A finished trial.
-    """
-    known = getattr(trial, "constraints", None) or trial.system_attrs.get("constraints")
-    return violations_of(known)
 
 
 def _without_values(trials: Sequence[FrozenTrial]) -> str:

@@ -20,8 +20,8 @@ from optuna_stitch.report.plots import write_stitch_quality
 from optuna_stitch.run.schema import KeepConfig, ParentConfig, StudyFile
 from optuna_stitch.stitching.genotype import Side
 from optuna_stitch.stitching.supernetwork import Supernetwork, stitch
-from optuna_stitch.utils.distributed import barrier, rank
-from optuna_stitch.utils.errors import CheckpointError, DataError, MatchError
+from optuna_stitch.utils.distributed import barrier, rank, world_size
+from optuna_stitch.utils.errors import CheckpointError, ConfigError, DataError, MatchError
 from optuna_stitch.utils.files import write_text
 
 
@@ -50,8 +50,10 @@ def build(
     Raises:
         DataError: If the parents tell other classes apart than the data set has, or one is no
             better than guessing.
+        ConfigError: If there are more processes than images to share.
         MatchError: If no stitch is kept.
     """
+    _check_processes(study_file, data)
     parents = study_file.parents
     a = make_parent(parents.a, data, device, show_progress_bar=show_progress_bar)
     b = make_parent(parents.b, data, device, show_progress_bar=show_progress_bar)
@@ -90,6 +92,21 @@ def build(
         supernetwork.save(folder)
     barrier()
     return supernetwork
+
+
+def _check_processes(study_file: StudyFile, data: Data) -> None:
+    """Raise where a process that ``torchrun`` started would have nothing to do."""
+    images = len(data.train.take(study_file.fit.images))
+    shared = {f"the {images} images of the fit": images}
+    if study_file.tune is not None:
+        batch = study_file.tune.batch_size
+        shared[f"the {batch} images of a batch (`tune: {{batch_size: {batch}}}`)"] = batch
+    for what, count in shared.items():
+        if world_size() > count:
+            raise ConfigError(
+                f"torchrun started {world_size()} processes, which share {what}: start {count} at "
+                "most with `--nproc-per-node`, or give more images."
+            )
 
 
 def _trained(study_file: StudyFile) -> list[Side]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import optuna
 
@@ -15,11 +16,12 @@ from optuna_stitch.report.picking import Pick
 from optuna_stitch.run.build import build
 from optuna_stitch.run.export import export_trial
 from optuna_stitch.run.folder import COPY, RunFolder
+from optuna_stitch.run.launchers import Workers
 from optuna_stitch.run.report import export_command, pick_network, write_results
-from optuna_stitch.run.schema import StudyFile, smoke_test
+from optuna_stitch.run.schema import StudyFile, check_launch, smoke_test
 from optuna_stitch.run.search import LATENCY, known_genotypes, make_objective, sampler_for
 from optuna_stitch.run.study_file import check_same_study, load_study_file
-from optuna_stitch.run.workers import Workers, search_together
+from optuna_stitch.run.workers import search_together
 from optuna_stitch.search.objective import resolve_constraints
 from optuna_stitch.search.samplers.by_name import check_sampler, make_sampler
 from optuna_stitch.search.study import create_study
@@ -29,7 +31,8 @@ from optuna_stitch.stitching.io import FILES, is_saved
 from optuna_stitch.stitching.supernetwork import Supernetwork
 from optuna_stitch.storage.artifacts import upload_files
 from optuna_stitch.storage.open import result_cache_engine
-from optuna_stitch.utils.errors import RunError
+from optuna_stitch.utils.errors import ConfigError, RunError
+from optuna_stitch.utils.machine import own_threads
 from optuna_stitch.utils.progress import console
 
 
@@ -74,6 +77,7 @@ class Run(RunFolder):
         *,
         smoke: bool = False,
         device: str | None = None,
+        elsewhere: bool = False,
     ) -> Run:
         """Begin the run of a study file, or go on with it.
 
@@ -82,13 +86,15 @@ class Run(RunFolder):
             folder: Where the run is kept; ``runs/<name of the file>`` if None.
             smoke: Whether to try the file out, with random weights and images; see `smoke_test`.
             device: Where to compute, in place of what the study file says; see `resolve_device`.
+            elsewhere: Whether that is on other machines, so that this one need not have it.
 
         Raises:
             ConfigError: If the study file is wrong, or there is no such device.
             RunError: If the folder belongs to another study file, or is read-only.
         """
         run = Run._of_file(Path(study_file).expanduser(), folder, smoke)._on(device)
-        _ = run.device  # before anything is made
+        if not elsewhere:
+            _ = run.device  # before anything is made
         run.check_writable()
         run.write_study_file()
         return run
@@ -150,6 +156,7 @@ class Run(RunFolder):
             run._called = shlex.join([str(path), *(["--run", str(folder)] if folder else [])])
         return run
 
+    @own_threads()
     def build(self, *, show_progress_bar: bool = False) -> Supernetwork:
         """Load or train the parents, match them, fit the stitches, save the supernetwork.
 
@@ -178,12 +185,15 @@ class Run(RunFolder):
         )
         return self._supernetwork
 
+    @own_threads()
     def search(
         self,
         *,
         n_trials: int | None = None,
         batch: int | None = None,
         workers: Workers | None = None,
+        launch: str | None = None,
+        launch_options: Mapping[str, Any] | None = None,
         show_progress_bar: bool = False,
     ) -> optuna.Study:
         """Search until the study has as many trials as its file says; build first, if need be.
@@ -193,24 +203,30 @@ class Run(RunFolder):
             batch: How many trials are evaluated together; the study file's number, if None.
             workers: If given, so many processes search, each on its own accelerator or with its
                 share of the cores; ``auto`` for as many as this machine is good for.
+            launch: Who starts them: ``local``, on this machine; ``ray``; ``slurm``.
+            launch_options: Of Ray or Slurm, beside those in the study file.
             show_progress_bar: Whether to show a progress bar.
 
         Raises:
             StudyError: If the storage fails, or the study was made for another supernetwork.
+            ConfigError: If nothing starts workers in the way that is asked for.
             RunError: If there is no study whose front the search shall start from, or a worker
-                process fails.
+                fails, or what starts workers is not there.
         """
-        supernetwork = self.build(show_progress_bar=show_progress_bar)
-        if workers is not None:
-            self._supernetwork = None  # its place on a device is theirs
+        if workers is not None or launch is not None or launch_options:
+            check_launch(launch or "local")
+            self._build_for_workers(show_progress_bar=show_progress_bar)
             search_together(
                 self,
-                workers,
+                workers or "auto",
+                launch=launch or "local",
+                options=launch_options,
                 n_trials=n_trials,
                 batch=batch,
                 show_progress_bar=show_progress_bar,
             )
             return self.study
+        supernetwork = self.build(show_progress_bar=show_progress_bar)
         config, storage = self.study_file.study, self.storage
         cache = self.study_file.evaluation.remember
         objective = make_objective(
@@ -244,6 +260,22 @@ class Run(RunFolder):
         )
         return study
 
+    def _build_for_workers(self, *, show_progress_bar: bool) -> None:
+        """See that there is a supernetwork, without a place on a device, which is theirs."""
+        _check_sampler(self.study_file)
+        _ = self.storage
+        if is_saved(self.folder) or self._fetch():
+            return
+        try:
+            _ = self.device
+        except ConfigError as error:
+            raise ConfigError(
+                f"{error} The supernetwork has to be built first, by `optuna-stitch build` where "
+                "there is one, or here with `--device cpu`."
+            ) from error
+        self.build(show_progress_bar=show_progress_bar)
+        self._supernetwork = None
+
     def _other_front(self, supernetwork: Supernetwork) -> list[Genotype]:
         """What a new study starts from: the front of another run, where the study file names it.
 
@@ -264,6 +296,7 @@ class Run(RunFolder):
         paths = [self.folder / name for name in ("fit.csv", LATENCY, *FILES)]
         upload_files(study, self.artifact_store, [path for path in paths if path.exists()])
 
+    @own_threads()
     def report(self, *, show_progress_bar: bool = False) -> Front:
         """Evaluate the front on the test split, and write tables, pictures and the report.
 
@@ -308,6 +341,7 @@ class Run(RunFolder):
         """
         return pick_network(self, bounds, knee=knee, fixed_cost=fixed_cost)
 
+    @own_threads()
     def export(
         self,
         trial: int,

@@ -12,6 +12,7 @@ from optuna_stitch.evaluation.settings import EvaluationSettings, LatencySetting
 from optuna_stitch.models.recipe import Recipe
 from optuna_stitch.stitching.genotype import OUTPUTS, Output
 from optuna_stitch.stitching.settings import FitSettings, PointKind, Tuning
+from optuna_stitch.utils.errors import ConfigError
 from optuna_stitch.utils.files import PROGRAM
 
 # How devices may be called, as torch calls them.
@@ -168,6 +169,13 @@ class StudyConfig(_Section):
     seed: int = 0
 
 
+class LaunchConfig(_Section):
+    """Options of what starts workers; see `--launch`. Those of the command line come before."""
+
+    ray: dict[str, Any] = {}
+    slurm: dict[str, Any] = {}
+
+
 class ReportConfig(_Section):
     """What the report compares with, besides the parents: networks as those are given."""
 
@@ -186,6 +194,7 @@ class StudyFile(_Section):
     keep: KeepConfig = KeepConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     study: StudyConfig = StudyConfig()
+    launch: LaunchConfig = LaunchConfig()
     report: ReportConfig = ReportConfig()
 
     @field_validator("device")
@@ -204,6 +213,20 @@ class StudyFile(_Section):
             racing = racing.model_copy(update={"seed": self.study.seed})
             self.evaluation = self.evaluation.model_copy(update={"racing": racing})
         return self
+
+
+def check_launch(launch: str) -> None:
+    """Raise if nothing starts workers by this name.
+
+    Args:
+        launch: What was asked for.
+
+    Raises:
+        ConfigError: If it is unknown.
+    """
+    known = ("local", *LaunchConfig.model_fields)
+    if launch not in known:
+        raise ConfigError(f"`--launch {launch}` is unknown; choose {', '.join(known)}.")
 
 
 def smoke_test(study_file: StudyFile) -> StudyFile:

@@ -1,121 +1,160 @@
-"""Several workers on this machine: processes with a device each, or a share of the cores."""
+"""Several workers of one study that are started, watched and ended together."""
 
 from __future__ import annotations
 
-import multiprocessing
+import os
+import platform
 import signal
-import sys
 import time
-from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
-import torch
-from rich.markup import escape
+import optuna
 
-from optuna_stitch.utils.device import resolve_device
+from optuna_stitch.run.launchers import LAUNCHERS, End, Worker, Workers
+from optuna_stitch.run.schema import check_launch
 from optuna_stitch.utils.errors import OptunaStitchError, RunError
-from optuna_stitch.utils.machine import usable_cores
 from optuna_stitch.utils.progress import console, progress_bar
 
 if TYPE_CHECKING:
     from optuna_stitch.run.run import Run
 
-Workers = int | Literal["auto"]
-
-# A guess, not measured: operations are small, so that few cores serve one worker.
-CORES_PER_WORKER = 4
-
 # A worker that died so often is not started again.
 _MOST_RESTARTS = 3
 
-# Exit codes: the message was printed; Ctrl-C.
-_TOLD, _INTERRUPTED = 2, 130
+# Seconds between two looks at the workers, and at the study.
+_LOOK, _COUNT = 0.2, 1.0
 
-_LOOK = 1.0  # seconds between two looks at the study
-
-
-def devices_of(workers: Workers, device: str) -> list[str]:
-    """The device of each worker.
-
-    Args:
-        workers: How many; ``auto`` for one per accelerator, or per four cores where there is none.
-        device: What the study file or the command line says.
-
-    Raises:
-        ConfigError: If this machine has no such device.
-    """
-    first = resolve_device(device)
-    if first.type == "cpu":
-        count = max(1, usable_cores() // CORES_PER_WORKER) if workers == "auto" else workers
-        return ["cpu"] * count
-    # one that was named with its number is the only one
-    count = 1 if ":" in device else torch.accelerator.device_count()
-    there = [str(first)] if ":" in device else [f"{first.type}:{place}" for place in range(count)]
-    return [there[place % count] for place in range(count if workers == "auto" else workers)]
+# Seconds in which workers give their trials back when they are asked to end.
+_GRACE = 10.0
 
 
 def search_together(
     run: Run,
-    workers: Workers,
+    workers: Workers = "auto",
     *,
+    launch: str = "local",
+    options: Mapping[str, Any] | None = None,
     n_trials: int | None = None,
     batch: int | None = None,
     show_progress_bar: bool = False,
 ) -> None:
-    """Search with several worker processes; they end together.
+    """Search with several workers; they end together.
 
     One that dies is started again, up to three times.
 
     Args:
         run: The run; built already.
-        workers: As for `devices_of`.
+        workers: How many; ``auto`` for as many as there are accelerators, or groups of cores.
+        launch: Who starts them: ``local``, ``ray`` or ``slurm``.
+        options: Of the launcher, beside those of the study file.
         n_trials: As for `Run.search`, for each of them.
         batch: As for `Run.search`.
         show_progress_bar: Whether to show a progress bar, of the whole study.
 
     Raises:
-        ConfigError: If this machine has no such device.
-        RunError: If a worker fails, or dies again and again.
+        ConfigError: If there is no such device, launcher, or option of it.
+        RunError: If a worker fails, or dies again and again, or the launcher cannot be used.
     """
-    devices = devices_of(workers, run.study_file.device)
-    console.print(f"{len(devices)} workers: {', '.join(devices)}.", highlight=False)
-    # a fork would share threads and database connections
-    context = multiprocessing.get_context("spawn")
-    restarts = [0] * len(devices)
-
-    def start(place: int) -> BaseProcess:
-        arguments = (run.folder, devices[place], n_trials, batch)
-        process = context.Process(target=_work, args=arguments, name=f"worker {place}")
-        # Ctrl-C is for this process, which asks the others to end, once
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    check_launch(launch)
+    said = {**getattr(run.study_file.launch, launch, {}), **(options or {})}
+    task = Search(run.folder.resolve(), Path.cwd(), n_trials, batch)
+    device = run.study_file.device
+    with closing(LAUNCHERS[launch](task, workers, device, said, task.folder)) as launcher:
+        count = len(launcher.devices)
+        if launcher.elsewhere:
+            _warn_of_files(run)
+        restarts = [0] * count
+        running: dict[int, Worker] = {}
         try:
-            process.start()
+            for place in range(count):
+                running[place] = launcher.start(place)
+            with progress_bar(show_progress_bar=show_progress_bar) as progress:
+                total = run.study_file.study.trials if n_trials is None else None
+                task_bar = progress.add_task("Search", total=total, note=f"{count} workers")
+                counted = -_COUNT
+                while running:
+                    time.sleep(_LOOK)
+                    for place, worker in list(running.items()):
+                        if worker.is_alive():
+                            continue
+                        del running[place]
+                        if _is_to_start_again(worker.end(), restarts, place):
+                            running[place] = launcher.start(place)
+                    now = time.monotonic()
+                    if show_progress_bar and (not running or now - counted > _COUNT):
+                        progress.update(task_bar, completed=_finished(run))
+                        counted = now
         finally:
-            signal.signal(signal.SIGINT, before)
-        return process
+            _end(list(running.values()))
 
-    running = {place: start(place) for place in range(len(devices))}
-    try:
-        with progress_bar(show_progress_bar=show_progress_bar) as progress:
-            total = run.study_file.study.trials if n_trials is None else None
-            task = progress.add_task("Search", total=total, note=f"{len(devices)} workers")
-            while running:
-                wait([process.sentinel for process in running.values()], timeout=_LOOK)
-                for place, process in list(running.items()):
-                    if process.is_alive():
-                        continue
-                    process.join()
-                    del running[place]
-                    if process.exitcode == 0:
-                        continue
-                    _check(process, restarts, place)
-                    running[place] = start(place)
-                if show_progress_bar:
-                    progress.update(task, completed=_finished(run))
-    finally:
-        _end(list(running.values()))
+
+@dataclass(frozen=True)
+class Search:
+    """What each worker does, wherever it runs.
+
+    Args:
+        folder: Of the run.
+        directory: Where the command was called, which relative paths in a study file's storage
+            and artifacts mean.
+        n_trials: As for `Run.search`.
+        batch: As for `Run.search`.
+    """
+
+    folder: Path
+    directory: Path
+    n_trials: int | None
+    batch: int | None
+
+    def __call__(self, device: str) -> End:
+        """Search on a device; an error whose message is for the user is handed back."""
+        from optuna_stitch.run.folder import COPY
+        from optuna_stitch.run.run import Run
+
+        if not (self.folder / COPY).is_file():
+            return End(
+                failed=f"{platform.node()} does not see the run's folder {self.folder}. Workers "
+                "on other machines need it on a file system that all of them mount: give such a "
+                "place with `--run`."
+            )
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            if self.directory.is_dir():
+                os.chdir(self.directory)
+            Run.open(self.folder, device=device).search(n_trials=self.n_trials, batch=self.batch)
+        except KeyboardInterrupt:
+            return End(interrupted=True)
+        except OptunaStitchError as error:
+            return End(failed=str(error))
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        return End()
+
+
+def _warn_of_files(run: Run) -> None:
+    """Say what workers on other machines have to reach."""
+    storage = run.storage_url
+    files = f"They read the run in {run.folder.resolve()}"
+    if storage.startswith(("sqlite", "journal")):
+        files += f" and write to {storage}"
+    console.print(
+        f"{files}, which must be on a file system that their machines mount.",
+        style="yellow",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if storage.startswith("sqlite"):
+        console.print(
+            "SQLite's locks do not hold on many such file systems: take a `journal:///` there, or "
+            "a database server (`postgresql://`, `grpc://`).",
+            style="yellow",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _finished(run: Run) -> int:
@@ -127,53 +166,39 @@ def _finished(run: Run) -> int:
     return sum(trial.state.is_finished() for trial in trials)
 
 
-def _check(process: BaseProcess, restarts: list[int], place: int) -> None:
-    """Say why a worker ended, and raise where it should not be started again."""
-    code = process.exitcode or 0
-    if code == _INTERRUPTED:
+def _is_to_start_again(end: End, restarts: list[int], place: int) -> bool:
+    """Whether a worker that ended should be started again; raise where that would not help."""
+    if end.interrupted:
         raise KeyboardInterrupt
-    if code == _TOLD:
-        raise RunError(f"A {process.name} failed, as it says above; the others were ended.")
-    why = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-    if code == -9:
-        why += ", as the system does where memory runs out"
+    if end.failed is not None:
+        raise RunError(f"{end.failed} (That says worker {place}; the others were ended.)")
+    if end.died is None:
+        return False
     restarts[place] += 1
     if restarts[place] > _MOST_RESTARTS:
         raise RunError(
-            f"The {process.name} {why}, for the {restarts[place]}th time. Take fewer workers, a "
-            "smaller `evaluation.memory`, or a smaller `batch`. Finished trials are kept."
+            f"Worker {place} {end.died}, for the {restarts[place]}th time. Where memory is short, "
+            "take fewer workers, a smaller `evaluation.memory`, or a smaller `batch`. Finished "
+            "trials are kept."
         )
     console.print(
-        f"The {process.name} {why}; it is started again.", style="yellow", highlight=False
+        f"Worker {place} {end.died}; it is started again.",
+        style="yellow",
+        highlight=False,
+        soft_wrap=True,
     )
+    return True
 
 
-def _end(processes: list[BaseProcess]) -> None:
+def _end(workers: Sequence[Worker]) -> None:
     """End workers that still run; they are asked first, so that they give their trials back."""
-    for process in processes:
-        if process.is_alive():
-            process.terminate()
-    deadline = time.monotonic() + 10
-    for process in processes:
-        process.join(max(0.1, deadline - time.monotonic()))
-        if process.is_alive():
-            process.kill()
-            process.join()
-
-
-def _work(folder: Path, device: str, n_trials: int | None, batch: int | None) -> None:
-    """What each process does."""
-    import optuna
-
-    from optuna_stitch.run.run import Run
-
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        Run.open(folder, device=device).search(n_trials=n_trials, batch=batch)
-    except KeyboardInterrupt:
-        sys.exit(_INTERRUPTED)
-    except OptunaStitchError as error:
-        text = escape(str(error))
-        console.print(f"[red]Error:[/red] {text}", highlight=False, soft_wrap=True)
-        sys.exit(_TOLD)
+    for worker in workers:
+        if worker.is_alive():
+            worker.stop()
+    deadline = time.monotonic() + _GRACE
+    while any(worker.is_alive() for worker in workers) and time.monotonic() < deadline:
+        time.sleep(_LOOK)
+    for worker in workers:
+        if worker.is_alive():
+            with suppress(Exception):  # there is nothing more that we could do
+                worker.kill()

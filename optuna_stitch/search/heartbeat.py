@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial
 from optuna_stitch import __version__
 from optuna_stitch.storage.retry import is_transient
 from optuna_stitch.utils.errors import StudyError
-from optuna_stitch.utils.machine import is_running, machine_name
+from optuna_stitch.utils.machine import core_mask, is_running, machine_name
 
 # The attribute of a trial that names the worker which works on it.
 WORKER = "worker"
@@ -93,11 +93,17 @@ class Heartbeat:
         return self._alive_in(self._study.user_attrs)
 
     def here(self) -> int:
-        """How many workers of this machine are alive, this one included."""
-        own = machine_name()
+        """How many workers that are alive share this one's cores, this one included."""
+        machine, cores = machine_name(), core_mask()
         attrs = self._study.user_attrs
-        alive = self._alive_in(attrs)
-        return max(1, [attrs[_BEAT_OF + name].get("machine") for name in alive].count(own))
+        beats = [attrs[_BEAT_OF + name] for name in self._alive_in(attrs)]
+        sharing = [
+            beat
+            for beat in beats
+            if beat.get("machine") == machine
+            and int(beat.get("cores", cores), 16) & int(cores, 16)
+        ]
+        return max(1, len(sharing))
 
     def _alive_in(self, attrs: dict[str, Any]) -> list[str]:
         """Names of the workers whose beats, among the attributes of a study, are alive."""
@@ -164,6 +170,7 @@ class Heartbeat:
             {
                 "beat": self._beats,
                 "machine": machine_name(),
+                "cores": core_mask(),
                 "pid": os.getpid(),
                 "version": __version__,
             }

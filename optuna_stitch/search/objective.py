@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 import optuna
 import sqlalchemy
+from optuna.trial import FrozenTrial
 
 from optuna_stitch.data.splits import Split
 from optuna_stitch.evaluation.accumulator import Evaluation
@@ -18,6 +19,7 @@ from optuna_stitch.evaluation.evaluator import Evaluator
 from optuna_stitch.evaluation.latency import Latencies
 from optuna_stitch.evaluation.metrics import AnyMetric, Cost, resolve_metrics
 from optuna_stitch.evaluation.settings import EvaluationSettings, LatencySettings
+from optuna_stitch.search.samplers.linkage.space import violations_of
 from optuna_stitch.search.space import (
     Space,
     join_population,
@@ -346,6 +348,16 @@ class Objective:
         figures: Mapping[str, float], constraints: Sequence[Constraint]
     ) -> dict[str, float]:
         return {c.name: c.violation(figures[c.metric.name]) for c in constraints}
+
+
+def violation(trial: FrozenTrial) -> float:
+    """By how much constraints are broken, where Optuna 5 or else Optuna 4 keeps them.
+
+    Args:
+        trial: A finished trial.
+    """
+    known = getattr(trial, "constraints", None) or trial.system_attrs.get("constraints")
+    return violations_of(known)
 
 
 def _set_constraints(trial: optuna.Trial, violations: Mapping[str, float], *, whole: bool) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import moocore
 import numpy as np
 import optuna
 import torch
+from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BruteForceSampler, GridSampler
@@ -19,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from optuna_stitch.evaluation.accumulator import Evaluation
 from optuna_stitch.search.heartbeat import WORKER, Heartbeat
-from optuna_stitch.search.objective import FAILED_AT, Objective
+from optuna_stitch.search.objective import FAILED_AT, Objective, violation
 from optuna_stitch.search.samplers.by_name import check_error
 from optuna_stitch.search.space import (
     asked,
@@ -131,9 +132,7 @@ class _Search:
                 done = sum(_counts(trial) for trial in trials)
                 wanted = done + n_trials - self.finished if n_trials is not None else until
                 total = min(wanted, until) if wanted and until else wanted
-                # trials that repeat a network of the front stand beside it
-                front = {tuple(trial.values) for trial in self.study.best_trials}
-                note = f"front of {len(front)}"
+                note = f"front of {len(self._front(trials))}"
                 progress.update(task, completed=done, total=total, note=note)
                 if n_trials is not None and self.finished >= n_trials:
                     return
@@ -167,6 +166,25 @@ class _Search:
                         "the first operation that does so; see whether the parents' weights are "
                         "whole."
                     )
+
+    @property
+    def _signs(self) -> NDArray[np.int64]:
+        return np.array([1 if d == "minimize" else -1 for d in self.objective.directions])
+
+    def _front(self, trials: Sequence[FrozenTrial]) -> NDArray[np.float64]:
+        """What is to be minimized, of the front, ``(trials, objectives)``; each value once.
+
+        `optuna.Study.best_trials` copies every trial of the study.
+        """
+        values = [
+            trial.values
+            for trial in trials
+            if trial.state == TrialState.COMPLETE and violation(trial) == 0
+        ]
+        if not values:
+            return np.empty((0, len(self._signs)))
+        losses = self._signs * np.array(values, dtype=float)
+        return np.asarray(losses[moocore.is_nondominated(losses)])
 
     def _share(self) -> int:
         """How many threads are this worker's, of the cores that workers here have together.
@@ -267,12 +285,12 @@ class _Search:
             for subnetwork in {s.heads: s for s in subnetworks}.values()
             for cascade, evaluation in self.objective.thresholds(subnetwork)
         ]
-        front = [tuple(trial.values) for trial in self.study.best_trials] if known else []
-        if not front:
+        if not known:
             return
-        signs = np.array([1 if d == "minimize" else -1 for d in self.objective.directions])
-        losses = signs * np.array([values for _, values in known])
-        held = signs * np.array(front)
+        held = self._front(self.study.get_trials(deepcopy=False))
+        if not len(held):
+            return
+        losses = self._signs * np.array([values for _, values in known])
         scale = np.ptp(held, axis=0)
         reference = held.max(axis=0) + np.where(scale > 0, scale, 1) / 10
         outputs = self.objective.outputs_for(self.study)
@@ -300,25 +318,26 @@ class _Search:
         space: dict[str, BaseDistribution] = distributions(supernetwork, outputs) if flat else {}
         storage = buffered_storage(self.study)
         subnetworks: list[Subnetwork] = []
-        for _ in range(count):
-            try:
-                with uninterrupted():
-                    trial = self._ask_one(space)
-                    if trial is None:
-                        continue
-                    trials.append(trial)
-                    trial.set_user_attr(WORKER, self.worker.name)
-                if flat:
-                    subnetwork = supernetwork.subnetwork(trial.params)
-                else:
-                    subnetwork = suggest(trial, supernetwork, self.objective.space, outputs)
-                join_population(trial)
-                self.objective.mark_cost(trial, subnetwork)
-                subnetworks.append(subnetwork)
-            except UpdateFinishedTrialError:
-                # an enqueued one, before this worker could sign it
-                self.lost += 1
-                del trials[len(subnetworks) :]
+        with storage.read_once() if storage is not None else nullcontext():
+            for _ in range(count):
+                try:
+                    with uninterrupted():
+                        trial = self._ask_one(space)
+                        if trial is None:
+                            continue
+                        trials.append(trial)
+                        trial.set_user_attr(WORKER, self.worker.name)
+                    if flat:
+                        subnetwork = supernetwork.subnetwork(trial.params)
+                    else:
+                        subnetwork = suggest(trial, supernetwork, self.objective.space, outputs)
+                    join_population(trial)
+                    self.objective.mark_cost(trial, subnetwork)
+                    subnetworks.append(subnetwork)
+                except UpdateFinishedTrialError:
+                    # an enqueued one, before this worker could sign it
+                    self.lost += 1
+                    del trials[len(subnetworks) :]
         if storage is not None:
             storage.write(trials)
         return subnetworks

@@ -91,6 +91,7 @@ class BufferedStorage(BaseStorage):
             Its id.
         """
         if template_trial is not None:
+            self._forget_read()
             return self._call(lambda: self.backend.create_new_trial(study_id, template_trial))
         with self._lock:
             number = len(self.get_all_trials(study_id, deepcopy=False))
@@ -143,6 +144,7 @@ class BufferedStorage(BaseStorage):
 
     def _write(self, trial_id: int) -> None:
         study_id, trial = self._held[trial_id]
+        self._forget_read()
         with uninterrupted():  # else the storage may have a trial that is still held here
             self._written[trial_id] = self._call(
                 lambda: self.backend.create_new_trial(study_id, trial)
@@ -192,6 +194,7 @@ class BufferedStorage(BaseStorage):
 
     def _update(self, trial_id: int, call: Callable[[], T]) -> T:
         """Write to a trial in the storage behind; one that others finished is held no longer."""
+        self._forget_read()
         try:
             return self._call(call)
         except UpdateFinishedTrialError:
@@ -280,9 +283,17 @@ class BufferedStorage(BaseStorage):
         states: Container[TrialState] | None = None,
     ) -> list[FrozenTrial]:
         """Read trials, those that are held last."""
-        trials = self._call(
-            lambda: self.backend.get_all_trials(study_id, deepcopy=False, states=states)
-        )
+        read: dict[int, list[FrozenTrial]] | None = getattr(self._views, "read", None)
+        if read is None:
+            trials = self._call(
+                lambda: self.backend.get_all_trials(study_id, deepcopy=False, states=states)
+            )
+        else:
+            if study_id not in read:
+                read[study_id] = self._call(
+                    lambda: self.backend.get_all_trials(study_id, deepcopy=False)
+                )
+            trials = [t for t in read[study_id] if states is None or t.state in states]
         view: View | None = getattr(self._views, "current", None)
         if view is not None:
             trials = view(trials)
@@ -330,6 +341,24 @@ class BufferedStorage(BaseStorage):
             yield
         finally:
             self._views.current = before
+
+    @contextmanager
+    def read_once(self) -> Iterator[None]:
+        """Let this thread read trials once for a ``with`` block, and again after each write.
+
+        Optuna reads all trials several times for each that is asked. What other processes write
+        meanwhile is seen after the block.
+        """
+        self._views.read = {}
+        try:
+            yield
+        finally:
+            self._views.read = None
+
+    def _forget_read(self) -> None:
+        read = getattr(self._views, "read", None)
+        if read is not None:
+            read.clear()
 
     # What concerns studies is passed on.
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import torch
 
 
 def machine_name() -> str:
@@ -26,8 +30,7 @@ def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     Args:
         cgroup: Where the system says what the container may use.
     """
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    cores = len(_affinity())
     for quota, period in (
         ("cpu.max", None),  # "200000 100000", or "max 100000"
         ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"),
@@ -42,6 +45,38 @@ def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
         if allowed > 0:
             cores = min(cores, max(1, round(allowed)))
     return cores
+
+
+def core_mask() -> str:
+    """The cores this process may use, by its affinity: bits of a hexadecimal number.
+
+    Schedulers give processes of one machine cores of their own.
+    """
+    return hex(sum(1 << core for core in _affinity()))
+
+
+def _affinity() -> set[int]:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return set(range(os.cpu_count() or 1)) if affinity is None else affinity(0)
+
+
+@contextmanager
+def own_threads() -> Iterator[None]:
+    """Let torch compute with no more threads than this process has cores, for a ``with`` block.
+
+    torch does not know of a container's quota, and ``torchrun`` gives each process one thread
+    where nobody says how many.
+    """
+    before = torch.get_num_threads()
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    share = max(1, usable_cores() // beside)
+    if beside == 1 or os.environ.get("OMP_NUM_THREADS") != "1":
+        share = min(before, share)
+    torch.set_num_threads(share)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def is_running(pid: int) -> bool:

@@ -11,7 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import optuna_stitch as st
 from optuna_stitch.utils.distributed import all_reduce, barrier, process_group, rank, world_size
+from optuna_stitch.utils.errors import ConfigError
 from tests.helpers.commands import call
 
 STUDY = """\
@@ -71,3 +73,20 @@ def test_one_process_alone_is_the_whole_world(monkeypatch: pytest.MonkeyPatch) -
         all_reduce([tensor])
         barrier()
         assert torch.equal(tensor, torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("processes", "settings", "said"),
+    [
+        (101, "", "which share the 100 images of the fit: start 100 at most"),
+        (9, "tune: {steps: 3, batch_size: 8}", "the 8 images of a batch .* start 8 at most"),
+    ],
+)
+def test_more_processes_than_images_are_told(
+    processes: int, settings: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("study.yaml").write_text(STUDY.replace("230", "100") + settings)
+    monkeypatch.setattr("optuna_stitch.run.build.world_size", lambda: processes)
+    with pytest.raises(ConfigError, match=said):
+        st.Run.start("study.yaml").build()
