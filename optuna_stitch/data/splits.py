@@ -74,6 +74,7 @@ class Split:
         dataset: Where the images come from.
         indices: Indices in the data set of the images that belong to this split.
         source: What identifies the data set, for `fingerprint`.
+        origin: What identifies its images, whatever their labels; the source, if empty.
 
     Example:
         >>> few = data.val.take(50)
@@ -88,6 +89,7 @@ class Split:
     dataset: ImageDataset
     indices: Sequence[int]
     source: str
+    origin: str = ""
     _pixels: dict[View, NDArray[np.uint8]] = field(default_factory=dict, init=False, repr=False)
     _masks: dict[View, NDArray[np.uint8]] = field(default_factory=dict, init=False, repr=False)
     _on_device: dict[tuple[View, torch.device], Tensor] = field(
@@ -113,7 +115,8 @@ class Split:
         """
         if images is None or images >= len(self):
             return self
-        taken = Split(self.name, self.dataset, self.indices[:images], self.source)
+        few = self.indices[:images]
+        taken = Split(self.name, self.dataset, few, self.source, self.origin)
         taken._said = self._said
         return taken
 
@@ -133,6 +136,7 @@ class Split:
         shard: tuple[int, int] = (0, 1),
         within: Sequence[int] | None = None,
         device: torch.device = CPU,
+        masks_as: View | None = None,
     ) -> Iterator[Batch]:
         """Go through the split once, in order.
 
@@ -143,6 +147,8 @@ class Split:
             shard: Rank r and world size w: only every w-th batch, from the r-th.
             within: Positions to go through, instead of all.
             device: Where the batches are to be.
+            masks_as: In whose size masks are wanted, where pixels are labelled; the first of
+                the views, if None.
 
         Yields:
             Batches with one tensor per view.
@@ -152,10 +158,14 @@ class Split:
         """
         within = range(len(self)) if within is None else within
         for start in range(shard[0] * batch_size, len(within), shard[1] * batch_size):
-            yield self.pick(within[start : start + batch_size], views, device)
+            yield self.pick(within[start : start + batch_size], views, device, masks_as)
 
     def pick(
-        self, positions: Sequence[int], views: Sequence[View], device: torch.device = CPU
+        self,
+        positions: Sequence[int],
+        views: Sequence[View],
+        device: torch.device = CPU,
+        masks_as: View | None = None,
     ) -> Batch:
         """Some of the images, as a batch.
 
@@ -163,6 +173,7 @@ class Split:
             positions: Their positions in the split.
             views: How networks see them.
             device: Where the batch is to be.
+            masks_as: As for `batches`.
 
         Raises:
             DataError: If an image does not decode, or there is no room for the pixels.
@@ -172,7 +183,7 @@ class Split:
         if isinstance(positions, range) and positions.step == 1:  # needs no copy
             chosen = slice(positions.start, positions.stop)
         images = tuple(view.normalize(self._read(view, chosen, device)) for view in views)
-        masks = self._masks.get(views[0])
+        masks = self._masks.get(masks_as or views[0])
         if masks is None:
             return Batch(images, self._targets[chosen].to(device))
         return Batch(images, torch.from_numpy(masks[chosen]).to(device).long())
@@ -243,6 +254,17 @@ class Split:
             return str(filename(index))
         return f"image {index}" if samples is None else str(samples[index][0])
 
+    def key_of(self, position: int) -> tuple[str, str]:
+        """What tells an image from all others, whatever its label is here.
+
+        Args:
+            position: Its position in the split.
+        """
+        place = self.place_of(position)
+        if os.sep in place:
+            return "", place
+        return self.origin or self.source, str(self.indices[position])
+
     def _eight_bits(self, image: Image.Image, position: int) -> Image.Image:
         """Scale an image of 16 bits, which PIL would cut off at 255: white, nearly everywhere.
 
@@ -281,7 +303,7 @@ class Split:
         for position in range(len(self)):
             image, target = self.read(position)
             for place, (view, transform) in enumerate(zip(missing, transforms, strict=True)):
-                seen = transform(image.convert(view.mode))
+                seen = self._seen(image, view, transform, position)
                 pixels[place][position] = view.pixels(seen).numpy()
                 if isinstance(target, Image.Image):
                     if position == 0:
@@ -294,6 +316,18 @@ class Split:
             self._masks.update(zip(missing, masks, strict=True))
         else:
             self._targets = torch.tensor(labels)
+
+    def _seen(self, image: Image.Image, view: View, transform: Any, position: int) -> Tensor:
+        """An image as a network sees it."""
+        try:
+            seen: Tensor = transform(image.convert(view.mode))
+        except Exception as error:  # timm's transforms raise many kinds
+            raise DataError(
+                f"{_capital(self.place_of(position))} of the {self.name} split, {image.mode} of "
+                f"{image.width} × {image.height} pixels, cannot be seen as {view.mode} of "
+                f"{view.input_size[2]} × {view.input_size[1]}: {first_line(error)}."
+            ) from error
+        return seen
 
 
 def _capital(text: str) -> str:

@@ -17,19 +17,19 @@ from optuna_stitch.evaluation.cascades import Curve, tune_exit, untuned_exit, wi
 from optuna_stitch.evaluation.engine import Engine, divide
 from optuna_stitch.evaluation.latency import Latencies, measure_latency, use_latencies
 from optuna_stitch.evaluation.metrics import (
-    AnyMetric,
     Cost,
     ImageMetric,
     Metric,
+    StudyMetric,
     cached_name,
-    resolve_metrics,
+    metrics_of_one_job,
 )
 from optuna_stitch.evaluation.racing import Race, Rival
 from optuna_stitch.evaluation.result_cache import CachedResult, ResultCache, cacheable
 from optuna_stitch.evaluation.runner import Measured, Rivals, Runner
 from optuna_stitch.evaluation.settings import EvaluationSettings, LatencySettings, Racing
 from optuna_stitch.stitching.cascade import Exit
-from optuna_stitch.stitching.genotype import SIDES, Genotype
+from optuna_stitch.stitching.genotype import SIDES, Genotype, Side
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supernetwork import Supernetwork
 from optuna_stitch.utils.errors import ConfigError, StudyError
@@ -56,6 +56,8 @@ class Evaluator:
             processes and later runs.
         latency: What ``latency_ms`` counts with: how operations are to be timed on this machine,
             or times that were measured before. For one image, if None.
+        side: Of parents with two jobs, whose answers are judged: subnetworks have the output ``a``
+            or ``b`` then. `TwoJobEvaluator` judges both.
         **options: Fields of `EvaluationSettings`, in place of ``settings``: ``kernels="plain"``.
 
     Raises:
@@ -75,24 +77,34 @@ class Evaluator:
         self,
         supernetwork: Supernetwork,
         split: Split,
-        metrics: Sequence[str | AnyMetric] = ("accuracy", "macs"),
+        metrics: Sequence[str | StudyMetric] = ("accuracy", "macs"),
         settings: EvaluationSettings | None = None,
         *,
         result_cache: str | sqlalchemy.Engine | None = None,
         latency: LatencySettings | Latencies | None = None,
+        side: Side | None = None,
         **options: Any,
     ) -> None:
+        if supernetwork.two_jobs and side is None:
+            raise ConfigError(
+                f"{supernetwork.a.name} and {supernetwork.b.name} have two jobs: judge both by "
+                "`TwoJobEvaluator`, or say whose answers are judged by `side`."
+            )
+        self._side: Side = side or "a"
         self.supernetwork = supernetwork
         self.split = split
-        self.metrics = resolve_metrics(metrics)
+        self.metrics = metrics_of_one_job(metrics)
         self.settings = settings = settings or EvaluationSettings(**options)
         self._supergraph = supergraph = supernetwork.supergraph
         for metric in self.metrics:
-            if isinstance(metric, (ImageMetric, Metric)) and supergraph.segments:
+            dense = supergraph.segments_of(self._side)
+            if isinstance(metric, (ImageMetric, Metric)) and dense:
+                names = f"{supernetwork.a.name} and {supernetwork.b.name} label"
+                if supernetwork.two_jobs:
+                    names = f"parent {side}, {supergraph.graphs[self._side].name}, labels"
                 raise ConfigError(
-                    f"The metric {metric.name!r} judges one label per image, but "
-                    f"{supernetwork.a.name} and {supernetwork.b.name} label every pixel; use "
-                    "mean_iou or pixel_accuracy."
+                    f"The metric {metric.name!r} judges one label per image, but {names} every "
+                    "pixel; use mean_iou or pixel_accuracy."
                 )
         if latency is not None:
             if isinstance(latency, LatencySettings):
@@ -103,7 +115,9 @@ class Evaluator:
         size = settings.batch_size or min(_BATCH, supergraph.batch_size)
         self._engine = Engine(supergraph, settings.kernels, settings.memory, size)
         self._race = self._start(settings.racing, size) if settings.racing is not None else None
-        self._runner = Runner(self._engine, split, self._learned, self._race, settings.cascades)
+        self._runner = Runner(
+            self._engine, split, self._learned, self._race, settings.cascades, self._side
+        )
         self._known: dict[Genotype, Evaluation] = {}
         self._curves: dict[Genotype, Measured] = {}  # of cascades, without a threshold
         self._result_cache = (
@@ -270,7 +284,8 @@ class Evaluator:
         keeps = any(isinstance(metric, Metric) for metric in self._learned)
         heads = 2 if any(subnetwork.is_cascade for subnetwork in subnetworks) else 1
         keeps = keeps or (heads == 2 and self.settings.cascades.is_tuned)
-        kept = heads * len(self.split) * self._supergraph.classes if keeps else 0
+        classes = self._supergraph.classes_of(self._side)
+        kept = heads * len(self.split) * classes if keeps else 0
         plans = divide(
             self._supergraph,
             subnetworks,
