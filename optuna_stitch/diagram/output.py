@@ -63,7 +63,8 @@ def draw_output(parent: ET.Element, subnetwork: Subnetwork, lanes: Mapping[Side,
     for side, lane in lanes.items():
         if output in (side, "ensemble", BOTH):
             _draw_way(parent, f"path {side}", lane, _FIRST, half)
-    _draw_box(parent, f"answer {output}", _FIRST, OUTPUTS[output])
+    kind = "ensemble" if output == BOTH else output
+    _draw_box(parent, f"answer {kind}", _FIRST, OUTPUTS[output])
 
 
 def _draw_cascade(

@@ -38,14 +38,19 @@ class Probe:
         point: Name of the feature.
         is_last: Whether it is the host's last feature.
         r2: Share of the variance of the other's logits explained on held-out train images.
-        subnetwork: The network, of a supernetwork of its own.
+        supernetwork: One with this probe for its only stitch.
     """
 
     host: Side
     point: str
     is_last: bool
     r2: float
-    subnetwork: Subnetwork
+    supernetwork: Supernetwork
+
+    @property
+    def subnetwork(self) -> Subnetwork:
+        """The network that answers both questions."""
+        return self.supernetwork.subnetwork(Genotype(BOTH, frozenset([0])))
 
     @property
     def name(self) -> str:
@@ -64,7 +69,7 @@ class Probe:
 
 def fit_probes(
     supernetwork: Supernetwork, split: SplitPair, *, images: int | None = None
-) -> tuple[Supernetwork, list[Probe]]:
+) -> list[Probe]:
     """Fit linear probes on both parents.
 
     Args:
@@ -73,8 +78,8 @@ def fit_probes(
         images: How many of them to use; all, if None.
 
     Returns:
-        A supernetwork whose stitches end in answers, and of each parent the probe on its last
-        feature and, where that is another one, the one that is best on held-out train images.
+        Of each parent the probe on its last feature and, where that is another one, the one that
+        is best on held-out train images.
 
     Raises:
         FitError: As `Supernetwork.fit` says.
@@ -94,10 +99,10 @@ def fit_probes(
         own = [place for place, (side, _) in enumerate(read) if side == host]
         best = max(own, key=lambda place: fits[place].r2)
         for place in dict.fromkeys([own[-1], best]):
-            network = probing.subnetwork(Genotype(BOTH, frozenset([place])))
             name, r2 = read[place][1].name, fits[place].r2
-            found.append(Probe(host, name, place == own[-1], r2, network))
-    return probing, found
+            # each by itself: of several that end in one answer only one could be on
+            found.append(Probe(host, name, place == own[-1], r2, probing.keep([place])))
+    return found
 
 
 def _tried(graph: NetworkGraph) -> Sequence[Point]:

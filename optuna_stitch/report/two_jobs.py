@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -98,7 +98,8 @@ def evaluate_two_jobs(
         macs = METRICS["macs"]
         assert isinstance(macs, Cost)
         costs.append(macs)
-    networks = [*_baselines(supernetwork, train), *_trials(supernetwork, chosen, objective)]
+    networks = _baselines(supernetwork, train)
+    networks += _trials(chosen, objective, networks[0])
     measured: dict[Side, list[Accumulator]] = {
         side: _measure(
             networks, split.of(side), side, learned[side], batch_size, show_progress_bar
@@ -165,11 +166,10 @@ def _learned(
 
 def _baselines(supernetwork: Supernetwork, train: SplitPair) -> list[_Network]:
     """Both parents side by side, linear probes, and one parent for both where it can be."""
-    probing, probes = fit_probes(supernetwork, train)
-    measure_alike(probing.supergraph, supernetwork.supergraph)
     found = [_network(WHOLE, "parent", supernetwork, supernetwork.subnetwork({"output": BOTH}))]
-    for probe in probes:
-        network = _network(probe.name, "probe", probing, probe.subnetwork)
+    for probe in fit_probes(supernetwork, train):
+        measure_alike(probe.supernetwork.supergraph, supernetwork.supergraph)
+        network = _network(probe.name, "probe", probe.supernetwork, probe.subnetwork)
         network.entry.recipe, network.entry.subnetwork = probe.recipe, None
         found.append(network)
     supergraph = supernetwork.supergraph
@@ -185,18 +185,17 @@ def _baselines(supernetwork: Supernetwork, train: SplitPair) -> list[_Network]:
 
 
 def _trials(
-    supernetwork: Supernetwork, chosen: Mapping[Subnetwork, FrozenTrial], objective: Objective
-) -> list[_Network]:
-    """Networks of trials; both parents side by side are among the baselines."""
-    found: list[_Network] = []
+    chosen: Mapping[Subnetwork, FrozenTrial], objective: Objective, whole: _Network
+) -> Iterator[_Network]:
+    """Networks of trials, but for both parents side by side, which are there already."""
     for subnetwork, trial in chosen.items():
-        kind = STITCHED if subnetwork.on else "parent"
-        network = _network(f"trial {trial.number}", kind, supernetwork, subnetwork)
+        network = whole
+        if subnetwork.on:
+            name = f"trial {trial.number}"
+            network = _network(name, STITCHED, objective.supernetwork, subnetwork)
+            yield network
         network.entry.trial = trial.number
         network.entry.values = dict(zip(objective.metric_names, trial.values, strict=True))
-        if subnetwork.on:
-            found.append(network)
-    return found
 
 
 def _network(name: str, kind: str, supernetwork: Supernetwork, subnetwork: Subnetwork) -> _Network:

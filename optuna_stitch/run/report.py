@@ -14,9 +14,10 @@ import timm
 import torch
 
 from optuna_stitch.data.load import Data
+from optuna_stitch.data.pair import DataPair
 from optuna_stitch.diagram.drawing import draw_subnetwork
 from optuna_stitch.report.document import Pictures, write_report
-from optuna_stitch.report.entries import Entry
+from optuna_stitch.report.entries import Entries, Entry
 from optuna_stitch.report.front import Front
 from optuna_stitch.report.hypervolume import hypervolume_over_trials
 from optuna_stitch.report.interactive import draw_front, draw_history, draw_switches
@@ -29,6 +30,8 @@ from optuna_stitch.report.plots import (
     write_switches,
 )
 from optuna_stitch.run.folder import RunFolder
+from optuna_stitch.run.schema import TaskConfig
+from optuna_stitch.stitching.genotype import SIDES
 from optuna_stitch.storage.open import hide_password
 from optuna_stitch.utils.errors import StudyError
 from optuna_stitch.utils.files import write_text
@@ -50,10 +53,7 @@ def write_results(run: RunFolder, front: Front) -> dict[str, go.Figure]:
     folder, supernetwork, data = run.folder, run.supernetwork, run.data
     title = f"{run.name}: {supernetwork.a.name} × {supernetwork.b.name}"
     write_text(folder / "front.csv", front.table().to_csv(index=False))
-    write_text(folder / "classes.csv", front.by_class(data.class_names).to_csv())
-    predictions = front.predictions()
-    if predictions is not None:
-        write_text(folder / "predictions.csv", predictions.to_csv())
+    _write_by_image(front, data, folder)
     history, shares = _history(run.study), switch_shares(front, supernetwork)
     figures = {"front": draw_front(front, title), "switches": draw_switches(shares)}
     if history is not None:
@@ -72,7 +72,7 @@ def write_results(run: RunFolder, front: Front) -> dict[str, go.Figure]:
         front="front.png",
         history=None if history is None else "history.png",
         switches="switches.png" if stitched else None,
-        gained=_write_gained(front, data, folder),
+        gained=_write_gained(front, data, folder) if isinstance(data, Data) else None,
         networks=_draw_networks(stitched, folder),
     )
     quoted = shlex.quote(str(folder))
@@ -92,6 +92,27 @@ def write_results(run: RunFolder, front: Front) -> dict[str, go.Figure]:
     return figures
 
 
+def _write_by_image(front: Front, data: Data | DataPair, folder: Path) -> None:
+    """Write how good networks are at each class, and their raw predictions; of each question."""
+    tables: list[tuple[str, Entries, Data]] = []
+    if isinstance(data, DataPair):
+        tables = [(f"_{side}", front.sides[side], data.of(side)) for side in SIDES]
+    else:
+        tables = [("", front, data)]
+    for suffix, entries, own in tables:
+        classes = entries.by_class(own.class_names)
+        write_text(folder / f"classes{suffix}.csv", classes.to_csv())
+        predictions = entries.predictions()
+        if predictions is not None:
+            write_text(folder / f"predictions{suffix}.csv", predictions.to_csv())
+
+
+def _images(data: Data | DataPair) -> str:
+    if isinstance(data, DataPair):
+        return "; ".join(f"{side}: {_images(data.of(side))}" for side in SIDES)
+    return f"{len(data.train)} train, {len(data.val)} val, {len(data.test)} test"
+
+
 def _facts(run: RunFolder) -> list[tuple[str, str]]:
     """What the figures of a report come from, as (what, which)."""
     supernetwork, data, config = run.supernetwork, run.data, run.study_file
@@ -101,16 +122,26 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
             (f"parent {side}", f"{parent.name}, input {parent.view.input_size}")
             for side, parent in (("a", supernetwork.a), ("b", supernetwork.b))
         ),
-        ("data", config.data.dataset or str(config.data.root or "folders of images")),
-        ("images", f"{len(data.train)} train, {len(data.val)} val, {len(data.test)} test"),
+        ("data", "; ".join(dict.fromkeys(map(_source, config.data.tasks.values())))),
+        ("images", _images(data)),
         ("stitches", f"{len(supernetwork.switches)}, two at each match"),
-        ("ensemble", "mean of the parents' class probabilities"),
+        *(
+            []
+            if supernetwork.two_jobs
+            else [("ensemble", "mean of the parents' class probabilities")]
+        ),
         ("supernetwork", supernetwork.content_hash()),
         ("study", f"{study.study_name} in {hide_password(run.storage_url)}"),
         ("trials", str(len(study.get_trials(deepcopy=False)))),
         ("sampler", config.study.sampler.name),
         ("versions", versions()),
     ]
+
+
+def _source(config: TaskConfig) -> str:
+    """What the data of a question are called."""
+    name = config.dataset or str(config.labels or config.root or "folders of images")
+    return f"{name}, {config.column}" if config.column else name
 
 
 def export_command(folder: Path) -> str:

@@ -260,7 +260,7 @@ class Supernetwork:
 
     def tune(
         self,
-        split: Split,
+        split: Split | SplitPair,
         settings: Tuning | None = None,
         *,
         checkpoint: Path | None = None,
@@ -272,7 +272,8 @@ class Supernetwork:
         In several processes started by ``torchrun``, each computes its share of every batch.
 
         Args:
-            split: Images to learn from; the train split.
+            split: Images to learn from; the train split. Of two jobs each answer learns from its
+                parent alone, on the images of both.
             settings: How; see `Tuning`.
             checkpoint: A file to keep the progress in; if it exists and belongs to the same
                 tuning, tuning goes on from there.
@@ -284,13 +285,13 @@ class Supernetwork:
 
         Raises:
             ConfigError: If an option is unknown or has a wrong value.
-            FitError: If the parents label pixels, there are too few images, the checkpoint belongs
-                to another tuning, or the loss is not finite.
+            FitError: If a parent labels pixels, there are too few images, labels shall be learned
+                of two jobs, the checkpoint belongs to another tuning, or the loss is not finite.
         """
         return tune_stitches(
             self.supergraph,
             (self.a.module, self.b.module),
-            split,
+            split.together if isinstance(split, SplitPair) else split,
             settings or Tuning(**options),
             checkpoint=checkpoint,
             show_progress_bar=show_progress_bar,

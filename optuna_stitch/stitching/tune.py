@@ -2,7 +2,7 @@
 
 Every step runs a few subnetworks on one batch as a single program: what the parents compute is
 shared and needs no gradient. The subnetworks learn to answer as the parents' ensemble does, and,
-as far as asked, as the labels say.
+as far as asked, as the labels say; of two jobs, as the parent of that answer does.
 """
 
 from __future__ import annotations
@@ -20,7 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from optuna_stitch.data.splits import Split
-from optuna_stitch.stitching.genotype import Genotype, Output, single_stitch_genotypes
+from optuna_stitch.stitching.genotype import (
+    SIDES,
+    Genotype,
+    Output,
+    Side,
+    single_stitch_genotypes,
+)
 from optuna_stitch.stitching.program import Program
 from optuna_stitch.stitching.recalibration import match_batch, statistics_of
 from optuna_stitch.stitching.settings import Tuning
@@ -43,8 +49,8 @@ class Tuned:
 
     Args:
         switch: Name of its switch.
-        before: Divergence of its single-stitch network from the ensemble on held-out images,
-            in nats.
+        before: Divergence of its single-stitch network from the ensemble on held-out images, in
+            nats; of two jobs, from the parent that it leads into.
         after: The same after tuning.
         kept: Whether the tuned stitch was kept; one that got worse was put back, unless the
             parents were thawed.
@@ -83,7 +89,11 @@ class Trainer:
         described = repr((supergraph.content_hash(), split.fingerprint, tuning.model_dump()))
         self._key = hashlib.sha256(described.encode()).hexdigest()[:16]
         self._fitted = {k: v.clone() for k, v in supergraph.stitches.state_dict().items()}
-        self._teacher = self._answers([Genotype("ensemble")], range(len(split)))[0]
+        # of two jobs each parent teaches its own answer, and labels are only of one
+        outputs: Sequence[Output] = SIDES if supergraph.two_jobs else ("ensemble",)
+        teachers = self._answers([Genotype(output) for output in outputs], range(len(split)))
+        self._teachers = dict(zip(SIDES, teachers * (3 - len(outputs)), strict=True))
+        self._task = 0.0 if supergraph.two_jobs else tuning.task
         groups: list[dict[str, Any]] = [{"params": list(supergraph.stitches.parameters())}]
         if tuning.thaw:
             rate = _THAWED_RATE * tuning.learning_rate
@@ -149,21 +159,22 @@ class Trainer:
 
     def _loss(self, genotypes: Sequence[Genotype], positions: Sequence[int]) -> Tensor:
         batch = self._split.pick(positions, self._graph.views, self._graph.device)
-        wanted = self._teacher[positions].softmax(1)
+        wanted = {side: known[positions].softmax(1) for side, known in self._teachers.items()}
         program = self._graph.program(genotypes)
         device = self._graph.device.type
         casting = torch.autocast(device, torch.bfloat16, enabled=self._tuning.bfloat16)
         with casting:
             answers = _run_matched(program, batch.images, self._graph)
-        losses = [
-            F.cross_entropy(logits.float(), wanted)
-            + self._tuning.task * F.cross_entropy(logits.float(), batch.targets)
-            for logits in answers
-        ]
+        losses: list[Tensor] = []
+        for genotype, logits in zip(genotypes, answers, strict=True):
+            loss = F.cross_entropy(logits.float(), wanted[_side_of(genotype)])
+            if self._task:
+                loss = loss + self._task * F.cross_entropy(logits.float(), batch.targets)
+            losses.append(loss)
         return torch.stack(losses).mean()
 
     def divergences(self, *, fitted: bool = False) -> list[float]:
-        """Divergence of every single-stitch network from the ensemble on the held-out images.
+        """Divergence of every single-stitch network from its teacher on the held-out images.
 
         Args:
             fitted: Whether to ask it of the stitches as they were fitted.
@@ -171,13 +182,17 @@ class Trainer:
         tuned = {k: v.clone() for k, v in self._graph.stitches.state_dict().items()}
         if fitted:
             self._graph.stitches.load_state_dict(self._fitted)
-        answers = self._answers(single_stitch_genotypes(self._graph.switches), self._held_out)
+        singles = single_stitch_genotypes(self._graph.switches)
+        answers = self._answers(singles, self._held_out)
         self._graph.stitches.load_state_dict(tuned)
-        wanted = self._teacher[self._held_out].log_softmax(1)
-        return [
-            float(F.kl_div(a.log_softmax(1), wanted, log_target=True, reduction="batchmean"))
-            for a in answers
-        ]
+        wanted = {
+            side: known[self._held_out].log_softmax(1) for side, known in self._teachers.items()
+        }
+        found: list[float] = []
+        for single, logits in zip(singles, answers, strict=True):
+            own, target = logits.log_softmax(1), wanted[_side_of(single)]
+            found.append(float(F.kl_div(own, target, log_target=True, reduction="batchmean")))
+        return found
 
     def _answers(self, genotypes: Sequence[Genotype], positions: Sequence[int]) -> list[Tensor]:
         kept: list[list[Tensor]] = [[] for _ in genotypes]
@@ -269,6 +284,11 @@ class Trainer:
             )
 
 
+def _side_of(genotype: Genotype) -> Side:
+    """The parent whose head a network of one answer ends in."""
+    return "a" if genotype.output == "a" else "b"
+
+
 def _run_matched(
     program: Program, images: tuple[Tensor, ...], supergraph: Supergraph
 ) -> list[Tensor]:
@@ -308,11 +328,16 @@ def tune_stitches(
         One entry per stitch, in the switches' order.
 
     Raises:
-        FitError: If the parents label pixels, there are too few images, the checkpoint belongs to
-            another tuning, or the loss is not finite.
+        FitError: If a parent labels pixels, there are too few images, labels shall be learned of
+            two jobs, the checkpoint belongs to another tuning, or the loss is not finite.
     """
-    if supergraph.segments:
+    if any(supergraph.segments_of(side) for side in SIDES):
         raise FitError("Tuning is for networks that label images; these label every pixel.")
+    if supergraph.two_jobs and "task" in tuning.model_fields_set and tuning.task:
+        raise FitError(
+            "Labels are not learned from in tuning for two jobs: each parent teaches its own "
+            "answer. Leave `task` out."
+        )
     if len(split) < 2 * HELD_OUT:
         raise FitError(f"{len(split)} images are too few to tune on; give {2 * HELD_OUT}.")
     trainer = Trainer(supergraph, parents, split, tuning)
