@@ -145,7 +145,7 @@ def evaluate_front(
 
     validation, cascades = validator.split, validator.settings.cascades
     subnetworks = [
-        *(supernetwork.subnetwork(genotype) for genotype in baselines(supernetwork)),
+        *(supernetwork.subnetwork(genotype) for genotype in baselines()),
         *tune_cascades(supernetwork, validation, cascades, batch_size=batch_size),
         *chosen,
     ]
@@ -504,7 +504,8 @@ def _chosen(
         chosen = {
             subnetwork: trial
             for subnetwork, trial in first.items()
-            if trial.number in best or subnetwork.genotype in baselines(supernetwork)
+            if trial.number in best
+            or subnetwork.genotype in baselines(two_jobs=supernetwork.two_jobs)
         }
     return dict(sorted(chosen.items(), key=lambda item: item[0].macs))
 

@@ -137,13 +137,13 @@ def _suggest_threshold(trial: optuna.trial.BaseTrial) -> float:
     return trial.suggest_float(THRESHOLD, THRESHOLDS.low, THRESHOLDS.high, step=_STEP)
 
 
-def baselines(supernetwork: Supernetwork) -> list[Genotype]:
+def baselines(*, two_jobs: bool = False) -> list[Genotype]:
     """Parent a, parent b and their plain ensemble; of two jobs, both parents side by side.
 
     Args:
-        supernetwork: With the parents.
+        two_jobs: Whether the parents answer different questions.
     """
-    outputs = (BOTH,) if supernetwork.two_jobs else STATIC_OUTPUTS
+    outputs = (BOTH,) if two_jobs else STATIC_OUTPUTS
     return [Genotype(output) for output in outputs]
 
 
@@ -168,7 +168,7 @@ def sparse_genotypes(
         seed: Of the draws.
     """
     rng = np.random.default_rng(seed)
-    known = baselines(supernetwork)
+    known = baselines(two_jobs=supernetwork.two_jobs)
     found: dict[Genotype, None] = dict.fromkeys(known)
     wanted = count + len(found)
     thresholds = threshold_values()
@@ -255,7 +255,8 @@ def enqueue_starts(
         if not supernetwork.two_jobs
     ]
     continuing = continuing_genotypes(supernetwork, [number[q.switch] for q in known], outputs)
-    starts = dict.fromkeys([*baselines(supernetwork), *plain, *genotypes, *continuing, *singles])
+    whole = baselines(two_jobs=supernetwork.two_jobs)
+    starts = dict.fromkeys([*whole, *plain, *genotypes, *continuing, *singles])
     population = max(population, len(starts))
     random = sparse_genotypes(
         supernetwork, population, probability=probability, outputs=outputs, seed=seed

@@ -130,7 +130,7 @@ def test_one_parent_labels_images_and_the_other_pixels(a: st.Parent) -> None:
     whole, crossed = evaluator.evaluate(subnetworks)
     assert whole["macs"] == a.graph().macs + dense.graph().macs
     assert 0 < crossed["mean_iou_b"] < 1
-    answers = subnetworks[1].extract()(torch.zeros(2, 3, 32, 32), torch.zeros(2, 3, 48, 48))
+    answers = subnetworks[0].extract()(torch.zeros(2, 3, 32, 32), torch.zeros(2, 3, 48, 48))
     assert answers["a"].shape == (2, 10)
     assert answers["b"].shape == (2, 4, 48, 48)
     with pytest.raises(ConfigError, match="parent b, dense, labels every pixel"):
