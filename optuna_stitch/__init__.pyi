@@ -1,5 +1,6 @@
 from .data.load import Data as Data
 from .data.load import load_data as load_data
+from .data.pair import DataPair as DataPair
 from .data.view import View as View
 from .diagram.drawing import draw_pair as draw_pair
 from .diagram.drawing import draw_subnetwork as draw_subnetwork
@@ -8,7 +9,9 @@ from .evaluation.evaluator import Evaluator as Evaluator
 from .evaluation.metrics import Cost as Cost
 from .evaluation.metrics import ImageMetric as ImageMetric
 from .evaluation.metrics import Metric as Metric
+from .evaluation.metrics import SideMetric as SideMetric
 from .evaluation.settings import Racing as Racing
+from .evaluation.two_jobs import TwoJobEvaluator as TwoJobEvaluator
 from .export.export import export_subnetwork as export_subnetwork
 from .models.parent import Parent as Parent
 from .models.parent import load_parent as load_parent

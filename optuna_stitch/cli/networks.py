@@ -169,8 +169,9 @@ def inspect(
     out.print(f"{len(matches)} matches; the picture is {escape(str(picture))}", soft_wrap=True)
     if graphs["a"].classes != graphs["b"].classes:
         out.print(
-            "To be stitched, both must tell the same classes apart: give them the same "
-            "`num_classes`, and weights trained so."
+            "They tell different numbers of classes apart: stitched so, they have two jobs, and "
+            "networks answer both (`data: {a: ..., b: ...}` in a study file). For one job both "
+            "must tell the same classes apart: give them one `num_classes`, and weights for it."
         )
 
 

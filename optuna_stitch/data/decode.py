@@ -133,10 +133,17 @@ class _Images(Dataset[Decoded | DataError]):
         except DataError as error:
             # raised where the image is wanted: what another process raises comes with a traceback
             return error
-        pixels = [
-            view.pixels(transform(image.convert(view.mode))).numpy()
-            for view, transform in zip(self._views, self._transforms, strict=True)
-        ]
+        pixels = []
+        for view, transform in zip(self._views, self._transforms, strict=True):
+            try:
+                pixels.append(view.pixels(transform(image.convert(view.mode))).numpy())
+            except Exception as error:  # timm's transforms raise many kinds
+                return DataError(
+                    f"{self._split.place_of(position)} of the {self._split.name} split, "
+                    f"{image.mode} of {image.width} × {image.height} pixels, cannot be seen as "
+                    f"{view.mode} of {view.input_size[2]} × {view.input_size[1]}: "
+                    f"{first_line(error)}."
+                )
         remarks = self._split.take_remarks()
         if isinstance(target, Image.Image):
             masks = [view.transform_mask(target).numpy().astype(np.uint8) for view in self._views]

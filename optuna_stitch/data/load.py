@@ -25,7 +25,7 @@ from optuna_stitch.data.classes import (
     read_class_map,
     shared_classes,
 )
-from optuna_stitch.data.datasets import NOISE, VOC, Digits, Files, Noise, Shards
+from optuna_stitch.data.datasets import NOISE, VOC, Digits, Files, Noise, Shards, Table
 from optuna_stitch.data.splits import ImageDataset, Split
 from optuna_stitch.utils.errors import DataError, ImageError, first_line
 from optuna_stitch.utils.progress import console
@@ -78,6 +78,8 @@ def load_data(
     *,
     root: str | Path | None = None,
     class_map: str | Path | None = None,
+    labels: str | Path | None = None,
+    column: str | None = None,
     train: Mapping[str, Any] | None = None,
     val: Mapping[str, Any] | None = None,
     test: Mapping[str, Any] | None = None,
@@ -98,9 +100,13 @@ def load_data(
         root: Folder or tar of the data; ``~`` is the home folder.
         class_map: A text file with a class name a line, in the order of the labels. Without it,
             the train split's data set says the order, for all splits.
-        train: What differs for the train split: ``dataset``, ``root``, ``class_map``, ``split``
-            (the data set's own name of a part) and ``images`` (their number; all that are left,
-            if absent).
+        labels: A CSV file with a column ``image``, of paths relative to ``root``, and one or more
+            of labels; in place of folders named for their classes.
+        column: Which of several labels: a column of the CSV file; of ``sklearn/digits``
+            ``digit`` or ``loop``.
+        train: What differs for the train split: ``dataset``, ``root``, ``class_map``, ``labels``,
+            ``column``, ``split`` (the data set's own name of a part) and ``images`` (their
+            number; all that are left, if absent).
         val: What differs for the validation split.
         test: What differs for the test split.
         unreadable: What to do with images that do not decode: ``stop`` at the first one that is
@@ -121,7 +127,14 @@ def load_data(
         >>> digits.train.targets[:2].dtype
         torch.int64
     """
-    shared = {"dataset": dataset, "root": root, "class_map": class_map, "split": None}
+    shared = {
+        "dataset": dataset,
+        "root": root,
+        "class_map": class_map,
+        "split": None,
+        "labels": labels,
+        "column": column,
+    }
     wanted = {
         name: {**shared, **{key: value for key, value in (own or {}).items() if value is not None}}
         for name, own in zip(SPLITS, (train, val, test), strict=True)
@@ -131,11 +144,12 @@ def load_data(
     classes: tuple[str, ...] | None = None
     for name, spec in wanted.items():
         count = spec.pop("images", None)
-        for key in ("root", "class_map"):
+        for key in ("root", "class_map", "labels"):
             spec[key] = None if spec[key] is None else Path(spec[key]).expanduser()
         if spec["dataset"].startswith("torch/voc"):
             spec["split"] = spec["split"] or name  # VOC has parts of the same names
-        source = json.dumps({key: str(value) for key, value in spec.items() if value is not None})
+        said = {key: str(value) for key, value in spec.items() if value is not None}
+        source = json.dumps(said)
         if source not in sources:
             opened = _open(name, **spec)
             if name == SPLITS[0]:
@@ -157,7 +171,10 @@ def load_data(
         described = f"{source} of {len(opened)} images"
         if getattr(opened, "is_renumbered", False):  # figures of other labels do not hold
             described += ", labels of the train split"
-        splits[name] = Split(name, opened, taken, described, workers)
+        origin = json.dumps(
+            {key: said[key] for key in ("dataset", "root", "split") if key in said}
+        )
+        splits[name] = Split(name, opened, taken, described, origin, workers)
     return Data(splits["train"], splits["val"], splits["test"], _count_classes(splits), classes)
 
 
@@ -207,10 +224,29 @@ def _readable(split: Split, count: int | None) -> list[int]:
 
 
 def _open(
-    name: str, dataset: str, root: Path | None, class_map: Path | None, split: str | None
+    name: str,
+    dataset: str,
+    root: Path | None,
+    class_map: Path | None,
+    split: str | None,
+    labels: Path | None,
+    column: str | None,
 ) -> ImageDataset:
     if dataset == "sklearn/digits":
-        return Digits()
+        return Digits(column)
+    if labels is not None:
+        if dataset:
+            raise DataError(
+                f"The {name} split's `labels` are for images in a folder; its data set is "
+                f'{dataset!r}. Give it the empty name "", or leave `labels` out.'
+            )
+        mapped = None if class_map is None else read_class_map(class_map, root)
+        table = Table(labels, root, column)
+        return _named(Files(table, table.class_names), mapped, name)
+    if column is not None:
+        raise DataError(
+            f"The {name} split has no file of `labels`, of which {column!r} could be a `column`."
+        )
     if dataset.startswith(NOISE):
         return Noise(dataset)
     if root is not None and not root.exists():

@@ -81,6 +81,7 @@ class Split:
         source: What identifies the data set, for `fingerprint`.
         workers: How many loader processes decode images; 0 for none. If None, one for every core
             that this process may use where there are many images. Pixels are the same.
+        origin: What identifies its images, whatever their labels; the source, if empty.
 
     Example:
         >>> few = data.val.take(50)
@@ -95,6 +96,7 @@ class Split:
     dataset: ImageDataset
     indices: Sequence[int]
     source: str
+    origin: str = ""
     workers: int | None = None
     _kept: dict[View, _Kept] = field(default_factory=dict, init=False, repr=False)
     _targets: Tensor = field(default_factory=lambda: torch.empty(0), init=False, repr=False)
@@ -124,7 +126,7 @@ class Split:
 
     def bare(self) -> Split:
         """The same without what is decoded."""
-        return Split(self.name, self.dataset, self.indices, self.source, self.workers)
+        return replace(self)
 
     @property
     def targets(self) -> Tensor:
@@ -156,6 +158,7 @@ class Split:
         shard: tuple[int, int] = (0, 1),
         within: Sequence[int] | None = None,
         device: torch.device = CPU,
+        masks_as: View | None = None,
     ) -> Iterator[Batch]:
         """Go through the split once, in order.
 
@@ -166,6 +169,8 @@ class Split:
             shard: Rank r and world size w: only every w-th batch, from the r-th.
             within: Positions to go through, instead of all.
             device: Where the batches are to be.
+            masks_as: In whose size masks are wanted, where pixels are labelled; the first of
+                the views, if None.
 
         Yields:
             Batches with one tensor per view.
@@ -180,10 +185,14 @@ class Split:
         for kept in dict.fromkeys(self._kept[view] for view in views):
             kept.begin([position for batch in batches for position in batch])
         for positions in batches:
-            yield self.pick(positions, views, device)
+            yield self.pick(positions, views, device, masks_as)
 
     def pick(
-        self, positions: Sequence[int], views: Sequence[View], device: torch.device = CPU
+        self,
+        positions: Sequence[int],
+        views: Sequence[View],
+        device: torch.device = CPU,
+        masks_as: View | None = None,
     ) -> Batch:
         """Some of the images, as a batch.
 
@@ -191,6 +200,7 @@ class Split:
             positions: Their positions in the split.
             views: How networks see them.
             device: Where the batch is to be.
+            masks_as: As for `batches`.
 
         Raises:
             DataError: If an image does not decode, or there is no room for the pixels.
@@ -206,7 +216,7 @@ class Split:
             view.normalize(some.pixels[view].on(device, chosen))
             for view, some in zip(views, kept, strict=True)
         )
-        masks = kept[0].masks.get(views[0])
+        masks = self._kept[masks_as or views[0]].masks.get(masks_as or views[0])
         labels = kept[0].labels if masks is None else masks
         return Batch(images, labels.on(device, chosen).long())
 
@@ -261,6 +271,17 @@ class Split:
         if filename is not None:
             return str(filename(index))
         return f"image {index}" if samples is None else str(samples[index][0])
+
+    def key_of(self, position: int) -> tuple[str, str]:
+        """What tells an image from all others, whatever its label is here.
+
+        Args:
+            position: Its position in the split.
+        """
+        place = self.place_of(position)
+        if os.sep in place:
+            return "", place
+        return self.origin or self.source, str(self.indices[position])
 
     def _eight_bits(self, image: Image.Image, position: int) -> Image.Image:
         """Scale an image of 16 bits, which PIL would cut off at 255: white, nearly everywhere.

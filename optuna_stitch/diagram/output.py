@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from optuna_stitch.diagram import svg
 from optuna_stitch.diagram.lanes import Lane
 from optuna_stitch.stitching.cascade import Exit
-from optuna_stitch.stitching.genotype import Output, Side
+from optuna_stitch.stitching.genotype import BOTH, Output, Side
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.utils.text import number_text, percent_text
 
@@ -18,6 +18,7 @@ OUTPUTS: dict[Output, str] = {
     "ensemble": "ensemble of a and b",
     "a then both": "output of a, both where unsure",
     "b then both": "output of b, both where unsure",
+    "both": "outputs of a and of b",
 }
 
 # In pixels: heights of the first and of the second answer, and of a turn.
@@ -60,9 +61,10 @@ def draw_output(parent: ET.Element, subnetwork: Subnetwork, lanes: Mapping[Side,
     output = subnetwork.output
     half = _half(OUTPUTS[output])
     for side, lane in lanes.items():
-        if output in (side, "ensemble"):
+        if output in (side, "ensemble", BOTH):
             _draw_way(parent, f"path {side}", lane, _FIRST, half)
-    _draw_box(parent, f"answer {output}", _FIRST, OUTPUTS[output])
+    kind = "ensemble" if output == BOTH else output
+    _draw_box(parent, f"answer {kind}", _FIRST, OUTPUTS[output])
 
 
 def _draw_cascade(

@@ -14,6 +14,7 @@ from scipy.stats import binom
 from torch import Tensor
 
 from optuna_stitch.data.classes import names_of
+from optuna_stitch.data.pair import SplitPair
 from optuna_stitch.data.splits import Split
 from optuna_stitch.data.view import View
 from optuna_stitch.evaluation.accumulator import confusions_of
@@ -65,7 +66,7 @@ class Agreement:
 
 
 def check_parents(
-    supernetwork: Supernetwork, split: Split, *, stop: Collection[Side] = SIDES
+    supernetwork: Supernetwork, split: Split | SplitPair, *, stop: Collection[Side] = SIDES
 ) -> dict[Side, Agreement]:
     """Measure both parents, say it on stderr, and stop at one that is no better than guessing.
 
@@ -76,7 +77,8 @@ def check_parents(
 
     Args:
         supernetwork: Of the parents; its stitches need not be fitted.
-        split: A few hundred labelled images, none that it was fitted on.
+        split: A few hundred labelled images, none that it was fitted on; of parents with two
+            jobs, those of both.
         stop: Which parents must be better than guessing; others are only reported.
 
     Returns:
@@ -91,40 +93,40 @@ def check_parents(
         >>> found["b"].images, found["b"].quality > found["b"].guessing
         (200, True)
     """
-    names = names_of(split.dataset)
-    if names is not None and len(names) != supernetwork.classes:
-        raise DataError(
-            f"{supernetwork.a.name} and {supernetwork.b.name} tell {supernetwork.classes} classes "
-            f"apart, the {split.name} split has {len(names)}: labels would not mean the same."
-        )
-    evaluator = Evaluator(supernetwork, split, ())
-    subnetworks = [supernetwork.subnetwork(Genotype(side)) for side in SIDES]
-    # answers to pixels are many
-    kind = torch.uint8 if supernetwork.segments and supernetwork.classes < VOID else torch.int64
-    labels: list[Tensor] = []
-    guesses: dict[Side, list[Tensor]] = {side: [] for side in SIDES}
-    finite = dict.fromkeys(SIDES, True)
-    for targets, answers in evaluator.answers(subnetworks):
-        labels.append(targets.to(kind))
-        for side, logits in zip(SIDES, answers, strict=True):
-            guesses[side].append(logits.argmax(dim=1).to(kind))
-            finite[side] = finite[side] and are_finite([logits])[0]
-    found: dict[Side, Agreement] = {}
-    for side in SIDES:
-        if supernetwork.segments:
-            found[side] = agreement_of_pixels(guesses[side], labels, supernetwork.classes)
-        else:
-            found[side] = agreement_of_images(torch.cat(guesses[side]), torch.cat(labels))
-    words = unit_of(quality_metric(segments=supernetwork.segments)).words
     parents = {"a": supernetwork.a, "b": supernetwork.b}
-    said = {
-        side: f"Parent {side}, {parents[side].name}: {words} {percent_text(agreement.quality)} on "
-        f"{agreement.images} {split.name} images (guessing: {percent_text(agreement.guessing)})."
-        for side, agreement in found.items()
-    }
+    asked: list[tuple[Split, Sequence[Side]]] = (
+        [(split.of(side), [side]) for side in SIDES]
+        if isinstance(split, SplitPair)
+        else [(split, SIDES)]
+    )
+    names: dict[Side, Sequence[str] | None] = {}
+    found: dict[Side, Agreement] = {}
+    finite: dict[Side, bool] = {}
+    said: dict[Side, str] = {}
+    for images, sides in asked:
+        known = names_of(images.dataset)
+        classes = supernetwork.supergraph.classes_of(sides[0])
+        if known is not None and len(known) != classes:
+            who = " and ".join(parents[side].name for side in sides)
+            raise DataError(
+                f"{who} {'tell' if len(sides) > 1 else 'tells'} {classes} classes apart, the "
+                f"{images.name} split has {len(known)}: labels would not mean the same."
+            )
+        names |= dict.fromkeys(sides, known)
+        here, whole = _agreements(supernetwork, images, sides)
+        found |= here
+        finite |= whole
+        dense = supernetwork.supergraph.segments_of(sides[0])
+        words = unit_of(quality_metric(segments=dense)).words
+        said |= {
+            side: f"Parent {side}, {parents[side].name}: {words} "
+            f"{percent_text(agreement.quality)} on {agreement.images} {images.name} images "
+            f"(guessing: {percent_text(agreement.guessing)})."
+            for side, agreement in here.items()
+        }
     if rank() == 0:
         for side in SIDES:
-            console.print(f"{said[side]}{_remark(found[side], names)}", highlight=False)
+            console.print(f"{said[side]}{_remark(found[side], names[side])}", highlight=False)
     for side in stop:
         if not finite[side]:
             raise DataError(
@@ -139,11 +141,44 @@ def check_parents(
             "\n".join(
                 [
                     *(f"{said[side]} That is no better than guessing." for side in guessing),
-                    *_reasons(agreements, names, views),
+                    *_reasons(agreements, names[guessing[0]], views),
                 ]
             )
         )
     return found
+
+
+def _agreements(
+    supernetwork: Supernetwork, split: Split, sides: Sequence[Side]
+) -> tuple[dict[Side, Agreement], dict[Side, bool]]:
+    """How well parents' answers fit labels, and whether they are finite numbers.
+
+    Args:
+        supernetwork: Of the parents.
+        split: With the labels.
+        sides: Which parents.
+    """
+    supergraph = supernetwork.supergraph
+    evaluator = Evaluator(supernetwork, split, (), side=sides[0])
+    subnetworks = [supernetwork.subnetwork(Genotype(side)) for side in sides]
+    dense, classes = supergraph.segments_of(sides[0]), supergraph.classes_of(sides[0])
+    # answers to pixels are many
+    kind = torch.uint8 if dense and classes < VOID else torch.int64
+    labels: list[Tensor] = []
+    guesses: dict[Side, list[Tensor]] = {side: [] for side in sides}
+    finite = dict.fromkeys(sides, True)
+    for targets, answers in evaluator.answers(subnetworks):
+        labels.append(targets.to(kind))
+        for side, logits in zip(sides, answers, strict=True):
+            guesses[side].append(logits.argmax(dim=1).to(kind))
+            finite[side] = finite[side] and are_finite([logits])[0]
+    found = {
+        side: agreement_of_pixels(guesses[side], labels, classes)
+        if dense
+        else agreement_of_images(torch.cat(guesses[side]), torch.cat(labels))
+        for side in sides
+    }
+    return found, finite
 
 
 def agreement_of_images(guesses: Tensor, labels: Tensor) -> Agreement:

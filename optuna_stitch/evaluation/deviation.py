@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from weakref import WeakKeyDictionary
 
 import torch
@@ -12,7 +13,7 @@ from optuna_stitch.evaluation.engine import Engine
 from optuna_stitch.evaluation.metrics import VOID
 from optuna_stitch.evaluation.runner import Runner
 from optuna_stitch.evaluation.settings import Kernels
-from optuna_stitch.stitching.genotype import Genotype, single_stitch_genotypes
+from optuna_stitch.stitching.genotype import Genotype, Side, single_stitch_genotypes
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supergraph import Supergraph
 from optuna_stitch.utils.progress import console
@@ -24,11 +25,15 @@ _IMAGES, _WITH_PIXELS = 200, 20
 # Single-stitch networks that are looked at, besides the parents and their ensemble.
 _STITCHED = 4
 
+_NO_STITCHES: tuple[Genotype, ...] = (Genotype("a"), Genotype("b"), Genotype("ensemble"))
+
 # Accuracy may move by this share, or by one image.
 _FAR = 0.01
 
-# What is tried where kernels are left to us, until one is near enough.
-_NEXT: dict[Kernels, Kernels] = {"float16": "bfloat16", "bfloat16": "fast"}
+# Kernels by how exact they are; left to us, the next is tried until one is near enough.
+EXACTNESS: tuple[Kernels, ...] = ("float16", "bfloat16", "fast", "plain")
+
+_NEXT = dict(pairwise(EXACTNESS[:3]))
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,7 @@ def measure_deviation(
     asked: Kernels,
     memory: float | None = None,
     batch_size: int,
+    side: Side = "a",
 ) -> Deviation:
     """Compare a few networks' answers with those in float32, as ``plain`` kernels compute them.
 
@@ -98,21 +104,28 @@ def measure_deviation(
         asked: As asked for.
         memory: As for `Engine`.
         batch_size: Images per batch.
+        side: Of parents with two jobs, whose answers.
     """
-    single = single_stitch_genotypes(supergraph.switches)
+    whole, single = _NO_STITCHES, single_stitch_genotypes(supergraph.switches)
+    if supergraph.two_jobs:
+        whole = (Genotype(side),)
+        single = [genotype for genotype in single if genotype.output == side]
     some = single[:: max(1, len(single) // _STITCHED)][:_STITCHED]
-    genotypes = [Genotype("a"), Genotype("b"), Genotype("ensemble"), *some]
+    genotypes = [*whole, *some]
+    dense = supergraph.segments_of(side)
     subnetworks = [Subnetwork.of(supergraph, genotype) for genotype in dict.fromkeys(genotypes)]
-    images = min(len(split), _WITH_PIXELS if supergraph.segments else _IMAGES)
+    images = min(len(split), _WITH_PIXELS if dense else _IMAGES)
     exact, fast = (
-        Runner(Engine(supergraph, own, memory, batch_size), split, ()).answers(subnetworks, images)
+        Runner(Engine(supergraph, own, memory, batch_size), split, (), side=side).answers(
+            subnetworks, images
+        )
         for own in ("plain", kernels)
     )
     largest, finite = 0.0, True
     right = torch.zeros(2, len(subnetworks))
     count = 0
     for (targets, ours), (_, theirs) in zip(exact, fast, strict=True):
-        counts = targets != VOID if supergraph.segments else torch.ones_like(targets).bool()
+        counts = targets != VOID if dense else torch.ones_like(targets).bool()
         count += int(counts.sum())
         for place, (one, other) in enumerate(zip(ours, theirs, strict=True)):
             if not one.isfinite().all():
@@ -133,6 +146,7 @@ def settle_kernels(
     asked: Kernels,
     memory: float | None,
     batch_size: int,
+    side: Side = "a",
 ) -> Deviation:
     """Kernels that are near float32, and how near: asked for once for every supernetwork.
 
@@ -146,14 +160,21 @@ def settle_kernels(
         asked: As asked for; ``auto`` leaves them to us.
         memory: As for `Engine`.
         batch_size: Images per batch.
+        side: Of parents with two jobs, whose answers.
     """
     known = _settled.setdefault(supergraph, {})
-    if asked in known:
-        return known[asked]
+    if (asked, side) in known:
+        return known[asked, side]
     refused: list[str] = []
     while True:
         found = measure_deviation(
-            supergraph, split, kernels, asked=asked, memory=memory, batch_size=batch_size
+            supergraph,
+            split,
+            kernels,
+            asked=asked,
+            memory=memory,
+            batch_size=batch_size,
+            side=side,
         )
         if found.is_near or asked != "auto" or kernels not in _NEXT:
             break
@@ -169,7 +190,7 @@ def settle_kernels(
             highlight=False,
             soft_wrap=True,
         )
-    known[asked] = found
+    known[asked, side] = found
     return found
 
 
@@ -179,4 +200,6 @@ def _why(found: Deviation) -> str:
     return f"{found.kernels}, which moves accuracy by {percent_text(found.accuracy)}"
 
 
-_settled: WeakKeyDictionary[Supergraph, dict[Kernels, Deviation]] = WeakKeyDictionary()
+_settled: WeakKeyDictionary[Supergraph, dict[tuple[Kernels, Side], Deviation]] = (
+    WeakKeyDictionary()
+)

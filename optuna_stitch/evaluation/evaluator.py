@@ -19,12 +19,12 @@ from optuna_stitch.evaluation.engine import Engine, Plan, PlanMemoryError, divid
 from optuna_stitch.evaluation.kernels import SIXTEEN_BITS, SMALL_BATCH, batch_on, memory_on
 from optuna_stitch.evaluation.latency import Latencies, measure_latency, use_latencies
 from optuna_stitch.evaluation.metrics import (
-    AnyMetric,
     Cost,
     ImageMetric,
     Metric,
+    StudyMetric,
     cached_name,
-    resolve_metrics,
+    metrics_of_one_job,
 )
 from optuna_stitch.evaluation.racing import Race, Rival
 from optuna_stitch.evaluation.result_cache import CachedResult, ResultCache, cacheable
@@ -36,7 +36,7 @@ from optuna_stitch.evaluation.settings import (
     Racing,
 )
 from optuna_stitch.stitching.cascade import Exit
-from optuna_stitch.stitching.genotype import SIDES, Genotype
+from optuna_stitch.stitching.genotype import SIDES, Genotype, Side
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supernetwork import Supernetwork
 from optuna_stitch.utils.errors import ConfigError, StudyError
@@ -60,6 +60,8 @@ class Evaluator:
             processes and later runs.
         latency: What ``latency_ms`` counts with: how operations are to be timed on this machine,
             or times that were measured before. For one image, if None.
+        side: Of parents with two jobs, whose answers are judged: subnetworks have the output ``a``
+            or ``b`` then. `TwoJobEvaluator` judges both.
         **options: Fields of `EvaluationSettings`, in place of ``settings``: ``kernels="plain"``.
 
     Raises:
@@ -79,24 +81,34 @@ class Evaluator:
         self,
         supernetwork: Supernetwork,
         split: Split,
-        metrics: Sequence[str | AnyMetric] = ("accuracy", "macs"),
+        metrics: Sequence[str | StudyMetric] = ("accuracy", "macs"),
         settings: EvaluationSettings | None = None,
         *,
         result_cache: str | sqlalchemy.Engine | None = None,
         latency: LatencySettings | Latencies | None = None,
+        side: Side | None = None,
         **options: Any,
     ) -> None:
+        if supernetwork.two_jobs and side is None:
+            raise ConfigError(
+                f"{supernetwork.a.name} and {supernetwork.b.name} have two jobs: judge both by "
+                "`TwoJobEvaluator`, or say whose answers are judged by `side`."
+            )
+        self._side: Side = side or "a"
         self.supernetwork = supernetwork
         self.split = split
-        self.metrics = resolve_metrics(metrics)
+        self.metrics = metrics_of_one_job(metrics)
         self.settings = settings = settings or EvaluationSettings(**options)
         self._supergraph = supergraph = supernetwork.supergraph
         for metric in self.metrics:
-            if isinstance(metric, (ImageMetric, Metric)) and supergraph.segments:
+            dense = supergraph.segments_of(self._side)
+            if isinstance(metric, (ImageMetric, Metric)) and dense:
+                names = f"{supernetwork.a.name} and {supernetwork.b.name} label"
+                if supernetwork.two_jobs:
+                    names = f"parent {side}, {supergraph.graphs[self._side].name}, labels"
                 raise ConfigError(
-                    f"The metric {metric.name!r} judges one label per image, but "
-                    f"{supernetwork.a.name} and {supernetwork.b.name} label every pixel; use "
-                    "mean_iou or pixel_accuracy."
+                    f"The metric {metric.name!r} judges one label per image, but {names} every "
+                    "pixel; use mean_iou or pixel_accuracy."
                 )
         if latency is not None:
             if isinstance(latency, LatencySettings):
@@ -110,7 +122,9 @@ class Evaluator:
         # networks are compared after as many images on every device
         block = min(size, SMALL_BATCH)
         self._race = self._start(settings.racing, block) if settings.racing is not None else None
-        self._runner = Runner(self._engine, split, self._learned, self._race, settings.cascades)
+        self._runner = Runner(
+            self._engine, split, self._learned, self._race, settings.cascades, self._side
+        )
         self._deviation: Deviation | None = None
         self._known: dict[Genotype, Evaluation] = {}
         self._curves: dict[Genotype, Measured] = {}  # of cascades, without a threshold
@@ -178,21 +192,28 @@ class Evaluator:
         """
         if self._deviation is None and self._engine.kernels in SIXTEEN_BITS:
             asked = self.settings.kernels
-            if known is not None and known.asked == asked:
-                self._deviation = known
-            else:
-                self._deviation = settle_kernels(
+            if known is None or known.asked != asked:
+                known = settle_kernels(
                     self._supergraph,
                     self.split,
                     self._engine.kernels,
                     asked=asked,
                     memory=self.settings.memory,
                     batch_size=self._engine.batch_size,
+                    side=self._side,
                 )
-            self._engine.kernels = self._deviation.kernels
-            if self._result_cache is not None:
-                self._result_cache.computed_by(self._engine.kernels)
+            self.adopt(known)
         return self._deviation
+
+    def adopt(self, known: Deviation) -> None:
+        """Compute by kernels of which is known how far they are from float32.
+
+        Args:
+            known: What `settle` found, here or elsewhere.
+        """
+        self._deviation, self._engine.kernels = known, known.kernels
+        if self._result_cache is not None:
+            self._result_cache.computed_by(known.kernels)
 
     def _unknown(self, distinct: Mapping[Genotype, Subnetwork]) -> list[Subnetwork]:
         """Those of which nothing is known, after known curves told what they tell."""
@@ -317,7 +338,8 @@ class Evaluator:
         keeps = any(isinstance(metric, Metric) for metric in self._learned)
         heads = 2 if any(subnetwork.is_cascade for subnetwork in subnetworks) else 1
         keeps = keeps or (heads == 2 and self.settings.cascades.is_tuned)
-        kept = heads * len(self.split) * self._supergraph.classes if keeps else 0
+        classes = self._supergraph.classes_of(self._side)
+        kept = heads * len(self.split) * classes if keeps else 0
         plans = divide(
             self._supergraph,
             subnetworks,

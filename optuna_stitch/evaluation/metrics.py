@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from optuna_stitch.evaluation.latency import latency_ms, worst_latency_ms
-from optuna_stitch.stitching.genotype import Genotype
+from optuna_stitch.stitching.genotype import SIDES, Genotype, Side
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.utils.errors import ConfigError
 from optuna_stitch.utils.text import number_text, percent_text
@@ -194,6 +194,70 @@ class Cost:
 LearnedMetric = ImageMetric | Metric | StreamedMetric
 
 AnyMetric = LearnedMetric | Cost
+
+
+@dataclass(frozen=True)
+class SideMetric:
+    """A figure of one of two answers, of networks that answer both of two questions.
+
+    Known metrics have names for it: ``accuracy_a``, ``mean_iou_b``.
+
+    Args:
+        metric: The figure.
+        side: Whose answer, ``a`` or ``b``.
+
+    Example:
+        >>> def sure(logits, targets):
+        ...     return logits.softmax(dim=1).amax(dim=1) > 0.9
+        >>> st.SideMetric(st.ImageMetric("sure", sure), "b").name
+        'sure_b'
+    """
+
+    metric: LearnedMetric
+    side: Side
+
+    @property
+    def name(self) -> str:
+        """What it is called: the metric's name, and the side."""
+        return f"{self.metric.name}_{self.side}"
+
+    @property
+    def direction(self) -> Direction:
+        """Which way is better."""
+        return self.metric.direction
+
+    @property
+    def unit(self) -> Unit:
+        """What people read it in."""
+        return replace(of := unit_of(self.metric), words=f"{of.words} of {self.side}")
+
+    @property
+    def judged(self) -> LearnedMetric:
+        """The metric as the answers of one side are judged by; agreement is with that parent."""
+        metric = self.metric
+        if isinstance(metric, ImageMetric) and metric.reference is not None:
+            own = Genotype(self.side)
+            return replace(metric, reference=own, version=f"with parent {self.side}")
+        return metric
+
+
+@dataclass(frozen=True)
+class Retained:
+    """The smaller of two shares: of what each parent reaches alone, how much is left."""
+
+    name: str = "retained"
+    direction: Direction = "maximize"
+
+    @property
+    def unit(self) -> Unit:
+        """What people read it in."""
+        return _share("retained")
+
+
+RETAINED = Retained()
+
+# What studies may have for objectives and constraints.
+StudyMetric = AnyMetric | SideMetric | Retained
 
 
 def accuracy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -400,20 +464,31 @@ def quality_metric(*, segments: bool) -> LearnedMetric:
     return metric
 
 
-def unit_of(metric: str | AnyMetric) -> Unit:
+def _known(name: str) -> StudyMetric | None:
+    """The metric of a name, which may end with a side; None if there is none."""
+    if name == RETAINED.name:
+        return RETAINED
+    whose, _, side = name.rpartition("_")
+    metric = METRICS.get(whose)
+    if side in SIDES and metric is not None and not isinstance(metric, Cost):
+        return SideMetric(metric, "a" if side == "a" else "b")
+    return METRICS.get(name)
+
+
+def unit_of(metric: str | StudyMetric) -> Unit:
     """What people call a figure, and the unit that they read it in.
 
     Args:
         metric: A metric, or its name; one of your own is known by its name only as it stands.
     """
-    known = METRICS.get(metric) if isinstance(metric, str) else metric
+    known = _known(metric) if isinstance(metric, str) else metric
     if known is not None and known.unit is not None:
         return known.unit
     name = metric if isinstance(metric, str) else metric.name
     return Unit(name.replace("_", " "))
 
 
-def resolve_metrics(metrics: Sequence[str | AnyMetric]) -> tuple[AnyMetric, ...]:
+def resolve_metrics(metrics: Sequence[str | StudyMetric]) -> tuple[StudyMetric, ...]:
     """Look names up, and pass metrics through.
 
     Args:
@@ -422,20 +497,58 @@ def resolve_metrics(metrics: Sequence[str | AnyMetric]) -> tuple[AnyMetric, ...]
     Raises:
         ConfigError: If a name is unknown, or is there twice.
     """
-    found: list[AnyMetric] = []
+    found: list[StudyMetric] = []
     for metric in metrics:
-        if isinstance(metric, str):
-            if metric not in METRICS:
-                raise ConfigError(
-                    f"There is no metric {metric!r}; known are {', '.join(METRICS)}, and your "
-                    "own as `Metric(name, function)`."
-                )
-            metric = METRICS[metric]
-        found.append(metric)
+        known = _known(metric) if isinstance(metric, str) else metric
+        if known is None:
+            raise ConfigError(
+                f"There is no metric {metric!r}; known are {', '.join(METRICS)}, and your own as "
+                "`Metric(name, function)`. Parents with two jobs have retained, and names that "
+                "end with a side, such as accuracy_a."
+            )
+        found.append(known)
     names = [metric.name for metric in found]
     if len(set(names)) < len(names):
         raise ConfigError(f"Each metric may be there once; these are {names}.")
     return tuple(found)
+
+
+def metrics_of_one_job(metrics: Sequence[str | StudyMetric]) -> tuple[AnyMetric, ...]:
+    """Look metrics up for networks that give one answer.
+
+    Args:
+        metrics: As for `resolve_metrics`.
+
+    Raises:
+        ConfigError: As `resolve_metrics` says, and if one is for two answers.
+    """
+    found: list[AnyMetric] = []
+    for metric in resolve_metrics(metrics):
+        if isinstance(metric, (SideMetric, Retained)):
+            raise ConfigError(
+                f"The metric {metric.name!r} is for parents with two jobs; these have one. Say "
+                "accuracy or mean_iou, or give `stitch` the outputs `both`."
+            )
+        found.append(metric)
+    return tuple(found)
+
+
+def check_sides(metrics: Sequence[StudyMetric]) -> None:
+    """Check that metrics are for networks that answer two questions.
+
+    Args:
+        metrics: They.
+
+    Raises:
+        ConfigError: If one says of answers something, and not of whose.
+    """
+    for metric in metrics:
+        if not isinstance(metric, (Cost, SideMetric, Retained)):
+            raise ConfigError(
+                f"The parents have two jobs, so that {metric.name!r} needs a side: "
+                f"{metric.name}_a or {metric.name}_b; or say retained, the smaller share of what "
+                "each parent reaches alone."
+            )
 
 
 def cached_name(metric: LearnedMetric) -> str | None:

@@ -22,7 +22,7 @@ from optuna_stitch.evaluation.engine import (
 from optuna_stitch.evaluation.metrics import LearnedMetric
 from optuna_stitch.evaluation.racing import Race, Rival
 from optuna_stitch.evaluation.settings import CascadeSettings
-from optuna_stitch.stitching.genotype import SIDES
+from optuna_stitch.stitching.genotype import SIDES, Side
 from optuna_stitch.stitching.program import Program, shared_program
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supergraph import Supergraph
@@ -74,6 +74,7 @@ class Runner:
         metrics: What is wanted.
         race: If given, subnetworks that cannot join its front are stopped early.
         cascades: How cascades decide and answer.
+        side: Whose answers are judged, of parents with two jobs.
     """
 
     def __init__(
@@ -83,7 +84,9 @@ class Runner:
         metrics: Sequence[LearnedMetric],
         race: Race | None = None,
         cascades: CascadeSettings | None = None,
+        side: Side = "a",
     ) -> None:
+        self._side = side
         self._engine = engine
         self._split = split
         self._metrics = metrics
@@ -214,12 +217,16 @@ class Runner:
         supergraph = self._engine.supergraph
         views, size = supergraph.views, self._engine.batch_size
         where = supergraph.device
-        for batch in self._split.batches(views, size, within=positions, device=where):
-            check_labels(self._split, supergraph)
+        masks_as = supergraph.view_of[self._side] if supergraph.two_jobs else None
+        for batch in self._split.batches(
+            views, size, within=positions, device=where, masks_as=masks_as
+        ):
+            check_labels(self._split, supergraph, self._side)
             yield batch
 
     def _accumulator(self, subnetwork: Subnetwork) -> Accumulator | CascadeAccumulator:
-        classes, first = self._engine.supergraph.classes, subnetwork.genotype.first
+        classes = self._engine.supergraph.classes_of(self._side)
+        first = subnetwork.genotype.first
         if first is None:
             return Accumulator(self._metrics, classes)
         return CascadeAccumulator(self._metrics, classes, SIDES.index(first), self._cascades)
@@ -294,20 +301,26 @@ def _halves(subnetworks: Sequence[Subnetwork]) -> list[Sequence[Subnetwork]]:
     return [some for some in (subnetworks[:half], subnetworks[half:]) if some]
 
 
-def check_labels(split: Split, supergraph: Supergraph) -> None:
+def check_labels(split: Split, supergraph: Supergraph, side: Side = "a") -> None:
     """Refuse labels that the parents have no class for, among the images that were read.
 
     Args:
         split: The images.
         supergraph: With the parents.
+        side: Of parents with two jobs, who shall answer with these labels.
 
     Raises:
         DataError: If there is one.
     """
     smallest, largest = split.labels_seen
-    if smallest < 0 or largest >= supergraph.classes:
+    classes = supergraph.classes_of(side)
+    if smallest < 0 or largest >= classes:
         wrong = smallest if smallest < 0 else largest
+        names = [graph.name for graph in supergraph.graphs.values()]
+        who = f"{' and '.join(names)} tell"
+        if supergraph.two_jobs:
+            who = f"parent {side}, {supergraph.graphs[side].name}, tells"
         raise DataError(
-            f"The {split.name} split has label {wrong}, but {supergraph.graphs['a'].name} and "
-            f"{supergraph.graphs['b'].name} tell only {supergraph.classes} classes apart."
+            f"The {split.name} split ({split.source}) has label {wrong}, but {who} only {classes} "
+            "classes apart."
         )

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from optuna_stitch.data.pair import SplitPair
 from optuna_stitch.data.splits import Split
 from optuna_stitch.evaluation.evaluator import Evaluator
+from optuna_stitch.evaluation.metrics import quality_metric
 from optuna_stitch.stitching.fit import StitchFit
-from optuna_stitch.stitching.genotype import Genotype, Side, single_stitch_genotypes
+from optuna_stitch.stitching.genotype import (
+    BOTH,
+    SIDES,
+    Genotype,
+    Side,
+    single_stitch_genotypes,
+)
 from optuna_stitch.stitching.supernetwork import Supernetwork
 
 
@@ -29,7 +37,8 @@ class StitchQuality:
         stitch_macs: Multiply-accumulates per image of the stitch.
         macs: Multiply-accumulates per image of the network.
         quality: Accuracy of the network (mean IoU for segmentation).
-        drop: The weaker parent's accuracy less that.
+        drop: The weaker parent's accuracy less that; of two jobs, that of the parent whose output
+            it is.
         kept: Whether the search may use it.
     """
 
@@ -51,11 +60,14 @@ class StitchQuality:
 def measure_stitches(
     supernetwork: Supernetwork,
     fits: Sequence[StitchFit],
-    split: Split,
+    split: Split | SplitPair,
     *,
     show_progress_bar: bool = False,
 ) -> list[StitchQuality]:
     """Measure every single-stitch network of a fitted supernetwork.
+
+    Of two jobs it is the answer of the parent that the stitch leads into, on that one's images;
+    the multiply-accumulates are those of both answers.
 
     Args:
         supernetwork: The fitted supernetwork.
@@ -66,24 +78,32 @@ def measure_stitches(
     Returns:
         One entry per stitch, in the switches' order.
     """
-    metric = "mean_iou" if supernetwork.segments else "accuracy"
-    evaluator = Evaluator(supernetwork, split, [metric, "macs"])
-    genotypes = [Genotype("a"), Genotype("b"), *single_stitch_genotypes(supernetwork.switches)]
-    subnetworks = [supernetwork.subnetwork(genotype) for genotype in genotypes]
-    figures = evaluator.evaluate(subnetworks, show_progress_bar=show_progress_bar)
-    weaker = min(entry[metric] for entry in figures[:2])
+    singles = single_stitch_genotypes(supernetwork.switches)
+    genotypes = [*(Genotype(side) for side in SIDES), *singles]
+    qualities: dict[Genotype, float] = {}
+    for side in SIDES if isinstance(split, SplitPair) else (None,):
+        metric = quality_metric(segments=supernetwork.supergraph.segments_of(side or "a"))
+        images = split.of(side or "a") if isinstance(split, SplitPair) else split
+        evaluator = Evaluator(supernetwork, images, [metric], side=side)
+        own = [genotype for genotype in genotypes if side in (None, genotype.output)]
+        subnetworks = [supernetwork.subnetwork(genotype) for genotype in own]
+        found = evaluator.evaluate(subnetworks, show_progress_bar=show_progress_bar)
+        qualities |= {g: entry[metric.name] for g, entry in zip(own, found, strict=True)}
+    weaker = min(qualities[Genotype(side)] for side in SIDES)
     depths = {
         side: {point.node: point.depth for point in graph.points}
         for side, graph in supernetwork.graphs.items()
     }
-    found: list[StitchQuality] = []
-    for switch, fitted, entry in zip(supernetwork.switches, fits, figures[2:], strict=True):
+    measured: list[StitchQuality] = []
+    for switch, fitted, single in zip(supernetwork.switches, fits, singles, strict=True):
+        answering = replace(single, output=BOTH) if supernetwork.two_jobs else single
+        compared = qualities[Genotype(switch.into)] if supernetwork.two_jobs else weaker
         other: Side = "a" if switch.into == "b" else "b"
         depth = {
             switch.into: depths[switch.into][switch.target],
             other: depths[other][switch.source],
         }
-        found.append(
+        measured.append(
             StitchQuality(
                 switch.name,
                 switch.into,
@@ -94,12 +114,12 @@ def measure_stitches(
                 fitted.kernel,
                 fitted.rank,
                 fitted.macs,
-                int(entry["macs"]),
-                entry[metric],
-                weaker - entry[metric],
+                supernetwork.subnetwork(answering).macs,
+                qualities[single],
+                compared - qualities[single],
             )
         )
-    return found
+    return measured
 
 
 def best_stitches(
@@ -115,7 +135,8 @@ def best_stitches(
         stitch_qualities: What `measure_stitches` returned.
         best: How many to keep at most, by the accuracy of their single-stitch networks.
         min_r2: Least R² to keep one.
-        max_accuracy_drop: Largest loss against the weaker parent, from 0 to 1.
+        max_accuracy_drop: Largest loss against the weaker parent, from 0 to 1; of two jobs,
+            against the parent that the stitch leads into.
 
     Returns:
         Indices of the switches to keep, ascending; for `Supernetwork.keep`.
@@ -126,5 +147,5 @@ def best_stitches(
         if (min_r2 is None or stitch_quality.r2 >= min_r2)
         and (max_accuracy_drop is None or stitch_quality.drop <= max_accuracy_drop)
     ]
-    chosen.sort(key=lambda index: -stitch_qualities[index].quality)
+    chosen.sort(key=lambda index: stitch_qualities[index].drop)
     return sorted(chosen[:best])

@@ -15,10 +15,10 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from optuna_stitch.data.view import View
-from optuna_stitch.evaluation.metrics import unit_of
+from optuna_stitch.evaluation.metrics import RETAINED, unit_of
 from optuna_stitch.export.cascade_text import cascade_sentence, cascade_table
 from optuna_stitch.export.formats import FORMATS, SINGLE
-from optuna_stitch.stitching.genotype import SIDES, Output, Side
+from optuna_stitch.stitching.genotype import BOTH, SIDES, Output, Side
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.utils.text import (
     markdown_table,
@@ -62,6 +62,14 @@ images = []
 for cfg in {cfgs}:
     transform = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=cfg))
     images.append(transform(image.convert({mode}))[None])"""
+
+
+_ANSWER_BOTH = """\
+labels = {side: logits.argmax(dim=1) for side, logits in answers.items()}  # numbers of classes"""
+
+_ANSWER_BOTH_NAMED = """\
+for side, logits in answers.items():
+    print(side, config["outputs"][side]["label_names"][int(logits.argmax(dim=1))])"""
 
 
 @dataclass(frozen=True)
@@ -153,6 +161,7 @@ class Origin:
         command: What made the export, in a shell.
         facts: What else its figures depend on, as (what, which).
         class_names: In the order of their labels, where they are known.
+        names_of: The same of two questions, by side.
 
     Example:
         >>> origin = Origin(
@@ -171,6 +180,7 @@ class Origin:
     command: str | None = None
     facts: Sequence[tuple[str, str]] = ()
     class_names: Sequence[str] | None = field(default=None, repr=False)
+    names_of: Mapping[Side, Sequence[str] | None] = field(default_factory=dict, repr=False)
 
     @property
     def title(self) -> str:
@@ -200,6 +210,7 @@ def describe(subnetwork: Subnetwork, origin: Origin) -> str:
         return f"{whose}: {names[used[0]]} (parent {used[0]}) alone, without a stitch"
     of_macs = "of the worst-case MACs" if subnetwork.is_cascade else "of the MACs"
     whole = "cascade" if subnetwork.is_cascade else "ensemble"
+    whole = "pair" if subnetwork.output == BOTH else whole
     share = {owner: percent_text(macs[owner] / sum(macs.values()), 0) for owner in macs}
     both = " and ".join(f"{names[side]} ({side}, {share[side]} {of_macs})" for side in SIDES)
     count = len(subnetwork.on)
@@ -245,6 +256,7 @@ def timm_config(
     class_names: Sequence[str] | None,
     licence: str | None,
     cascade: Mapping[str, Any] | None = None,
+    answers: Mapping[Side, Mapping[str, Any]] | None = None,
 ) -> str:
     """The text of ``config.json``.
 
@@ -255,12 +267,14 @@ def timm_config(
         class_names: In the order of their labels, where they are known.
         licence: Where there is one.
         cascade: When a cascade's first answer is enough, and what it costs.
+        answers: Of a network that answers two questions, the classes of each.
 
     Returns:
         JSON with ``pretrained_cfg``, or with one for each of ``inputs`` where there are several;
         ``timm.data.resolve_data_config(pretrained_cfg=...)`` reads it.
     """
-    shared: dict[str, Any] = {"num_classes": classes}
+    counted: dict[str, Any] = {"outputs": dict(answers)} if answers else {"num_classes": classes}
+    shared: dict[str, Any] = {} if answers else {"num_classes": classes}
     if class_names is not None:
         shared["label_names"] = list(class_names)
     if licence is not None:
@@ -268,7 +282,7 @@ def timm_config(
     described = {name: {**asdict(view), **shared} for name, view in views.items()}
     config: dict[str, Any] = {
         "architecture": re.sub(r"[^\w.-]+", "_", architecture),
-        "num_classes": classes,
+        **counted,
     }
     if len(described) == 1:
         config["pretrained_cfg"] = next(iter(described.values()))
@@ -279,6 +293,24 @@ def timm_config(
     if cascade is not None:
         config["cascade"] = dict(cascade)
     return json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+
+
+def answers_of(subnetwork: Subnetwork, origin: Origin) -> dict[Side, dict[str, Any]] | None:
+    """The classes of each answer, of a network that answers two questions; else None.
+
+    Args:
+        subnetwork: The network.
+        origin: With the names of the classes, where they are known.
+    """
+    if subnetwork.output != BOTH:
+        return None
+    found: dict[Side, dict[str, Any]] = {}
+    for side in SIDES:
+        names = origin.names_of.get(side)
+        found[side] = {"num_classes": subnetwork.supergraph.classes_of(side)}
+        if names is not None:
+            found[side]["label_names"] = list(names)
+    return found
 
 
 def write_card(
@@ -330,6 +362,15 @@ def _returns(subnetwork: Subnetwork) -> str:
     """What it returns, in a sentence or two."""
     if subnetwork.is_cascade:
         return cascade_sentence(subnetwork)
+    if subnetwork.output == BOTH:
+        graph = subnetwork.supergraph
+        what = {
+            side: f"`{side}`, {graph.classes_of(side)} classes"
+            f"{' of every pixel' if graph.segments_of(side) else ''}"
+            for side in SIDES
+        }
+        told = " and ".join(what.values())
+        return f"It answers two questions, each by one parent's head: {told}."
     return _RETURNS[subnetwork.output]
 
 
@@ -343,7 +384,10 @@ def _cascade(subnetwork: Subnetwork, results: Results | None) -> list[str]:
 
 def _header(subnetwork: Subnetwork, origin: Origin, formats: Sequence[str]) -> str:
     """The metadata of the card, as YAML."""
-    task = "image-segmentation" if subnetwork.supergraph.segments else "image-classification"
+    graph = subnetwork.supergraph
+    sides: Sequence[Side] = SIDES if graph.two_jobs else ("a",)
+    dense = all(graph.segments_of(side) for side in sides)
+    task = "image-segmentation" if dense else "image-classification"
     stated = licence_of(subnetwork, origin)
     known = stated in _HUB_LICENCES
     repos = [origin.parents[side].repo for side in _parents_in(subnetwork)]
@@ -382,6 +426,8 @@ def _eval_results(results: Results, task: str) -> list[EvalResult]:
 
 def _figures(results: Results) -> list[str]:
     """Test figures of the network and of what it is compared with, in paragraphs."""
+    if results.metric == RETAINED.name:
+        return _figures_of_both(results)
     words, network = unit_of(results.metric).words, results.network
     head = ["network", words, "95% interval", "MACs", *network.others, "parameters"]
     rows = []
@@ -409,6 +455,41 @@ def _figures(results: Results) -> list[str]:
     ]
 
 
+def _figures_of_both(results: Results) -> list[str]:
+    """The same of a network that answers two questions."""
+    network = results.network
+    units = {name: unit_of(name) for name in network.others}
+    head = ["network", "kept", "95% interval", "MACs", *(unit.title for unit in units.values())]
+    rows = [
+        [
+            f"**{one.name}**" if one is network else one.name,
+            percent_text(one.quality),
+            percent_interval_text(one.interval, sign="%"),
+            _macs_text(one),
+            *(unit.text(one.others[name]) for name, unit in units.items()),
+            f"{one.parameters:,}",
+        ]
+        for one in (*results.baselines, network)
+    ]
+    compared = [
+        [name, points_text(comparison.difference), p_value_text(comparison.p_value)]
+        for name, comparison in results.comparisons.items()
+    ]
+    return [
+        "## Figures",
+        f"On {results.images} test images, which neither the fit of the stitches nor the search "
+        "has seen:",
+        markdown_table([*head, "parameters"], rows, align="lr"),
+        "*kept*: the smaller of two shares, of what each parent reaches alone at its question. "
+        "A *probe* has one parent whole, and the other's answers by ridge regression from one of "
+        "its features.",
+        markdown_table(["against", "difference", "p"], compared, align="lr"),
+        "*difference*: this network less that parent at its question, in points; *p* by McNemar's "
+        "test (of pixels, the paired bootstrap) on the same images, corrected by Holm for these "
+        "comparisons.",
+    ]
+
+
 def _macs_text(one: Figures) -> str:
     text = millions_text(one.macs, 3)
     if one.worst_macs is None or one.worst_macs == one.macs:
@@ -427,7 +508,7 @@ def _usage(
     segments, named = subnetwork.supergraph.segments, origin.class_names is not None
     modes = {view.mode for view in views.values()}
     mode = f'"{modes.pop()}"' if len(modes) == 1 else _MODE_OF_EACH
-    several = len(views) > 1
+    several, is_both = len(views) > 1, subnetwork.output == BOTH
     cfgs = '[one["pretrained_cfg"] for one in config["inputs"]]'
     names = '["inputs"][0]["pretrained_cfg"]' if several else '["pretrained_cfg"]'
     what = "class of every pixel" if segments else "class"
@@ -436,6 +517,12 @@ def _usage(
         answer = f'print(config{names}["label_names"][int(logits.argmax(dim=1))])'
     elif named:
         answer += f', the place of its name in config{names}["label_names"]'
+    if is_both:
+        answer = _ANSWER_BOTH
+        if all(origin.names_of.get(side) for side in SIDES) and not any(
+            subnetwork.supergraph.segments_of(side) for side in SIDES
+        ):
+            answer = _ANSWER_BOTH_NAMED
     prepare = _PREPARE.format(cfgs=cfgs if several else '[config["pretrained_cfg"]]', mode=mode)
     paragraphs = [
         "An image becomes the network's input by timm's transform. In this folder:",
@@ -443,7 +530,8 @@ def _usage(
     ]
     for name in formats:
         form = FORMATS[name]
-        paragraphs += [f"{form.needs}:", f"```python\n{form.usage}\n{answer}\n```"]
+        usage = form.usage_both if is_both else form.usage
+        paragraphs += [f"{form.needs}:", f"```python\n{usage}\n{answer}\n```"]
         if subnetwork.is_cascade:
             paragraphs.append(f"{form.cascades}.")
     batches = "`images` may hold any number of images, along its first dimension"

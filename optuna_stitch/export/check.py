@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from optuna_stitch.data.pair import SplitPair
 from optuna_stitch.data.splits import Split
-from optuna_stitch.export.formats import FORMATS
+from optuna_stitch.export.formats import FORMATS, Answer
 from optuna_stitch.export.trace import Traced
 from optuna_stitch.stitching.subnetwork import CascadeModule
 from optuna_stitch.utils.errors import ExportError
@@ -42,7 +43,7 @@ class Images:
         return [pixels[start:stop] for pixels in self.pixels]
 
 
-def images_of(traced: Traced, split: Split | None) -> Images:
+def images_of(traced: Traced, split: Split | SplitPair | None) -> Images:
     """The images to compare on.
 
     Args:
@@ -51,6 +52,8 @@ def images_of(traced: Traced, split: Split | None) -> Images:
     """
     views = list(traced.views.values())
     count = min(_IMAGES, traced.subnetwork.supergraph.batch_size)
+    if isinstance(split, SplitPair):
+        split = split.take(count).together
     if split is not None:
         return Images(split.pick(range(min(count, len(split))), views).images, "test")
     generator = torch.Generator().manual_seed(0)
@@ -100,7 +103,7 @@ def _alone(traced: Traced, images: Images) -> set[int]:
 
 
 def _difference(
-    network: Callable[..., Tensor], traced: Traced, given: Sequence[Tensor], tolerance: float
+    network: Callable[..., Answer], traced: Traced, given: Sequence[Tensor], tolerance: float
 ) -> float:
     """The largest difference of a logit from the extracted module's.
 
@@ -109,6 +112,12 @@ def _difference(
     module = traced.module
     with torch.no_grad():
         found, expected = network(*given), module(*given)
+    if isinstance(expected, dict) or isinstance(found, dict):
+        if not isinstance(found, dict) or not isinstance(expected, dict):
+            return math.inf
+        if found.keys() != expected.keys():
+            return math.inf
+        return max(_largest(found[name], expected[name]) for name in expected)
     decides = isinstance(module, CascadeModule) and tolerance > 0
     if not decides or found.shape != expected.shape:
         return _largest(found, expected)

@@ -10,11 +10,13 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from optuna_stitch.data.pair import SplitPair
 from optuna_stitch.data.splits import Split
 from optuna_stitch.export.card import (
     DRAWING,
     Origin,
     ParentOrigin,
+    answers_of,
     describe,
     licence_of,
     timm_config,
@@ -40,7 +42,7 @@ def export_subnetwork(
     subnetwork: Subnetwork,
     to: str | Path,
     *,
-    split: Split | None = None,
+    split: Split | SplitPair | None = None,
     origin: Origin | None = None,
     formats: Sequence[str] = ("python",),
     force: bool = False,
@@ -60,7 +62,8 @@ def export_subnetwork(
             ``program``: by ``torch.export.save``, likewise; ``onnx``: up to 1e-4; ``all``. As
             ``python`` and ``program`` a cascade computes further only what goes on of a batch;
             as ``onnx`` it is two files, one for batches that computes both heads for every image,
-            and one for one image that stops where the first answer is enough.
+            and one for one image that stops where the first answer is enough. A network of
+            parents with two jobs has two named outputs, ``a`` and ``b``.
         force: Whether to replace files of an earlier export.
 
     Returns:
@@ -95,6 +98,7 @@ def export_subnetwork(
         class_names=origin.class_names,
         licence=licence_of(subnetwork, origin),
         cascade=cascade_config(subnetwork) if subnetwork.is_cascade else None,
+        answers=answers_of(subnetwork, origin),
     )
     card = write_card(subnetwork, origin, traced.views, selected)
     drawing = subnetwork.draw(title=None if origin.trial is None else f"Trial {origin.trial}")

@@ -32,6 +32,13 @@ _LARGEST = 2**31 - 2**26
 
 _ALL = "all"
 
+# What ONNX calls the answer to one question.
+_LOGITS = "logits"
+
+
+# Logits, or those of two questions by name.
+Answer = Tensor | dict[str, Tensor]
+
 
 def _nothing(folder: Path) -> None:
     """No file for one image only."""
@@ -44,25 +51,28 @@ class Format:
     Args:
         files: Names of the files that it may consist of.
         write: Takes a traced subnetwork and a folder, and writes the files.
-        load: Takes a folder, and returns a function from images to logits.
+        load: Takes a folder, and returns a function from images to logits; of a network that
+            answers two questions, to a dictionary of them.
         load_single: Likewise what takes one image only, where there is a file for that.
         tolerance: By how much its logits may differ from the extracted module's.
         packages: What it needs besides our own dependencies; the format's name is the extra that
             installs them.
         needs: Says in the card which files it is, and what they need to be loaded.
         usage: Code that computes ``logits`` from ``images``, a list with one tensor per input.
+        usage_both: Code that computes ``answers``, logits by name, of two questions.
         cascades: Says in the card what it makes of a cascade.
         tags: What the Hugging Face Hub is told of it.
     """
 
     files: tuple[str, ...]
     write: Callable[[Traced, Path], None]
-    load: Callable[[Path], Callable[..., Tensor]]
-    load_single: Callable[[Path], Callable[..., Tensor] | None] = _nothing
+    load: Callable[[Path], Callable[..., Answer]]
+    load_single: Callable[[Path], Callable[..., Answer] | None] = _nothing
     tolerance: float = 0.0
     packages: tuple[str, ...] = ()
     needs: str = ""
     usage: str = ""
+    usage_both: str = ""
     cascades: str = ""
     tags: tuple[str, ...] = ()
 
@@ -113,13 +123,13 @@ def write_python(traced: Traced, folder: Path) -> None:
     (folder / WEIGHTS).write_bytes(safetensors.torch.save(weights))
 
 
-def load_python(folder: Path) -> Callable[..., Tensor]:
+def load_python(folder: Path) -> Callable[..., Answer]:
     """Load what `write_python` wrote.
 
     Args:
         folder: Where it is.
     """
-    network: Callable[..., Tensor] = runpy.run_path(str(folder / CODE))["load_network"]()
+    network: Callable[..., Answer] = runpy.run_path(str(folder / CODE))["load_network"]()
     return network
 
 
@@ -140,7 +150,7 @@ def write_program(traced: Traced, folder: Path) -> None:
     (folder / PROGRAM).write_bytes(held.getbuffer())
 
 
-def load_program(folder: Path) -> Callable[..., Tensor]:
+def load_program(folder: Path) -> Callable[..., Answer]:
     """Load what `write_program` wrote.
 
     Args:
@@ -164,14 +174,19 @@ def write_onnx(traced: Traced, folder: Path, *, largest: int = _LARGEST) -> None
         ExportError: If an operator has no counterpart in ONNX.
     """
     batch: Any = ({0: "batch"},) * len(traced.views)
-    _write_onnx(whole_program(traced, BothHeads), batch, folder / ONNX, largest)
+    names = list(traced.stages[0].answers) or [_LOGITS]
+    _write_onnx(whole_program(traced, BothHeads), batch, folder / ONNX, largest, names)
     if traced.subnetwork.is_cascade:
         single = whole_program(traced, Single, free=False)
-        _write_onnx(single, None, folder / SINGLE, largest)
+        _write_onnx(single, None, folder / SINGLE, largest, names)
 
 
 def _write_onnx(
-    program: torch.export.ExportedProgram, shapes: Any, path: Path, largest: int
+    program: torch.export.ExportedProgram,
+    shapes: Any,
+    path: Path,
+    largest: int,
+    names: Sequence[str],
 ) -> None:
     with quiet():
         try:
@@ -179,7 +194,7 @@ def _write_onnx(
                 program,
                 dynamo=True,
                 dynamic_shapes=shapes,
-                output_names=["logits"],
+                output_names=names,
                 optimize=True,
                 verbose=False,
             )
@@ -197,7 +212,7 @@ def _write_onnx(
         written.save(path, external_data=size > largest)
 
 
-def load_onnx(folder: Path) -> Callable[..., Tensor]:
+def load_onnx(folder: Path) -> Callable[..., Answer]:
     """Load what `write_onnx` wrote for a batch, for onnxruntime on the CPU.
 
     Args:
@@ -206,7 +221,7 @@ def load_onnx(folder: Path) -> Callable[..., Tensor]:
     return _load_onnx(folder / ONNX)
 
 
-def load_single_onnx(folder: Path) -> Callable[..., Tensor] | None:
+def load_single_onnx(folder: Path) -> Callable[..., Answer] | None:
     """Load what `write_onnx` wrote for one image; None where there is no such file.
 
     Args:
@@ -215,7 +230,7 @@ def load_single_onnx(folder: Path) -> Callable[..., Tensor] | None:
     return _load_onnx(folder / SINGLE) if (folder / SINGLE).exists() else None
 
 
-def _load_onnx(path: Path) -> Callable[..., Tensor]:
+def _load_onnx(path: Path) -> Callable[..., Answer]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -223,10 +238,12 @@ def _load_onnx(path: Path) -> Callable[..., Tensor]:
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [argument.name for argument in session.get_inputs()]
 
-    def run(*images: Tensor) -> Tensor:
+    answers = [output.name for output in session.get_outputs()]
+
+    def run(*images: Tensor) -> Answer:
         given = {name: pixels.numpy() for name, pixels in zip(names, images, strict=True)}
-        (logits,) = session.run(None, given)
-        return torch.from_numpy(logits)
+        logits = [torch.from_numpy(value) for value in session.run(None, given)]
+        return dict(zip(answers, logits, strict=True)) if answers != [_LOGITS] else logits[0]
 
     return run
 
@@ -251,6 +268,11 @@ names = [argument.name for argument in session.get_inputs()]
 given = {name: pixels.numpy() for name, pixels in zip(names, images)}
 logits = torch.from_numpy(session.run(None, given)[0])"""
 
+_USE_ONNX_BOTH = (
+    "logits = torch.from_numpy(session.run(None, given)[0])",
+    'answers = dict(zip("ab", map(torch.from_numpy, session.run(["a", "b"], given))))',
+)
+
 FORMATS: dict[str, Format] = {
     "python": Format(
         files=(CODE, WEIGHTS),
@@ -258,6 +280,7 @@ FORMATS: dict[str, Format] = {
         load=load_python,
         needs=f"`{CODE}` and `{WEIGHTS}`, which need torch and safetensors",
         usage=_USE_PYTHON,
+        usage_both=_USE_PYTHON.replace("logits", "answers"),
         cascades="Of a batch only the images that go on are computed further; "
         "`network.went_on` says how many these were",
         tags=("safetensors",),
@@ -268,6 +291,7 @@ FORMATS: dict[str, Format] = {
         load=load_program,
         needs=f"`{PROGRAM}`, which needs torch",
         usage=_USE_PROGRAM,
+        usage_both=_USE_PROGRAM.replace("logits", "answers"),
         cascades="Of a batch only the images that go on are computed further",
     ),
     "onnx": Format(
@@ -279,6 +303,7 @@ FORMATS: dict[str, Format] = {
         packages=("onnx", "onnxscript", "onnxruntime"),
         needs=f"`{ONNX}`, which needs onnxruntime",
         usage=_USE_ONNX,
+        usage_both=_USE_ONNX.replace(*_USE_ONNX_BOTH),
         cascades=f"`{ONNX}` computes both heads for every image of a batch, and saves nothing. "
         f"`{SINGLE}` takes one image, and stops where the first answer is enough; it is loaded "
         "likewise",

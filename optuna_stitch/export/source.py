@@ -23,7 +23,7 @@ from torch.export.graph_signature import InputKind
 
 from optuna_stitch.export.exit_code import exit_code
 from optuna_stitch.export.trace import Home, Stage, Traced
-from optuna_stitch.stitching.genotype import Switch
+from optuna_stitch.stitching.genotype import SIDES, Switch
 from optuna_stitch.stitching.subnetwork import CascadeModule
 from optuna_stitch.utils.errors import ExportError
 
@@ -39,7 +39,7 @@ _FILE = '''\
     from network import load_network
 
     network = load_network()
-    logits = network({inputs})  # {shapes}
+    {result} = network({inputs})  # {shapes}
 
 `config.json` says how images are resized and normalized. {operators} one line per
 operator; comments name the part of parent a or b that the lines come from, and the stitches
@@ -172,6 +172,11 @@ def write_code(traced: Traced) -> tuple[str, dict[str, Tensor]]:
     kept: dict[object, _Weight] = {}
     supergraph = traced.subnetwork.supergraph
     answer = f"logits {_batch(supergraph.output_shape)}"
+    is_both = bool(traced.stages[0].answers)
+    if is_both:
+        answer = " and ".join(
+            f'"{side}": logits {_batch(supergraph.shape_of(side))}' for side in SIDES
+        )
     shapes = ", ".join(f"{name} {_batch(view.input_size)}" for name, view in traced.views.items())
     bodies = [_body(stage, supergraph.switches, kept) for stage in traced.stages]
     if isinstance(traced.module, CascadeModule):
@@ -192,6 +197,7 @@ def write_code(traced: Traced) -> tuple[str, dict[str, Tensor]]:
         methods = [_method("forward", traced.stages[0], bodies[0], answer, shapes)]
     buffers = ", ".join(f'"{name}"' for name in _buffer_names(kept.values()))
     text = _FILE.format(
+        result="answers" if is_both else "logits",
         title=" ".join(traced.title.split()).replace("\\", "/").replace('"', "'"),
         inputs=", ".join(traced.views),
         shapes=shapes,
@@ -235,10 +241,11 @@ def _body(stage: Stage, switches: Sequence[Switch], kept: dict[object, _Weight])
 def _method(name: str, stage: Stage, body: Sequence[str], answer: str, shapes: str) -> str:
     """The text of a stage's method, without indentation."""
     several = name == "first"
+    named = "dict[str, Tensor]" if stage.answers else "Tensor"
     return _METHOD.format(
         name=name,
         arguments=", ".join(f"{name}: Tensor" for name in stage.inputs),
-        type="tuple[Tensor, ...]" if several else "Tensor",
+        type="tuple[Tensor, ...]" if several else named,
         answer=answer,
         shapes=shapes,
         body=textwrap.indent("\n".join(body), " " * 4),
@@ -433,7 +440,13 @@ class _Lines:
                 self._names.setdefault(node, node.name)
             elif node.op == "output":
                 returned: Any = node.args[0]
-                yield f"return {', '.join(self._names[_source(read)] for read in returned)}"
+                values = [self._names[_source(read)] for read in returned]
+                if self._stage.answers:
+                    pairs = zip(self._stage.answers, values, strict=True)
+                    named = ", ".join(f'"{name}": {value}' for name, value in pairs)
+                    yield f"return {{{named}}}"
+                else:
+                    yield f"return {', '.join(values)}"
             elif _passes_on(node) is None:
                 here = self._stage.home(node) or home
                 if here is not None and here != home:

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from optuna_stitch.data.view import View
 from optuna_stitch.models.capture import TRACED_BATCH
 from optuna_stitch.models.graph import move
+from optuna_stitch.stitching.genotype import BOTH, SIDES
 from optuna_stitch.stitching.program import Operation
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supergraph import node_operation
@@ -51,11 +52,13 @@ class Stage:
         program: It, with a free batch size.
         inputs: Names of what it takes.
         homes: Where operators belong, by the path of the module around them.
+        answers: What it returns by name, where it answers two questions.
     """
 
     program: torch.export.ExportedProgram
     inputs: Sequence[str]
     homes: Mapping[str, Home]
+    answers: Sequence[str] = ()
 
     def home(self, node: fx.Node) -> Home | None:
         """Where an operator of the program belongs; None for what only handles sizes.
@@ -111,6 +114,8 @@ def trace(subnetwork: Subnetwork, *, title: str = "A stitched network") -> Trace
     images = zeros(views)
     if not subnetwork.is_cascade:
         places = [place for place, _ in subnetwork.resolved.steps]
+        if subnetwork.output == BOTH:
+            places.pop()  # the two answers are two values
         return Traced(
             subnetwork, title, extracted, [_stage(extracted, places, subnetwork, images)], views
         )
@@ -209,7 +214,8 @@ def _stage(
         if node.op == "placeholder"
     }
     rewired, homes = _rewire(extracted, operation_of, inputs)
-    return Stage(export_program(rewired, values), list(inputs.values()), homes)
+    answers = SIDES if subnetwork.output == BOTH else ()
+    return Stage(export_program(rewired, values), list(inputs.values()), homes, answers)
 
 
 def _is_extra(node: fx.Node) -> bool:

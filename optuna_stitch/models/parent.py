@@ -47,6 +47,8 @@ class Parent:
         output: Key of the output that counts, where the network returns a dictionary.
         architecture: The name that makes it again with ``model_args``, where that is not `name`.
         fused: Whether it has the form that timm's ``reparameterize_model`` makes.
+        class_names: What it tells apart, in the order of its labels, where that is known: from
+            the data that `train_parent` trained it on, or as you set it.
 
     Example:
         >>> parent = st.load_parent("test_resnet", num_classes=10, input_size=32)
@@ -62,6 +64,7 @@ class Parent:
     output: str | None = None
     architecture: str = ""
     fused: bool = False
+    class_names: tuple[str, ...] | None = None
     _checked: bool = field(default=False, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
+from optuna_stitch.data.classes import names_of
 from optuna_stitch.data.splits import Split
 from optuna_stitch.models.checkpoint import load_weights
 from optuna_stitch.models.parent import Parent
@@ -55,6 +56,8 @@ def train_parent(
         >>> st.train_parent(parent, few, recipe, cache=tmp_path)
         True
     """
+    names = names_of(split.dataset)
+    parent.class_names = names or parent.class_names
     folder = Path(cache) if cache is not None else cache_folder()
     made_of = parent.model_args, asdict(parent.view), recipe.model_dump(), split.fingerprint
     key = content_key(_VERSION, parent.name, *made_of)

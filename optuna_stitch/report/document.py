@@ -90,6 +90,8 @@ def write_report(
 
 
 def _how_to_read(front: Front) -> list[str]:
+    if front.sides:
+        return _how_to_read_two_jobs(front)
     interval, test = _METHODS[front.metric]
     words = front.unit(front.metric).words
     lines = [
@@ -137,6 +139,33 @@ def _how_to_read(front: Front) -> list[str]:
             "",
         ]
     return lines
+
+
+def _how_to_read_two_jobs(front: Front) -> list[str]:
+    methods = {side: _METHODS[own.metric] for side, own in front.sides.items()}
+    counts = " and ".join(f"{own.images} for {side}" for side, own in front.sides.items())
+    tests = " and ".join(f"{test} for {side}" for side, (_, test) in methods.items())
+    return [
+        "Parents a and b answer different questions; all networks here answer both. *Both "
+        "parents* compute everything twice. A *probe* has one parent whole, and the other's "
+        "answers by ridge regression from its last feature, or from the layer that is best on "
+        "held-out train images, fitted to the other's logits on unlabelled train images. A "
+        "*stitched* network computes once what both answers need, and crosses from one parent "
+        "into the other by small linear layers (stitches); nothing of the parents was trained "
+        "again.",
+        "",
+        f"Each answer is measured on test images that neither the fit nor the search has seen "
+        f"({counts}). *kept* is the smaller of two shares: of what parent a reaches alone at its "
+        "question, and parent b at its own, on the same images; with its 95% interval (bootstrap "
+        "over images). *front* means that no other row is at least as good in every objective "
+        "and better in one. *on* counts the stitches that are switched on and matter. *vs* "
+        "columns are differences in points against that parent at its question; a star marks "
+        f"those that a paired test on the same images ({tests}, corrected by Holm for all "
+        "comparisons of this report) tells from chance at the 5% level. `classes_a.csv` and "
+        "`classes_b.csv` say how "
+        "good each network is at each class.",
+        "",
+    ]
 
 
 def _networks(front: Front, pictures: Pictures, export: str) -> list[str]:

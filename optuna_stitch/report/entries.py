@@ -14,7 +14,7 @@ from torch import Tensor
 from optuna_stitch.evaluation.accumulator import Confusions, PairedResult
 from optuna_stitch.evaluation.metrics import Unit, class_iou_of, unit_of
 from optuna_stitch.report.significance import Interval
-from optuna_stitch.stitching.genotype import Output
+from optuna_stitch.stitching.genotype import Output, Side
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.utils.errors import StudyError
 
@@ -55,10 +55,11 @@ class Entry:
     Args:
         name: ``parent a``, ``parent b``, ``ensemble``, ``duo``, ``cascade 23%``, the name of
             another network, or ``trial <number>``.
-        kind: ``parent``, ``ensemble``, ``duo``, ``cascade``, ``other`` or ``stitched``.
+        kind: ``parent``, ``ensemble``, ``duo``, ``cascade``, ``probe``, ``other`` or ``stitched``.
         test: Figures on the test split, by name: the study's objectives, and always the quality
             and ``macs``.
-        metric: Which of them is the quality: ``accuracy``, or ``mean_iou`` for segmentation.
+        metric: Which of them is the quality: ``accuracy``, or ``mean_iou`` for segmentation;
+            ``retained`` of two jobs.
         intervals: Their 95% intervals, as far as they come from images: Wilson's of shares, the
             bootstrap's of others.
         parameters: Number of parameters.
@@ -96,7 +97,7 @@ class Entry:
 
     @property
     def quality(self) -> float:
-        """Accuracy, or mean IoU."""
+        """Accuracy, or mean IoU; of two jobs what share of the parents' is retained."""
         return self.test[self.metric]
 
     @property
@@ -152,6 +153,8 @@ class Entries:
         targets: Labels of the test images, ``(N,)``, where images are labelled.
         indices: Which images of their data set they are.
         units: What people read figures in, by name; figures not named as `unit_of` says.
+        sides: Of parents with two jobs, what is known of each answer, by side: the same networks
+            in the same order, judged as networks of one answer are.
     """
 
     entries: list[Entry]
@@ -163,6 +166,7 @@ class Entries:
     targets: Tensor | None = field(default=None, repr=False)
     indices: Sequence[int] = field(default=(), repr=False)
     units: Mapping[str, Unit] = field(default_factory=dict, repr=False)
+    sides: Mapping[Side, Entries] = field(default_factory=dict, repr=False)
 
     @property
     def baselines(self) -> list[Entry]:
@@ -282,10 +286,17 @@ class Entries:
             }
             for comparison in entry.comparisons:
                 name = comparison.baseline.replace(" ", "_").replace("%", "")
-                row[f"{self.metric}_minus_{name}"] = comparison.difference
+                row[f"{self._compared(comparison)}_minus_{name}"] = comparison.difference
                 row[f"p_value_{name}"] = comparison.p_value
             rows.append(row)
         return pd.DataFrame(rows).astype({"trial": "Int64"})
+
+    def _compared(self, comparison: PairedComparison) -> str:
+        """Which figure is compared; of two jobs, that of the parent's own question."""
+        for side, own in self.sides.items():
+            if comparison.baseline == BASELINES[side]:
+                return f"{own.metric}_{side}"
+        return self.metric
 
     def predictions(self) -> pd.DataFrame | None:
         """The raw predictions that figures rest on; None of networks that label pixels.

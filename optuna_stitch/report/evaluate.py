@@ -13,6 +13,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
 
+from optuna_stitch.data.pair import SplitPair
 from optuna_stitch.data.splits import Split
 from optuna_stitch.evaluation.accumulator import Accumulator, Confusions, Hits, Labels
 from optuna_stitch.evaluation.evaluator import Evaluator
@@ -21,9 +22,11 @@ from optuna_stitch.evaluation.metrics import (
     AnyMetric,
     Cost,
     LearnedMetric,
+    StudyMetric,
+    metrics_of_one_job,
     quality_metric,
-    resolve_metrics,
 )
+from optuna_stitch.evaluation.two_jobs import TwoJobEvaluator
 from optuna_stitch.models.parent import Parent
 from optuna_stitch.report.baselines import Duo, tune_cascades, tune_duo
 from optuna_stitch.report.entries import BASELINES, STITCHED, Entry, PairedComparison
@@ -34,12 +37,13 @@ from optuna_stitch.report.significance import (
     paired_p_value,
     wilson_interval,
 )
+from optuna_stitch.report.two_jobs import evaluate_two_jobs
 from optuna_stitch.search.objective import Objective, violation
 from optuna_stitch.search.space import baselines
-from optuna_stitch.stitching.genotype import FIRST, OUTPUT, SIDES, Genotype, Output
+from optuna_stitch.stitching.genotype import FIRST, OUTPUT, SIDES, Genotype, Output, Side
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supernetwork import Supernetwork
-from optuna_stitch.utils.errors import DataError, StudyError
+from optuna_stitch.utils.errors import ConfigError, DataError, StudyError
 from optuna_stitch.utils.progress import console, track
 from optuna_stitch.utils.text import number_text, percent_text
 
@@ -62,8 +66,9 @@ _ENOUGH = 20
 def evaluate_front(
     study: optuna.Study,
     objective: Objective,
-    split: Split,
+    split: Split | SplitPair,
     *,
+    train: SplitPair | None = None,
     others: Sequence[Parent] = (),
     only: Sequence[int] | None = None,
     batch_size: int | None = None,
@@ -72,12 +77,15 @@ def evaluate_front(
     """Evaluate the best trials of a study on the test split, beside what one would use otherwise.
 
     The baselines are the parents, their ensemble, a duo and cascades of them (both tuned on the
-    images that the study was judged on), and other networks, if given.
+    images that the study was judged on), and other networks, if given. Of parents with two jobs
+    they are both parents side by side, linear probes (one parent whole, the other's answers by
+    ridge regression from one of its features), and one parent for both where it can be.
 
     Args:
         study: Over the switches of the objective's supernetwork.
         objective: What the study optimized.
         split: The test split, seen neither by the fit nor by the search.
+        train: Of two jobs, the train split, on whose images the linear probes are fitted.
         others: Further networks to compare with.
         only: Numbers of the trials to evaluate, instead of the best ones.
         batch_size: Images per batch; if None, as the supernetwork says.
@@ -90,6 +98,8 @@ def evaluate_front(
         StudyError: If no trial is complete, or one of ``only`` is not.
         DataError: If the test split has no labels, another network tells other classes apart, or a
             parent's answers are no finite numbers.
+        ConfigError: If there is no train split for two jobs, or other networks shall be compared
+            with, which is not there for two jobs.
 
     Example:
         >>> front = st.evaluate_front(study, objective, data.test)
@@ -99,13 +109,40 @@ def evaluate_front(
     supernetwork = objective.supernetwork
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     chosen = _chosen(study, supernetwork, complete, only)
+    if isinstance(split, SplitPair):
+        if train is None or others:
+            raise ConfigError(
+                "Other networks as baselines are not there for two jobs; leave them out."
+                if others
+                else "Of two jobs `evaluate_front` needs the `train` split too: linear probes, "
+                "with which networks are compared, are fitted on its images."
+            )
+        for side in SIDES:
+            _check_labelled(split.of(side), supernetwork, side)
+        front = evaluate_two_jobs(
+            objective,
+            chosen,
+            complete,
+            split,
+            train,
+            batch_size=batch_size,
+            show_progress_bar=show_progress_bar,
+        )
+        mark_front(front.entries, objective.metrics)
+        return front
+    validator = objective.evaluator
+    if isinstance(validator, TwoJobEvaluator):
+        raise ConfigError(
+            f"The parents have two jobs, but there is one {split.name} split: give that of "
+            "`DataPair(a, b)`."
+        )
     _check_labelled(split, supernetwork)
-    metrics = _with_basics(objective.metrics, supernetwork)
+    metrics = _with_basics(validator.metrics[: len(objective.metrics)], supernetwork)
     evaluator = FrontEvaluator(
         supernetwork, split, metrics, batch_size=batch_size, show_progress_bar=show_progress_bar
     )
 
-    validation, cascades = objective.evaluator.split, objective.evaluator.settings.cascades
+    validation, cascades = validator.split, validator.settings.cascades
     subnetworks = [
         *(supernetwork.subnetwork(genotype) for genotype in baselines()),
         *tune_cascades(supernetwork, validation, cascades, batch_size=batch_size),
@@ -400,7 +437,7 @@ def _p_value(entry: Entry, rival: Entry) -> float:
     return paired_p_value(entry.result, rival.result)
 
 
-def mark_front(entries: Sequence[Entry], metrics: Sequence[AnyMetric]) -> None:
+def mark_front(entries: Sequence[Entry], metrics: Sequence[StudyMetric]) -> None:
     """Mark the entries that no other dominates, on the test split, and those at fixed cost.
 
     Args:
@@ -415,7 +452,7 @@ def mark_front(entries: Sequence[Entry], metrics: Sequence[AnyMetric]) -> None:
         entry.on_fixed_front = on_front
 
 
-def _nondominated(entries: Sequence[Entry], metrics: Sequence[AnyMetric]) -> list[bool]:
+def _nondominated(entries: Sequence[Entry], metrics: Sequence[StudyMetric]) -> list[bool]:
     found: list[bool] = moocore.is_nondominated(
         np.array([[entry.test[metric.name] for metric in metrics] for entry in entries]),
         maximise=[metric.direction == "maximize" for metric in metrics],
@@ -466,7 +503,8 @@ def _chosen(
         chosen = {
             subnetwork: trial
             for subnetwork, trial in first.items()
-            if trial.number in best or subnetwork.genotype in baselines()
+            if trial.number in best
+            or subnetwork.genotype in baselines(two_jobs=supernetwork.two_jobs)
         }
     return dict(sorted(chosen.items(), key=lambda item: item[0].macs))
 
@@ -489,16 +527,17 @@ def _best_static(study: optuna.Study, complete: Sequence[FrozenTrial]) -> set[in
     return {trial.number for trial, kept in zip(static, best, strict=True) if kept}
 
 
-def _check_labelled(split: Split, supernetwork: Supernetwork) -> None:
+def _check_labelled(split: Split, supernetwork: Supernetwork, side: Side = "a") -> None:
     """Raise where a split's labels say nothing.
 
     timm gives images without a label -1, and those of a folder without class folders all the same.
     """
-    if supernetwork.segments:
+    supergraph = supernetwork.supergraph
+    if supergraph.segments_of(side):
         return
     split.pick(range(1), supernetwork.views)  # decodes all, once; their labels come with that
     seen = set(split.targets.tolist())
-    if min(seen) < 0 or (len(seen) == 1 < supernetwork.classes and len(split) >= _ENOUGH):
+    if min(seen) < 0 or (len(seen) == 1 < supergraph.classes_of(side) and len(split) >= _ENOUGH):
         raise DataError(
             f"The {split.name} split ({split.source}) has no labels: its {len(split)} images are "
             f"all or partly labelled {min(seen)}. Name images with a folder for each class, "
@@ -510,4 +549,4 @@ def _with_basics(metrics: Sequence[AnyMetric], supernetwork: Supernetwork) -> li
     """The study's metrics, and quality and cost in any case."""
     known = {metric.name for metric in metrics}
     basics = (quality_metric(segments=supernetwork.segments).name, "macs")
-    return [*metrics, *resolve_metrics([name for name in basics if name not in known])]
+    return [*metrics, *metrics_of_one_job([name for name in basics if name not in known])]

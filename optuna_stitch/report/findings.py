@@ -46,6 +46,8 @@ def find(front: Entries) -> Finding:
     Args:
         front: With the entries.
     """
+    if front.sides:
+        return _of_two_jobs(front)
     settings = _settings(front)
     claims = [_strongest(setting) for setting in settings]
     found = [claim for claim in claims if claim is not None]
@@ -65,6 +67,69 @@ def find(front: Entries) -> Finding:
         f"{_capital(setting.words)}, {text}." for setting, text in zip(settings, said, strict=True)
     ]
     return Finding(" ".join(sentences), entry)
+
+
+def _of_two_jobs(front: Entries) -> Finding:
+    """What networks that answer both questions are worth: how much cheaper than alternatives.
+
+    Those that retain 99% of what each parent reaches alone come before those that retain 95%.
+    """
+    setting = _setting("", front, front.entries, lambda entry: entry.on_front)
+    for loss in (_NEAR, _LOSS):
+        kept = [entry for entry in setting.shown if entry.quality >= 1 - loss]
+        if not kept:
+            continue
+        entry = min(kept, key=setting.cost)
+        as_good = [b for b in setting.baselines if b.quality >= min(entry.quality, 1.0)]
+        rival = min(as_good, key=setting.cost)
+        saving = setting.saving(entry, rival)
+        if saving > _WORTH_SAYING:
+            return Finding(
+                f"A network that answers both questions ({entry.name}) retains "
+                f"{_percent(entry)} of what each parent reaches alone, or more, and needs "
+                f"{_fewer(front, saving)} than {rival.name}{_side_by_side(rival)}"
+                f"{_questions(front, entry)}{_less_retained(setting, entry)}.",
+                entry,
+            )
+    cheapest = [b for b in setting.baselines if b.quality >= 1 - _LOSS]
+    rival = min(cheapest, key=setting.cost)
+    return Finding(
+        "Nothing was gained: no network that answers both questions retains "
+        f"{percent_text(1 - _LOSS, 0)} of what each parent reaches alone for clearly fewer "
+        f"{front.unit(front.cost).words} than {rival.name}{_side_by_side(rival)}.",
+        max(setting.shown, key=lambda entry: entry.quality, default=None),
+    )
+
+
+def _side_by_side(rival: Entry) -> str:
+    return " side by side" if rival.kind == "parent" else f" ({_percent(rival)} retained)"
+
+
+def _questions(front: Entries, entry: Entry) -> str:
+    """What a network reaches at each question, beside the parent alone."""
+    place = front.entries.index(entry)
+    said = []
+    for (side, own), comparison in zip(front.sides.items(), entry.comparisons, strict=True):
+        alone, mine = own.entries[0], own.entries[place]
+        told = "told" if comparison.significant else "not told"
+        said.append(
+            f"{own.unit(own.metric).words} of {side} is {_percent(mine)} against "
+            f"{_percent(alone)}, {told} from chance (p = {p_value_text(comparison.p_value)})"
+        )
+    return f"; {'; '.join(said)}"
+
+
+def _less_retained(setting: _Setting, entry: Entry) -> str:
+    """The best linear probe, where it retains less."""
+    probes = [b for b in setting.baselines if b.kind == "probe" and b.quality < entry.quality]
+    if not probes:
+        return ""
+    best = max(probes, key=lambda probe: probe.quality)
+    cost = setting.saving(best, setting.baselines[0])
+    return (
+        f". The best linear probe ({best.name}) retains {_percent(best)}, for "
+        f"{_fewer(setting.front, cost)} than both parents"
+    )
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ _WORST = 0.2
 _FADED = 0.35
 
 # Kinds whose every network has its name beside it.
-NAMED = ("parent", "ensemble", "duo", "other")
+NAMED = ("parent", "ensemble", "duo", "probe", "other")
 
 ALL_TRIALS = "all trials (validation)"
 
@@ -82,6 +82,7 @@ MARKS = {
     "ensemble": Mark("plain ensemble", "#9467bd", "diamond", "D"),
     "duo": Mark("duo: weighted ensemble", "#9467bd", "diamond-open", "d"),
     "cascade": Mark("cascades of the parents", "#2ca02c", "triangle-up", "^"),
+    "probe": Mark("linear probes", "#2ca02c", "triangle-up", "^"),
     "other": Mark("other networks", "#8c564b", "x", "X"),
     STITCHED: Mark("stitched", "#d62728", "circle", "o"),
     _STITCHED_CASCADE: Mark("stitched cascades", "#e08214", "star", "*"),
@@ -203,7 +204,9 @@ class FrontPlot:
         worst = min(entry.interval[0] for entry in front.baselines or front.entries)
         best = max(entry.interval[1] for entry in front.entries)
         margin = 0.1 * (best - worst) + 0.005
-        low, high = max(0.0, worst - (best - worst) - margin), min(1.0 + margin, best + margin)
+        # of a share of what others reach there may be more than all
+        most = best if front.sides else 1.0
+        low, high = max(0.0, worst - (best - worst) - margin), min(most + margin, best + margin)
         return 100 * low, 100 * high
 
 

@@ -130,6 +130,40 @@ def paired_bootstrap(first: Confusions, second: Confusions) -> float:
     return float(min(1.0, 2 * (tail + 1) / (_RESAMPLES + 1)))
 
 
+def retained_interval(pairs: Sequence[tuple[PairedResult, PairedResult]]) -> Interval:
+    """The 95% bootstrap interval of the smaller share of what others reach that is retained.
+
+    A network and the parent are resampled on the same images; the questions one by one.
+
+    Args:
+        pairs: Of every question what the images say of the network, and of the parent alone.
+
+    Example:
+        >>> from optuna_stitch.evaluation.accumulator import Hits
+        >>> hits = Hits(torch.tensor([True, True, False, True]))
+        >>> retained_interval([(hits, hits)])
+        (1.0, 1.0)
+    """
+    shares = [_resampled_shares(own, alone, seed) for seed, (own, alone) in enumerate(pairs)]
+    return _quantiles(np.min(shares, axis=0))
+
+
+def _resampled_shares(own: PairedResult, alone: PairedResult, seed: int) -> NDArray[np.float64]:
+    """One figure over the other, on bootstrap samples of the images."""
+    if isinstance(own, Confusions) and isinstance(alone, Confusions):
+        return _resampled(own) / np.maximum(_resampled(alone), 1e-12)
+    assert isinstance(own, Hits), own
+    assert isinstance(alone, Hits), alone
+    # of images only who is right matters: samples of them are draws of four kinds
+    kinds = (2 * own.right.long() + alone.right.long()).bincount(minlength=4).double().numpy()
+    images = len(own.right)
+    drawn = np.random.default_rng(seed).multinomial(images, kinds / images, size=_RESAMPLES)
+    shares: NDArray[np.float64] = (drawn[:, 2] + drawn[:, 3]) / np.maximum(
+        drawn[:, 1] + drawn[:, 3], 1
+    )
+    return shares
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's correction (1979): p-values that hold for all comparisons together.
 

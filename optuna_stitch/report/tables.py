@@ -27,11 +27,13 @@ WORTH_SHOWING = 0.10
 # What baselines are called at the head of a column.
 _SHORT = {"parent a": "a", "parent b": "b", "ensemble": "ens."}
 
-_QUALITY = {"accuracy": "acc. %", "mean_iou": "mIoU %"}
+_QUALITY = {"accuracy": "acc. %", "mean_iou": "mIoU %", "retained": "kept %"}
 
 _CASCADE = "casc."
 
-# What does not fit a terminal of 80 columns.
+_RANGE = "95% range"
+
+# What does not fit a terminal of 80 columns; of two jobs, neither does the range.
 _LEFT_OUT = ("front", "go on", "parameters", "output", "on", "vs duo")
 
 # What an image of a cascade costs that goes on, and the share of test images that does.
@@ -52,7 +54,7 @@ def stitch_quality_sentence(stitch_qualities: Sequence[StitchQuality]) -> str:
     kept = sum(stitch_quality.kept for stitch_quality in stitch_qualities)
     return (
         f"{int((drops <= 0.02).sum())} of {len(drops)} single-stitch networks are within 2 points "
-        "of the weaker parent on validation images; median loss "
+        "of their parent (of one job, the weaker one) on validation images; median loss "
         f"{percent_text(drops.median(), 1, sign='')} points; {kept} stitches are kept."
     )
 
@@ -89,7 +91,7 @@ def worth_showing(front: Entries) -> list[Entry]:
     """
     parents = [entry.quality for entry in front.entries if entry.kind == "parent"]
     floor = min(parents, default=0.0) - WORTH_SHOWING
-    return [entry for entry in front.entries if entry.quality >= floor]
+    return [e for e in front.entries if e.quality >= floor or e.kind == "probe"]
 
 
 def columns(front: Entries) -> dict[str, bool]:
@@ -102,8 +104,9 @@ def columns(front: Entries) -> dict[str, bool]:
         "network": False,
         "front": False,
         _quality(front): True,
-        "95% range": True,
+        _RANGE: True,
         front.unit(front.cost).head: True,
+        **dict.fromkeys(_of_sides(front), True),
         **dict.fromkeys(_of_cascades(front), True),
         **dict.fromkeys(_other_objectives(front), True),
         "parameters": True,
@@ -126,8 +129,9 @@ def cells(entry: Entry, front: Entries) -> dict[str, str]:
         "network": entry.name,
         "front": _front(entry, front),
         _quality(front): percent_text(entry.quality, sign=""),
-        "95% range": percent_interval_text(entry.interval),
+        _RANGE: percent_interval_text(entry.interval),
         cost.head: cost.text(entry.test[front.cost]),
+        **{name: _share_of(entry, figure) for name, figure in _of_sides(front).items()},
         **_cells_of_cascade(entry, front),
         **{name: _figure(entry, name) for name in _other_objectives(front)},
         "parameters": f"{entry.parameters:,}",
@@ -149,7 +153,8 @@ def rich_table(front: Entries) -> Table:
         box=box.SIMPLE,
         padding=(0, 0 if front.has_cascades else 1, 0, 0),  # to fit 80 columns
     )
-    shown = {name: right for name, right in columns(front).items() if name not in _LEFT_OUT}
+    left_out = (*_LEFT_OUT, _RANGE) if front.sides else _LEFT_OUT
+    shown = {name: right for name, right in columns(front).items() if name not in left_out}
     for name, right in shown.items():
         table.add_column(name, justify="right" if right else "left", no_wrap=True)
     for entry in worth_showing(front):
@@ -182,6 +187,16 @@ def _front(entry: Entry, front: Entries) -> str:
     return entry.fronts if front.has_cascades else "yes" if entry.on_front else ""
 
 
+def _of_sides(front: Entries) -> dict[str, str]:
+    """Columns that only a table of two jobs has: how good each answer is, by its figure's name."""
+    sides = front.sides.items()
+    return {f"{side} {_QUALITY[own.metric]}": f"{own.metric}_{side}" for side, own in sides}
+
+
+def _share_of(entry: Entry, figure: str) -> str:
+    return percent_text(entry.test[figure], sign="")
+
+
 def _of_cascades(front: Entries) -> list[str]:
     """Columns that only a table with cascades has."""
     cascades = [entry for entry in front.entries if entry.is_cascade]
@@ -207,7 +222,8 @@ def _style(entry: Entry, front: Entries) -> str:
 
 
 def _other_objectives(front: Entries) -> list[str]:
-    return [name for name in front.objectives if name not in (front.metric, front.cost)]
+    shown = (front.metric, front.cost, *_of_sides(front).values())
+    return [name for name in front.objectives if name not in shown]
 
 
 def _rivals(front: Entries) -> list[str]:

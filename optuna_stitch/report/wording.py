@@ -11,6 +11,7 @@ _ANSWERS = {
     "a": "the head of a answers",
     "b": "the head of b answers",
     "ensemble": "the mean of both heads answers",
+    "both": "the heads of a and of b answer, each its own question",
 }
 
 

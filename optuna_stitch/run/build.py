@@ -11,14 +11,16 @@ import torch
 
 from optuna_stitch.data.datasets import NOISE
 from optuna_stitch.data.load import Data
+from optuna_stitch.data.pair import DataPair
+from optuna_stitch.data.splits import Split
 from optuna_stitch.evaluation.chance import check_parents
 from optuna_stitch.evaluation.stitch_quality import StitchQuality, best_stitches, measure_stitches
 from optuna_stitch.models.parent import Parent, load_parent
 from optuna_stitch.models.train import train_parent
 from optuna_stitch.models.zoo import random_head
 from optuna_stitch.report.plots import write_stitch_quality
-from optuna_stitch.run.schema import KeepConfig, ParentConfig, StudyFile
-from optuna_stitch.stitching.genotype import Side
+from optuna_stitch.run.schema import DataConfig, KeepConfig, ParentConfig, StudyFile
+from optuna_stitch.stitching.genotype import BOTH, SIDES, Side
 from optuna_stitch.stitching.supernetwork import Supernetwork, stitch
 from optuna_stitch.utils.distributed import barrier, rank, world_size
 from optuna_stitch.utils.errors import CheckpointError, ConfigError, DataError, MatchError
@@ -27,7 +29,7 @@ from optuna_stitch.utils.files import write_text
 
 def build(
     study_file: StudyFile,
-    data: Data,
+    data: Data | DataPair,
     folder: Path,
     device: torch.device,
     *,
@@ -53,10 +55,13 @@ def build(
         ConfigError: If there are more processes than images to share.
         MatchError: If no stitch is kept.
     """
-    _check_processes(study_file, data)
+    train = data.train.together if isinstance(data, DataPair) else data.train
+    _check_processes(study_file, train)
     parents = study_file.parents
-    a = make_parent(parents.a, data, device, show_progress_bar=show_progress_bar)
-    b = make_parent(parents.b, data, device, show_progress_bar=show_progress_bar)
+    of_a, of_b = (data.a, data.b) if isinstance(data, DataPair) else (data, data)
+    a = make_parent(parents.a, of_a, device, show_progress_bar=show_progress_bar)
+    b = make_parent(parents.b, of_b, device, show_progress_bar=show_progress_bar)
+    a.class_names, b.class_names = of_a.class_names, of_b.class_names
     stitching = study_file.stitching
     similar_on = stitching.similarity_images
     supernetwork = stitch(
@@ -64,14 +69,10 @@ def build(
         b,
         points=stitching.points,
         resize=stitching.resize,
-        similar_on=data.train.take(similar_on) if similar_on else None,
+        similar_on=train.take(similar_on) if similar_on else None,
+        outputs=[BOTH] if study_file.two_jobs else None,
     )
-    if supernetwork.classes != data.classes:
-        raise DataError(
-            f"{a.name} and {b.name} tell {supernetwork.classes} classes apart, the data set "
-            f"{study_file.data.dataset!r} has {data.classes}. Give parents trained on it, or a "
-            "`class_map`."
-        )
+    _check_classes(supernetwork, study_file.data, of_a, of_b)
     check_parents(supernetwork, data.val.take(study_file.keep.images), stop=_trained(study_file))
     fits = supernetwork.fit(data.train, study_file.fit, show_progress_bar=show_progress_bar)
     if study_file.tune is not None:
@@ -94,9 +95,9 @@ def build(
     return supernetwork
 
 
-def _check_processes(study_file: StudyFile, data: Data) -> None:
+def _check_processes(study_file: StudyFile, train: Split) -> None:
     """Raise where a process that ``torchrun`` started would have nothing to do."""
-    images = len(data.train.take(study_file.fit.images))
+    images = len(train.take(study_file.fit.images))
     shared = {f"the {images} images of the fit": images}
     if study_file.tune is not None:
         batch = study_file.tune.batch_size
@@ -109,13 +110,34 @@ def _check_processes(study_file: StudyFile, data: Data) -> None:
             )
 
 
+def _check_classes(supernetwork: Supernetwork, config: DataConfig, of_a: Data, of_b: Data) -> None:
+    """Check that parents tell the classes of their data apart."""
+    a, b = supernetwork.a, supernetwork.b
+    counts = {side: supernetwork.supergraph.classes_of(side) for side in SIDES}
+    if counts["a"] != counts["b"] and of_a is of_b:
+        raise DataError(
+            f"{a.name} tells {counts['a']} classes apart, and {b.name} {counts['b']}: they have "
+            "two jobs. Give data for each: `data: {a: {...}, b: {...}}`; or parents trained on "
+            "the same classes."
+        )
+    for parent, side, own in ((a, SIDES[0], of_a), (b, SIDES[1], of_b)):
+        if counts[side] != own.classes:
+            who = parent.name if of_a is not of_b else f"{a.name} and {b.name}"
+            raise DataError(
+                f"{who} {'tells' if of_a is not of_b else 'tell'} {counts[side]} classes apart, "
+                f"the data set {config.tasks[side].dataset!r} has {own.classes}. Give parents "
+                "trained on it, or a `class_map`."
+            )
+
+
 def _trained(study_file: StudyFile) -> list[Side]:
     """The parents that must be better than guessing: those whose weights come from elsewhere.
 
     What a study file trains itself, or leaves random, is as it says; and noise teaches nothing.
     """
     parents = study_file.parents
-    if not parents.check or study_file.data.dataset.startswith(NOISE):
+    tasks = study_file.data.tasks.values()
+    if not parents.check or any(task.dataset.startswith(NOISE) for task in tasks):
         return []
     configs: dict[Side, ParentConfig] = {"a": parents.a, "b": parents.b}
     return [

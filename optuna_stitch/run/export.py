@@ -9,6 +9,8 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
+from optuna_stitch.data.load import Data
+from optuna_stitch.data.pair import DataPair
 from optuna_stitch.export.card import Comparison, Figures, Origin, ParentOrigin, Results
 from optuna_stitch.export.export import FILES, check_folder, export_subnetwork
 from optuna_stitch.export.formats import select_formats
@@ -18,7 +20,8 @@ from optuna_stitch.report.entries import Entry
 from optuna_stitch.report.front import Front
 from optuna_stitch.run.folder import RunFolder
 from optuna_stitch.run.report import versions
-from optuna_stitch.run.schema import DataConfig, ParentConfig, SplitConfig
+from optuna_stitch.run.schema import DataConfig, ParentConfig, SplitConfig, TaskConfig
+from optuna_stitch.stitching.genotype import SIDES, Side
 from optuna_stitch.stitching.settings import Tuning
 from optuna_stitch.utils.errors import ExportError
 
@@ -67,6 +70,10 @@ def export_trial(
         check_push(push)
     _check_complete(run.study, number)
     supernetwork, config = run.supernetwork, run.study_file
+    data = run.data
+    names_of: dict[Side, tuple[str, ...] | None] = {}
+    if isinstance(data, DataPair):
+        names_of = {side: data.of(side).class_names for side in SIDES}
     front = run.evaluate_front(only=[number], show_progress_bar=show_progress_bar)
     origin = Origin(
         parents={
@@ -75,18 +82,19 @@ def export_trial(
         },
         trial=number,
         study=run.name,
-        results=results_of(front, number, dataset=_name_of(config.data, config.data.test)),
+        results=results_of(front, number, dataset=_dataset(config.data)),
         data=_data(run),
         command=command,
         facts=[("supernetwork", supernetwork.content_hash()), ("versions", versions())],
-        class_names=run.data.class_names,
+        class_names=data.class_names if isinstance(data, Data) else None,
+        names_of=names_of,
     )
     subnetwork = front.entry(number).subnetwork
     assert subnetwork is not None, "entries of trials are subnetworks"
     export_subnetwork(
         subnetwork,  # the very one with the figures; a cascade with its exit
         to,
-        split=run.data.test,
+        split=data.test,
         origin=origin,
         formats=formats,
         force=force,
@@ -115,7 +123,7 @@ def results_of(front: Front, trial: int, *, dataset: str) -> Results:
         _figures(other)
         for other in front.baselines
         if other is not entry
-        and (other.name in comparisons or other.kind in ("parent", "ensemble"))
+        and (other.name in comparisons or other.kind in ("parent", "ensemble", "probe"))
     ]
     return Results(
         _figures(entry), baselines, comparisons, front.images, dataset, metric=front.metric
@@ -175,7 +183,18 @@ def parent_origin(parent: Parent, config: ParentConfig, tune: Tuning | None) -> 
 
 def _data(run: RunFolder) -> list[tuple[str, str]]:
     """Which images there are of each split, by names that tell nothing of the machine."""
-    config, data = run.study_file.data, run.data
+    data, tasks = run.data, run.study_file.data.tasks
+    if isinstance(data, Data):
+        return _data_of(tasks["a"], data)
+    return [
+        (f"{name}, {side}", text)
+        for side in SIDES
+        for name, text in _data_of(tasks[side], data.of(side))
+    ]
+
+
+def _data_of(config: TaskConfig, data: Data) -> list[tuple[str, str]]:
+    """The same of one question."""
     purposes = {
         "train": (config.train, data.train, "the stitches were fitted on"),
         "val": (config.val, data.val, "the search evaluated networks on"),
@@ -193,9 +212,16 @@ def _data(run: RunFolder) -> list[tuple[str, str]]:
     return [*lines, ("classes", f"{data.classes}{named}")]
 
 
-def _name_of(config: DataConfig, own: SplitConfig) -> str:
+def _name_of(config: TaskConfig, own: SplitConfig) -> str:
     """What the data set of a split is called."""
-    return own.dataset or config.dataset or "images"
+    column = own.column or config.column
+    name = own.dataset or config.dataset or "images"
+    return f"{name} ({column})" if column else name
+
+
+def _dataset(config: DataConfig) -> str:
+    """What the test images are called."""
+    return ", ".join(dict.fromkeys(_name_of(own, own.test) for own in config.tasks.values()))
 
 
 def _check_complete(study: optuna.Study, number: int) -> None:

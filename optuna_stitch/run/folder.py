@@ -12,6 +12,7 @@ import optuna
 import torch
 
 from optuna_stitch.data.load import Data, load_data
+from optuna_stitch.data.pair import DataPair
 from optuna_stitch.evaluation.stitch_quality import StitchQuality
 from optuna_stitch.report.evaluate import evaluate_front
 from optuna_stitch.report.front import Front
@@ -106,13 +107,18 @@ class RunFolder:
         return device
 
     @cached_property
-    def data(self) -> Data:
-        """The three splits.
+    def data(self) -> Data | DataPair:
+        """The three splits; of two jobs, those of each.
 
         Raises:
             DataError: If they cannot be read, or are too small.
         """
-        return load_data(**self.study_file.data.model_dump())
+        config = self.study_file.data
+        if not config.two_jobs:
+            data = load_data(**config.model_dump(exclude={"a", "b"}))
+            return DataPair(data, data) if self.study_file.two_jobs else data
+        a, b = (load_data(**task.model_dump(exclude={"a", "b"})) for task in config.tasks.values())
+        return DataPair(a, b)
 
     @property
     def storage_url(self) -> str:
@@ -210,11 +216,17 @@ class RunFolder:
         # without a database for results, into which it would write
         objective = make_objective(self.study_file, self.supernetwork, self.data.val, self.folder)
         baselines = self.study_file.report.baselines
-        others = [make_parent(other, self.data, self.device) for other in baselines]
+        data = self.data
+        others = [
+            make_parent(other, data, self.device)
+            for other in baselines
+            if isinstance(data, Data)  # study files of two jobs have none
+        ]
         return evaluate_front(
             study,
             objective,
-            self.data.test,
+            data.test,
+            train=data.train if isinstance(data, DataPair) else None,
             others=others,
             only=only,
             show_progress_bar=show_progress_bar,

@@ -14,11 +14,12 @@ import timm
 import torch
 
 from optuna_stitch.data.load import Data
+from optuna_stitch.data.pair import DataPair
 from optuna_stitch.diagram.drawing import draw_subnetwork
 from optuna_stitch.evaluation.deviation import Deviation
-from optuna_stitch.evaluation.metrics import Cost, quality_metric, resolve_metrics
+from optuna_stitch.evaluation.metrics import RETAINED, Cost, quality_metric, resolve_metrics
 from optuna_stitch.report.document import Pictures, write_report
-from optuna_stitch.report.entries import Entry
+from optuna_stitch.report.entries import Entries, Entry
 from optuna_stitch.report.front import Front
 from optuna_stitch.report.hypervolume import hypervolume_over_trials
 from optuna_stitch.report.interactive import draw_front, draw_history, draw_switches
@@ -32,7 +33,9 @@ from optuna_stitch.report.plots import (
     write_switches,
 )
 from optuna_stitch.run.folder import RunFolder
+from optuna_stitch.run.schema import TaskConfig
 from optuna_stitch.search.objective import DEVIATION
+from optuna_stitch.stitching.genotype import SIDES
 from optuna_stitch.storage.open import hide_password
 from optuna_stitch.utils.errors import RunError, StudyError
 from optuna_stitch.utils.files import write_text
@@ -57,10 +60,7 @@ def write_results(run: RunFolder, front: Front) -> dict[str, go.Figure]:
     folder, supernetwork, data = run.folder, run.supernetwork, run.data
     title = f"{run.name}: {supernetwork.a.name} × {supernetwork.b.name}"
     write_text(folder / _TABLE, front.table().to_csv(index=False))
-    write_text(folder / "classes.csv", front.by_class(data.class_names).to_csv())
-    predictions = front.predictions()
-    if predictions is not None:
-        write_text(folder / "predictions.csv", predictions.to_csv())
+    _write_by_image(front, data, folder)
     history, shares = _history(run.study), switch_shares(front, supernetwork)
     figures = {"front": draw_front(front, title), "switches": draw_switches(shares)}
     if history is not None:
@@ -79,7 +79,7 @@ def write_results(run: RunFolder, front: Front) -> dict[str, go.Figure]:
         front="front.png",
         history=None if history is None else "history.png",
         switches="switches.png" if stitched else None,
-        gained=_write_gained(front, data, folder),
+        gained=_write_gained(front, data, folder) if isinstance(data, Data) else None,
         networks=_draw_networks(stitched, folder),
     )
     quoted = shlex.quote(str(folder))
@@ -122,15 +122,36 @@ def pick_network(
     table = pd.read_csv(path)
     metrics = resolve_metrics(run.study_file.study.objectives)
     costs = [metric.name for metric in metrics if isinstance(metric, Cost)]
-    metric = quality_metric(segments="test_mean_iou" in table).name
+    quality = quality_metric(segments="test_mean_iou" in table)
     return pick(
         table,
         bounds,
-        metric=metric,
+        metric=(RETAINED if run.study_file.two_jobs else quality).name,
         cost=costs[0] if costs else "macs",
         knee=knee,
         fixed_cost=fixed_cost,
     )
+
+
+def _write_by_image(front: Front, data: Data | DataPair, folder: Path) -> None:
+    """Write how good networks are at each class, and their raw predictions; of each question."""
+    tables: list[tuple[str, Entries, Data]] = []
+    if isinstance(data, DataPair):
+        tables = [(f"_{side}", front.sides[side], data.of(side)) for side in SIDES]
+    else:
+        tables = [("", front, data)]
+    for suffix, entries, own in tables:
+        classes = entries.by_class(own.class_names)
+        write_text(folder / f"classes{suffix}.csv", classes.to_csv())
+        predictions = entries.predictions()
+        if predictions is not None:
+            write_text(folder / f"predictions{suffix}.csv", predictions.to_csv())
+
+
+def _images(data: Data | DataPair) -> str:
+    if isinstance(data, DataPair):
+        return "; ".join(f"{side}: {_images(data.of(side))}" for side in SIDES)
+    return f"{len(data.train)} train, {len(data.val)} val, {len(data.test)} test"
 
 
 def _facts(run: RunFolder) -> list[tuple[str, str]]:
@@ -142,10 +163,14 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
             (f"parent {side}", f"{parent.name}, input {parent.view.input_size}")
             for side, parent in (("a", supernetwork.a), ("b", supernetwork.b))
         ),
-        ("data", config.data.dataset or str(config.data.root or "folders of images")),
-        ("images", f"{len(data.train)} train, {len(data.val)} val, {len(data.test)} test"),
+        ("data", "; ".join(dict.fromkeys(map(_source, config.data.tasks.values())))),
+        ("images", _images(data)),
         ("stitches", f"{len(supernetwork.switches)}, two at each match"),
-        ("ensemble", "mean of the parents' class probabilities"),
+        *(
+            []
+            if supernetwork.two_jobs
+            else [("ensemble", "mean of the parents' class probabilities")]
+        ),
         ("supernetwork", supernetwork.content_hash()),
         ("study", f"{study.study_name} in {hide_password(run.storage_url)}"),
         ("trials", str(len(study.get_trials(deepcopy=False)))),
@@ -161,6 +186,12 @@ def _precision(study: optuna.Study) -> list[tuple[str, str]]:
     if known is None:
         return []
     return [("precision", f"searched with {Deviation(**known).text}; this report: float32")]
+
+
+def _source(config: TaskConfig) -> str:
+    """What the data of a question are called."""
+    name = config.dataset or str(config.labels or config.root or "folders of images")
+    return f"{name}, {config.column}" if config.column else name
 
 
 def export_command(folder: Path) -> str:

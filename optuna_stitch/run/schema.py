@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from optuna_stitch.evaluation.settings import EvaluationSettings, LatencySettings
 from optuna_stitch.models.recipe import Recipe
-from optuna_stitch.stitching.genotype import OUTPUTS, Output
+from optuna_stitch.stitching.genotype import BOTH, OUTPUTS, Output, Side
 from optuna_stitch.stitching.settings import FitSettings, PointKind, Tuning
 from optuna_stitch.utils.errors import ConfigError
 from optuna_stitch.utils.files import PROGRAM
@@ -72,22 +72,56 @@ class SplitConfig(_Section):
     dataset: str | None = None
     root: Path | None = None
     class_map: Path | None = None
+    labels: Path | None = None
+    column: str | None = None
     split: str | None = None
     images: int | None = Field(None, gt=0)
 
 
-class DataConfig(_Section):
-    """Images; see `load_data`."""
+class TaskConfig(_Section):
+    """Images, and the question that their labels answer; see `load_data`."""
 
     dataset: str = "sklearn/digits"
     root: Path | None = None
     class_map: Path | None = None
+    labels: Path | None = None
+    column: str | None = None
     train: SplitConfig = SplitConfig()
     val: SplitConfig = SplitConfig()
     test: SplitConfig = SplitConfig()
     unreadable: Literal["stop", "skip"] = "stop"
     workers: int | None = Field(None, ge=0)
     seed: int = 0
+
+
+class DataConfig(TaskConfig):
+    """Images; of two jobs ``a`` and ``b``, for both of which what stands beside them holds."""
+
+    a: TaskConfig | None = None
+    b: TaskConfig | None = None
+
+    @model_validator(mode="after")
+    def _filled(self) -> DataConfig:
+        """Let what is said for both questions hold for each, where that says nothing else."""
+        if (self.a is None) != (self.b is None):
+            raise ValueError("give the data of both jobs, `a` and `b`, or of one")
+        shared = {name: getattr(self, name) for name in self.model_fields_set - {"a", "b"}}
+        for side in ("a", "b"):
+            own: TaskConfig | None = getattr(self, side)
+            if own is not None:
+                said = {name: getattr(own, name) for name in own.model_fields_set}
+                setattr(self, side, TaskConfig(**{**shared, **said}))
+        return self
+
+    @property
+    def tasks(self) -> dict[Side, TaskConfig]:
+        """The data of each parent; the same for both, if they have one job."""
+        return {"a": self.a or self, "b": self.b or self}
+
+    @property
+    def two_jobs(self) -> bool:
+        """Whether there are data for each parent."""
+        return self.a is not None
 
 
 class StitchingConfig(_Section):
@@ -197,6 +231,33 @@ class StudyFile(_Section):
     launch: LaunchConfig = LaunchConfig()
     report: ReportConfig = ReportConfig()
 
+    @property
+    def two_jobs(self) -> bool:
+        """Whether the parents answer different questions."""
+        return self.data.two_jobs or BOTH in self.study.outputs
+
+    @model_validator(mode="after")
+    def _answers(self) -> StudyFile:
+        """Let networks of two jobs answer both questions, and be judged by both answers."""
+        said = self.study.model_fields_set
+        if self.data.two_jobs and "outputs" not in said:
+            self.study = self.study.model_copy(update={"outputs": [BOTH]})
+        if not self.two_jobs:
+            return self
+        if self.study.outputs != [BOTH]:
+            raise ValueError(
+                "with data for two jobs, `a` and `b`, the only one of `study.outputs` is `both`"
+            )
+        if "objectives" not in said:
+            self.study = self.study.model_copy(update={"objectives": ["retained", "macs"]})
+        for value, what in (
+            (self.evaluation.racing, "`evaluation.racing`"),
+            (self.report.baselines or None, "`report.baselines`"),
+        ):
+            if value is not None:
+                raise ValueError(f"{what} is not there for two jobs; leave it out")
+        return self
+
     @field_validator("device")
     @classmethod
     def _known(cls, device: str) -> str:
@@ -229,6 +290,17 @@ def check_launch(launch: str) -> None:
         raise ConfigError(f"`--launch {launch}` is unknown; choose {', '.join(known)}.")
 
 
+def _segments(study: StudyConfig, suffix: str) -> bool:
+    """Whether objectives are of networks that label pixels.
+
+    Args:
+        study: With the objectives.
+        suffix: What names of metrics end with.
+    """
+    pixels = {f"{name}{suffix}" for name in ("mean_iou", "pixel_accuracy")}
+    return bool(pixels & set(study.objectives))
+
+
 def smoke_test(study_file: StudyFile) -> StudyFile:
     """The same study, tiny: random weights, random images and few trials.
 
@@ -238,18 +310,28 @@ def smoke_test(study_file: StudyFile) -> StudyFile:
         study_file: The study; it is left as it is.
     """
     tiny = study_file.model_copy(deep=True)
-    segments = "mean_iou" in tiny.study.objectives or "pixel_accuracy" in tiny.study.objectives
-    for parent in (tiny.parents.a, tiny.parents.b):
+    two_jobs = study_file.two_jobs
+    parents: dict[Side, ParentConfig] = {"a": tiny.parents.a, "b": tiny.parents.b}
+    segmenting = [
+        side for side in parents if _segments(tiny.study, f"_{side}" if two_jobs else "")
+    ]
+    segments = bool(segmenting)
+    for side, parent in parents.items():
         if not parent.network.endswith(PROGRAM):
             parent.pretrained, parent.checkpoint, parent.train = False, None, None
             parent.random_weights = True
-            if segments:  # every pixel costs, and convolutions take any size
+            if side in segmenting:  # every pixel costs, and convolutions take any size
                 parent.input_size = 128
-    classes = tiny.parents.a.model_args.get("num_classes", 21 if segments else 1000)
     part = SplitConfig(images=12)
-    tiny.data = DataConfig(
-        dataset=f"noise/{classes}{'/pixels' if segments else ''}", train=part, val=part, test=part
-    )
+    noise: dict[Side, TaskConfig] = {}
+    for side, parent in parents.items():
+        classes = parent.model_args.get("num_classes", 21 if side in segmenting else 1000)
+        name = f"noise/{classes}{'/pixels' if side in segmenting else ''}"
+        noise[side] = TaskConfig(dataset=name, train=part, val=part, test=part)
+    if tiny.data.two_jobs:
+        tiny.data = DataConfig(a=noise["a"], b=noise["b"])
+    else:
+        tiny.data = DataConfig(**noise["a"].model_dump())
     tiny.stitching.similarity_images = tiny.stitching.similarity_images and 4
     tiny.fit = tiny.fit.model_copy(update={"images": 12, "positions": 8, "recalibrate": 4})
     if tiny.tune is not None:

@@ -9,13 +9,14 @@ import optuna
 import sqlalchemy
 from optuna.trial import FrozenTrial
 
+from optuna_stitch.data.pair import SplitPair
 from optuna_stitch.data.splits import Split
 from optuna_stitch.evaluation.latency import Latencies, measure_latency
 from optuna_stitch.run.schema import StudyConfig, StudyFile
 from optuna_stitch.search.objective import Objective
 from optuna_stitch.search.samplers.by_name import make_sampler
 from optuna_stitch.search.steering import SteeredSampler
-from optuna_stitch.stitching.genotype import OUTPUT, SIDES, THRESHOLD, Genotype
+from optuna_stitch.stitching.genotype import BOTH, OUTPUT, SIDES, THRESHOLD, Genotype
 from optuna_stitch.stitching.supernetwork import Supernetwork
 from optuna_stitch.utils.progress import console
 
@@ -26,7 +27,7 @@ LATENCY = "latency.json"
 def make_objective(
     study_file: StudyFile,
     supernetwork: Supernetwork,
-    split: Split,
+    split: Split | SplitPair,
     folder: Path,
     *,
     result_cache: sqlalchemy.Engine | None = None,
@@ -84,8 +85,9 @@ def sampler_for(
     )
     if config.steering is None:
         return sampler
-    parents = [objective.supernetwork.subnetwork(Genotype(side)) for side in SIDES]
-    evaluations = objective.evaluate(parents)
+    supernetwork = objective.supernetwork
+    parents = [Genotype(BOTH)] if supernetwork.two_jobs else [Genotype(side) for side in SIDES]
+    evaluations = objective.evaluate([supernetwork.subnetwork(parent) for parent in parents])
     weaker = min(objective.values(evaluation)[0] for evaluation in evaluations)
     return SteeredSampler(
         sampler,
@@ -105,6 +107,8 @@ def known_genotypes(front: Sequence[FrozenTrial], supernetwork: Supernetwork) ->
     found: dict[Genotype, None] = {}
     for trial in front:
         known = {name: value for name, value in trial.params.items() if name in names}
+        if known.get(OUTPUT) not in supernetwork.supergraph.outputs:
+            continue  # of parents with another number of jobs
         if all(value == "off" or name in names for name, value in trial.params.items()):
             found[supernetwork.subnetwork(known).genotype] = None
     console.print(

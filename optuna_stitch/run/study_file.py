@@ -136,10 +136,11 @@ def _with_absolute_paths(study_file: StudyFile, folder: Path) -> StudyFile:
         return folder / Path(path).expanduser()
 
     data = study_file.data
-    for section in (data, data.train, data.val, data.test):
-        for name in ("root", "class_map"):
-            if getattr(section, name) is not None:
-                setattr(section, name, absolute(getattr(section, name)))
+    for task in (data, data.a, data.b):
+        for section in (task, task.train, task.val, task.test) if task is not None else ():
+            for name in ("root", "class_map", "labels"):
+                if getattr(section, name) is not None:
+                    setattr(section, name, absolute(getattr(section, name)))
     if study_file.study.start.front_of is not None:
         study_file.study.start.front_of = absolute(study_file.study.start.front_of)
     for parent in (study_file.parents.a, study_file.parents.b, *study_file.report.baselines):

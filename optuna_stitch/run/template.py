@@ -63,7 +63,10 @@ def study_file_for(a: str, b: str, *, data: Path | None = None, folder: Path | N
     pixels = _labels_pixels(a)
     if pixels != _labels_pixels(b):
         one, other = (a, b) if pixels else (b, a)
-        raise MatchError(f"{one} labels pixels and {other} whole images; they cannot be stitched.")
+        raise MatchError(
+            f"{one} labels pixels and {other} whole images: they have two jobs, for which `init` "
+            "has no study file. Begin with studies/two_jobs_folder.yaml, with data for each."
+        )
     folder = folder or Path()
     images = _Images.found(data, folder) if data is not None and not pixels else None
     outputs = {network: zoo_outputs(network) for network in (a, b)}

@@ -12,13 +12,20 @@ import optuna
 import sqlalchemy
 from optuna.trial import FrozenTrial
 
+from optuna_stitch.data.pair import SplitPair
 from optuna_stitch.data.splits import Split
 from optuna_stitch.evaluation.accumulator import Evaluation
 from optuna_stitch.evaluation.deviation import Deviation
 from optuna_stitch.evaluation.evaluator import Evaluator
 from optuna_stitch.evaluation.latency import Latencies
-from optuna_stitch.evaluation.metrics import AnyMetric, Cost, resolve_metrics
+from optuna_stitch.evaluation.metrics import (
+    RETAINED,
+    Cost,
+    StudyMetric,
+    resolve_metrics,
+)
 from optuna_stitch.evaluation.settings import EvaluationSettings, LatencySettings
+from optuna_stitch.evaluation.two_jobs import TwoJobEvaluator
 from optuna_stitch.search.samplers.linkage.space import violations_of
 from optuna_stitch.search.space import (
     Space,
@@ -27,7 +34,7 @@ from optuna_stitch.search.space import (
     suggest,
     threshold_values,
 )
-from optuna_stitch.stitching.genotype import OUTPUTS, Genotype, Output
+from optuna_stitch.stitching.genotype import BOTH, OUTPUTS, Genotype, Output
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supernetwork import Supernetwork
 from optuna_stitch.utils.errors import ConfigError
@@ -44,7 +51,7 @@ class Constraint:
     """
 
     name: str
-    metric: AnyMetric
+    metric: StudyMetric
     bound: float
 
     def violation(self, value: float) -> float:
@@ -76,20 +83,53 @@ def resolve_constraints(bounds: Mapping[str, float]) -> tuple[Constraint, ...]:
     return tuple(found)
 
 
-def check_outputs(outputs: Sequence[str]) -> tuple[Output, ...]:
+def check_outputs(
+    outputs: Sequence[str], allowed: Sequence[Output] = OUTPUTS
+) -> tuple[Output, ...]:
     """Look up what networks may answer with.
 
     Args:
         outputs: Their names.
+        allowed: What networks of the supernetwork can answer with.
 
     Raises:
-        ConfigError: If one is unknown, or there is none.
+        ConfigError: If one is none of these, or there is none.
     """
-    wrong = [output for output in outputs if output not in OUTPUTS]
+    wrong = [output for output in outputs if output not in allowed]
     if wrong or not outputs:
         said = f"{wrong[0]!r} is none" if wrong else "none is named"
-        raise ConfigError(f"Networks may answer with {', '.join(OUTPUTS)}; {said} of these.")
-    return tuple(output for output in OUTPUTS if output in outputs)
+        jobs = "" if BOTH in allowed else f"; {BOTH!r} is said to `stitch`"
+        raise ConfigError(f"Networks may answer with {', '.join(allowed)}; {said} of these{jobs}.")
+    return tuple(output for output in allowed if output in outputs)
+
+
+def evaluator_of(
+    supernetwork: Supernetwork,
+    split: Split | SplitPair,
+    metrics: Sequence[str | StudyMetric],
+    settings: EvaluationSettings | None = None,
+    **options: Any,
+) -> Evaluator | TwoJobEvaluator:
+    """What judges subnetworks of parents with one job, or with two.
+
+    Args:
+        supernetwork: Whose subnetworks.
+        split: Images to judge them on.
+        metrics: As for `Evaluator` or `TwoJobEvaluator`.
+        settings: How to compute.
+        **options: Further arguments of these.
+
+    Raises:
+        ConfigError: If there is one split for two jobs, or there are two for one.
+    """
+    if isinstance(split, SplitPair):
+        return TwoJobEvaluator(supernetwork, split, metrics, settings, **options)
+    if supernetwork.two_jobs:
+        raise ConfigError(
+            f"{supernetwork.a.name} and {supernetwork.b.name} have two jobs, but there is one "
+            f"{split.name} split: give that of `DataPair(a, b)`, with data for each job."
+        )
+    return Evaluator(supernetwork, split, metrics, settings, **options)
 
 
 # Trials' attributes: after how many images a race stopped, on how many figures rest where
@@ -109,10 +149,13 @@ class Objective:
 
     Args:
         supernetwork: Whose subnetworks are searched.
-        split: Images to judge them on: the validation split.
-        metrics: One objective each; names of known metrics, or metrics of your own.
+        split: Images to judge them on: the validation split; of parents with two jobs, that of
+            a `DataPair`.
+        metrics: One objective each; names of known metrics, or metrics of your own. If None,
+            accuracy and ``macs``; of two jobs ``retained``, see `TwoJobEvaluator`, and ``macs``.
         space: What trials are asked: ``flat``, every switch; ``reachable``, those that matter.
         outputs: What networks may answer with; ``("a", "b", "ensemble")`` leaves cascades out.
+            All that the supernetwork has, if None.
             Trials of a study that has others already are asked for those.
         constraints: Bounds by name, ``max_`` or ``min_`` and a metric: ``{"max_macs": 1e9}``.
             A network with stitches whose cost alone is out of bounds is not run on images; its
@@ -139,11 +182,11 @@ class Objective:
     def __init__(
         self,
         supernetwork: Supernetwork,
-        split: Split,
-        metrics: Sequence[str | AnyMetric] = ("accuracy", "macs"),
+        split: Split | SplitPair,
+        metrics: Sequence[str | StudyMetric] | None = None,
         *,
         space: Space = "flat",
-        outputs: Sequence[Output] = OUTPUTS,
+        outputs: Sequence[Output] | None = None,
         constraints: Mapping[str, float] | None = None,
         settings: EvaluationSettings | None = None,
         result_cache: str | sqlalchemy.Engine | None = None,
@@ -152,9 +195,11 @@ class Objective:
     ) -> None:
         self.supernetwork = supernetwork
         self.space = space
-        self.outputs = check_outputs(outputs)
+        allowed = supernetwork.supergraph.outputs
+        self.outputs = check_outputs(allowed if outputs is None else outputs, allowed)
         self._outputs_of: WeakKeyDictionary[optuna.Study, Sequence[Output]] = WeakKeyDictionary()
-        self.metrics = resolve_metrics(metrics)
+        quality = RETAINED.name if supernetwork.two_jobs else "accuracy"
+        self.metrics = resolve_metrics((quality, "macs") if metrics is None else metrics)
         self.constraints = resolve_constraints(constraints or {})
         self.directions = [metric.direction for metric in self.metrics]
         self.metric_names = [metric.name for metric in self.metrics]
@@ -163,7 +208,7 @@ class Objective:
             for constraint in self.constraints
             if constraint.metric.name not in self.metric_names
         }
-        self.evaluator = Evaluator(
+        self.evaluator = evaluator_of(
             supernetwork,
             split,
             [*self.metrics, *bounded.values()],

@@ -17,6 +17,7 @@ from optuna.trial import TrialState
 from optuna_stitch.evaluation.stitch_quality import StitchQuality
 from optuna_stitch.search.steering import unwrapped
 from optuna_stitch.stitching.genotype import (
+    BOTH,
     FIRST,
     OUTPUT,
     OUTPUTS,
@@ -136,9 +137,14 @@ def _suggest_threshold(trial: optuna.trial.BaseTrial) -> float:
     return trial.suggest_float(THRESHOLD, THRESHOLDS.low, THRESHOLDS.high, step=_STEP)
 
 
-def baselines() -> list[Genotype]:
-    """Parent a, parent b and their plain ensemble."""
-    return [Genotype(output) for output in STATIC_OUTPUTS]
+def baselines(*, two_jobs: bool = False) -> list[Genotype]:
+    """Parent a, parent b and their plain ensemble; of two jobs, both parents side by side.
+
+    Args:
+        two_jobs: Whether the parents answer different questions.
+    """
+    outputs = (BOTH,) if two_jobs else STATIC_OUTPUTS
+    return [Genotype(output) for output in outputs]
 
 
 def sparse_genotypes(
@@ -162,7 +168,7 @@ def sparse_genotypes(
         seed: Of the draws.
     """
     rng = np.random.default_rng(seed)
-    known = baselines()
+    known = baselines(two_jobs=supernetwork.two_jobs)
     found: dict[Genotype, None] = dict.fromkeys(known)
     wanted = count + len(found)
     thresholds = threshold_values()
@@ -183,7 +189,9 @@ def continuing_genotypes(
 ) -> list[Genotype]:
     """Networks in which one parent's rest goes on from the other one's features.
 
-    For each stitch the stitched ensemble, and the cascade that asks the cheaper head first.
+    For each stitch the stitched ensemble, and the cascade that asks the cheaper head first; of
+    two jobs, the network in which one head's rest goes on from the features of the other parent,
+    which is whole.
 
     Args:
         supernetwork: Whose switches.
@@ -198,7 +206,7 @@ def continuing_genotypes(
         found += [
             Genotype(output, on, _FIRST_THRESHOLD if output in FIRST else None)
             for output in outputs
-            if output == "ensemble" or FIRST.get(output) == cheaper
+            if output in ("ensemble", BOTH) or FIRST.get(output) == cheaper
         ]
     return found
 
@@ -219,8 +227,9 @@ def enqueue_starts(
 
     They are both parents, their ensemble and plain cascades, genotypes that are given, for every
     stitch of the report of the fit the stitched ensemble and the cascade, the single-stitch
-    networks that are best by that report, and then sparse random ones. Whatever sampler the study
-    has, it starts from these.
+    networks that are best by that report, and then sparse random ones. Of two jobs they are both
+    parents side by side, what is given, one network for every stitch, and random ones. Whatever
+    sampler the study has, it starts from these.
 
     Args:
         study: A study over this supernetwork's switches.
@@ -238,14 +247,16 @@ def enqueue_starts(
     known = [
         stitch_quality for stitch_quality in stitch_qualities if stitch_quality.switch in number
     ]
-    known.sort(key=lambda stitch_quality: -stitch_quality.quality)
+    known.sort(key=lambda stitch_quality: stitch_quality.drop)
     plain = [Genotype(o, threshold=_FIRST_THRESHOLD) for o in outputs if o in FIRST]
     singles = [
         Genotype(stitch_quality.into, frozenset([number[stitch_quality.switch]]))
         for stitch_quality in known[: population // 2]
+        if not supernetwork.two_jobs
     ]
     continuing = continuing_genotypes(supernetwork, [number[q.switch] for q in known], outputs)
-    starts = dict.fromkeys([*baselines(), *plain, *genotypes, *continuing, *singles])
+    whole = baselines(two_jobs=supernetwork.two_jobs)
+    starts = dict.fromkeys([*whole, *plain, *genotypes, *continuing, *singles])
     population = max(population, len(starts))
     random = sparse_genotypes(
         supernetwork, population, probability=probability, outputs=outputs, seed=seed

@@ -11,11 +11,17 @@ from optuna_stitch.utils.errors import StudyError
 Side = Literal["a", "b"]
 SIDES: tuple[Side, Side] = ("a", "b")
 
-Output = Literal["a", "b", "ensemble", "a then both", "b then both"]
+Output = Literal["a", "b", "ensemble", "a then both", "b then both", "both"]
 
 OUTPUT = "output"
 
-OUTPUTS: tuple[Output, ...] = get_args(Output)
+# The only one of parents with two jobs: the answers of both.
+BOTH: Output = "both"
+
+_ALL: tuple[Output, ...] = get_args(Output)
+
+# Of parents with one job.
+OUTPUTS: tuple[Output, ...] = tuple(output for output in _ALL if output != BOTH)
 
 # What studies could choose from before there were cascades.
 STATIC_OUTPUTS: tuple[Output, ...] = ("a", "b", "ensemble")
@@ -99,7 +105,7 @@ class Genotype:
         for name, value in params.items():
             if name == THRESHOLD:
                 continue
-            allowed = OUTPUTS if name == OUTPUT else STATES
+            allowed = _ALL if name == OUTPUT else STATES
             if name != OUTPUT and name not in index_of:
                 raise StudyError(
                     f"{name!r} is no switch of this supernetwork; see `supernetwork.switches`."
@@ -109,7 +115,7 @@ class Genotype:
             if value == "on":
                 on.add(index_of[name])
         if OUTPUT not in params:
-            raise StudyError(f"The parameters lack {OUTPUT!r}: one of {OUTPUTS}.")
+            raise StudyError(f"The parameters lack {OUTPUT!r}: one of {_ALL}.")
         output: Output = params[OUTPUT]
         threshold = _threshold(output, params.get(THRESHOLD)) if output in FIRST else None
         return Genotype(output, frozenset(on), threshold)

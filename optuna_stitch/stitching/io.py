@@ -138,6 +138,7 @@ def describe_parent(parent: Parent) -> dict[str, Any]:
         "model_args": parent.model_args,
         "view": asdict(parent.view),
         "output": parent.output,
+        "class_names": parent.class_names,
     }
 
 
@@ -164,4 +165,6 @@ def make_parent(side: Side, description: dict[str, Any]) -> Parent:
         module = reparameterize_model(module)
     view = make_view(description["view"])
     arguments, output = description["model_args"], description["output"]
-    return Parent(name, module, view, arguments, source, output, architecture, fused)
+    names = description.get("class_names")  # not in folders of version 0.2
+    names = None if names is None else tuple(names)
+    return Parent(name, module, view, arguments, source, output, architecture, fused, names)

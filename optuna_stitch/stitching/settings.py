@@ -69,7 +69,7 @@ class Tuning(Settings):
         accumulate: Batches whose gradients are added up before a step.
         learning_rate: Of AdamW, at its start; it falls to zero along a cosine.
         weight_decay: Of AdamW.
-        task: Weight of the labels' cross-entropy beside the distillation.
+        task: Weight of the labels' cross-entropy beside the distillation; none of two jobs.
         several: Probability that a subnetwork has further stitches on beside the one it is drawn
             for, one more on average.
         thaw: Whether the parents' weights learn too, at a tenth of the rate.

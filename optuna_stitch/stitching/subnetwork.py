@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from optuna_stitch.stitching.cascade import Exit
-from optuna_stitch.stitching.genotype import SIDES, Genotype, Output
+from optuna_stitch.stitching.genotype import BOTH, SIDES, Genotype, Output, Side
 from optuna_stitch.stitching.program import Operation, Program, Resolved, Step, program_of
 from optuna_stitch.stitching.supergraph import Supergraph
 from optuna_stitch.utils.errors import StudyError
@@ -58,8 +58,16 @@ class Subnetwork:
             genotype: In any form. A cascade that lets no image go on is its first head.
 
         Raises:
-            StudyError: If it is a cascade without a threshold.
+            StudyError: If it is a cascade without a threshold, or the parents have two jobs, and
+                it answers one of them only in part.
         """
+        if genotype.output not in (*SIDES, *supergraph.outputs):
+            jobs = "two jobs" if supergraph.two_jobs else "one job"
+            raise StudyError(
+                f"The output {genotype.output!r} is none of parents with {jobs}; there "
+                f"{'are' if len(supergraph.outputs) > 1 else 'is'} "
+                f"{', '.join(supergraph.outputs)}."
+            )
         if genotype.first is not None and not genotype.threshold:
             if genotype.threshold is None:
                 raise StudyError(f"The cascade {genotype.output!r} needs a threshold.")
@@ -72,8 +80,19 @@ class Subnetwork:
 
     @property
     def output(self) -> Output:
-        """Who answers: ``a``, ``b``, their ``ensemble``, or one and, where it is unsure, both."""
+        """Who answers: ``a``, ``b``, their ``ensemble``, or one and, where it is unsure, both.
+
+        Of parents with two jobs ``both``: each its own question.
+        """
         return self.genotype.output
+
+    def part(self, side: Side) -> Subnetwork:
+        """What one of two answers needs, of parents with two jobs.
+
+        Args:
+            side: Whose answer.
+        """
+        return Subnetwork.of(self.supergraph, Genotype(side, self.on))
 
     @property
     def is_cascade(self) -> bool:
@@ -186,7 +205,8 @@ class Subnetwork:
             A module with only what the output needs, which shares its weights with the
             supernetwork. It takes one tensor of images per view that it needs (one, where both
             parents see images alike) and returns logits ``(N, classes)``, or
-            ``(N, classes, H, W)``. That of a cascade is a `CascadeModule`.
+            ``(N, classes, H, W)``. That of a cascade is a `CascadeModule`; that of parents with
+            two jobs returns both answers as a dictionary, ``{"a": ..., "b": ...}``.
 
         Raises:
             StudyError: If it is a cascade without an exit.
@@ -195,6 +215,9 @@ class Subnetwork:
         with torch.no_grad():
             self.supergraph.recalibrate(program)
         statistics = {program.places[step]: own for step, own in program.statistics.items()}
+        if self.output == BOTH:
+            *steps, (_, heads) = self.resolved.steps
+            return self._assembled(statistics, steps, {}, dict(zip(SIDES, heads, strict=True)))
         if not self.is_cascade:
             return self._assembled(statistics, self.resolved.steps, {}, [self.resolved.output])
         if self.exit is None:
@@ -237,7 +260,7 @@ class Subnetwork:
         statistics: Mapping[int, tuple[Tensor, Tensor]],
         steps: Sequence[Step],
         given: Mapping[int, str],
-        outputs: Sequence[int],
+        outputs: Sequence[int] | Mapping[Side, int],
     ) -> fx.GraphModule:
         """Operations as a module.
 
@@ -245,7 +268,7 @@ class Subnetwork:
             statistics: Of BatchNorms that have others than in their parent, by place.
             steps: What is computed, in order.
             given: What are inputs beside images, by place: their names.
-            outputs: What is returned; one value where there is one.
+            outputs: What is returned; one value where there is one, several by name.
         """
         recalibrated = nn.ModuleDict()
         parts: dict[str, nn.Module] = {s: self.supergraph.graphs[s].module for s in SIDES}
@@ -270,8 +293,11 @@ class Subnetwork:
                 made[place] = graph.call_function(operation.run, tuple(values))
             else:
                 made[place] = _copy(graph, operation.node, operation.owner, values)
-        values = [made[output] for output in outputs]
-        graph.output(values[0] if len(values) == 1 else tuple(values))
+        if isinstance(outputs, Mapping):
+            graph.output({side: made[output] for side, output in outputs.items()})
+        else:
+            values = [made[output] for output in outputs]
+            graph.output(values[0] if len(values) == 1 else tuple(values))
         return fx.GraphModule(root, graph, class_name="Subnetwork").eval()
 
     def draw(self, *, title: str | None = None) -> Any:

@@ -16,7 +16,15 @@ from optuna_stitch.data.view import View
 from optuna_stitch.models.capture import TRACED_BATCH
 from optuna_stitch.models.graph import NetworkGraph
 from optuna_stitch.stitching.batch_norm import BatchNorm
-from optuna_stitch.stitching.genotype import SIDES, Genotype, Output, Side, Switch
+from optuna_stitch.stitching.genotype import (
+    BOTH,
+    OUTPUTS,
+    SIDES,
+    Genotype,
+    Output,
+    Side,
+    Switch,
+)
 from optuna_stitch.stitching.layer import Stitch, Stitches
 from optuna_stitch.stitching.program import (
     Operation,
@@ -56,10 +64,13 @@ class Supergraph:
         stitches: One per switch.
         calibration: Images that BatchNorm statistics are estimated on downstream of stitches; None
             where BatchNorms keep their parents' own.
+        two_jobs: Whether the parents answer different questions, so that networks answer both.
 
     Attributes:
         device: Where the weights are, and everything is computed.
         graphs: As given.
+        two_jobs: As given.
+        view_of: As given for ``views``.
         views: The distinct ways in which the parents see images; batches hold one tensor for each.
         switches: As given.
         stitches: As a module list.
@@ -76,8 +87,12 @@ class Supergraph:
         switches: Sequence[Switch],
         stitches: Iterable[Stitch],
         calibration: Calibration | None = None,
+        *,
+        two_jobs: bool = False,
     ) -> None:
         self.graphs = graphs
+        self.two_jobs = two_jobs
+        self.view_of = dict(views)
         self.views: tuple[View, ...] = tuple(dict.fromkeys(views[side] for side in SIDES))
         self.switches = tuple(switches)
         self.stitches = Stitches(stitches)
@@ -95,14 +110,18 @@ class Supergraph:
             side: place_of[f"{side}.{graphs[side].output.name}"] for side in SIDES
         }
         heads = (outputs["a"], outputs["b"])
-        elements = self.operations[heads[0]].elements
-        outputs["ensemble"] = len(self.operations)
-        self.operations.append(
-            Operation("ensemble", mean_of_probabilities, heads, 0, elements, "ensemble")
-        )
-        # both answers of a cascade; `Exit` says which of them counts for which image
-        outputs["a then both"] = outputs["b then both"] = len(self.operations)
-        self.operations.append(Operation("heads", both_heads, heads, 0, 2 * elements, "heads"))
+        of_a, of_b = (self.operations[head].elements for head in heads)
+        if two_jobs:
+            outputs[BOTH] = len(self.operations)
+            self.operations.append(Operation(BOTH, two_answers, heads, 0, of_a + of_b, BOTH))
+        else:
+            outputs["ensemble"] = len(self.operations)
+            self.operations.append(
+                Operation("ensemble", mean_of_probabilities, heads, 0, of_a, "ensemble")
+            )
+            # both answers of a cascade; `Exit` says which of them counts for which image
+            outputs["a then both"] = outputs["b then both"] = len(self.operations)
+            self.operations.append(Operation("heads", both_heads, heads, 0, 2 * of_a, "heads"))
         self._outputs = outputs
         # one after the other asks for a subnetwork's costs and for its program
         self.resolve = lru_cache(_RESOLVED)(self._resolve)
@@ -127,21 +146,55 @@ class Supergraph:
         self._parents_statistics = []
 
     @property
+    def outputs(self) -> tuple[Output, ...]:
+        """What networks that are searched may answer with."""
+        return (BOTH,) if self.two_jobs else OUTPUTS
+
+    @property
+    def whole(self) -> Output:
+        """The output for which both parents are computed whole, where no stitch is on."""
+        return BOTH if self.two_jobs else "ensemble"
+
+    @property
     def classes(self) -> int:
-        """Number of classes."""
-        return self.graphs["a"].classes
+        """Number of classes; of parents with two jobs, see `classes_of`."""
+        return self.classes_of("a")
 
     @property
     def output_shape(self) -> tuple[int, ...]:
         """Shape of one image's answer: ``(classes,)`` or ``(classes, H, W)``."""
-        shape = self.graphs["a"].costs[self.graphs["a"].output.name].shape
-        assert shape is not None
-        return shape[1:]
+        return self.shape_of("a")
 
     @property
     def segments(self) -> bool:
-        """Whether the parents label every pixel instead of the image."""
-        return len(self.output_shape) == 3
+        """Whether the parents label every pixel; of parents with two jobs, see `segments_of`."""
+        return self.segments_of("a")
+
+    def shape_of(self, side: Side) -> tuple[int, ...]:
+        """Shape of a parent's answer to one image: ``(classes,)`` or ``(classes, H, W)``.
+
+        Args:
+            side: Which parent.
+        """
+        shape = self.graphs[side].costs[self.graphs[side].output.name].shape
+        assert shape is not None
+        return shape[1:]
+
+    def classes_of(self, side: Side) -> int:
+        """How many classes a parent tells apart.
+
+        Args:
+            side: Which parent.
+        """
+        return self.graphs[side].classes
+
+    def segments_of(self, side: Side) -> bool:
+        """Whether a parent labels every pixel instead of the image.
+
+        Args:
+            side: Which parent.
+        """
+        return len(self.shape_of(side)) == 3
 
     @property
     def batch_size(self) -> int:
@@ -210,6 +263,7 @@ class Supergraph:
             place: stitch for place, (index, stitch) in self._switch_at.items() if index in on
         }
         output = self._outputs[genotype.output]
+        output = instead.get(output, output)  # only where a linear probe gives the answer
         needed = bytearray(output + 1)
         needed[output] = 1
         steps: list[Step] = []
@@ -272,11 +326,10 @@ class Supergraph:
         """Both parents as a program, without stitches.
 
         Args:
-            features: Sides and nodes whose raw features are wanted; the ensemble's answer, if
-                None.
+            features: Sides and nodes whose raw features are wanted; what both answer, if None.
         """
         places = [self._place_of[f"{side}.{node}"] for side, node in features or ()]
-        resolved = self.resolve(Genotype("ensemble"))
+        resolved = self.resolve(Genotype(self.whole))
         return program_of(self.operations, resolved, None if features is None else places)
 
     def recalibrate(
@@ -314,7 +367,7 @@ class Supergraph:
 
     def content_hash(self) -> str:
         """A hash of all that figures depend on: weights, matches, views, calibration images."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(b"two jobs" if self.two_jobs else b"")
         for side in SIDES:
             digest.update(repr((self.graphs[side].name, self.views)).encode())
             _update(digest, self.graphs[side].module)
@@ -356,6 +409,16 @@ def both_heads(a: Tensor, b: Tensor) -> Tensor:
         ``(N, 2, classes, ...)``.
     """
     return torch.stack((a, b), dim=1)
+
+
+def two_answers(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """The answers of parents with two jobs.
+
+    Args:
+        a: Logits ``(N, classes of a, ...)``.
+        b: Logits ``(N, classes of b, ...)``.
+    """
+    return a, b
 
 
 class _Builder:

@@ -10,13 +10,14 @@ from typing import Any
 import pandas as pd
 import torch
 
+from optuna_stitch.data.pair import SplitPair
 from optuna_stitch.data.splits import Split
 from optuna_stitch.data.view import View
 from optuna_stitch.models.graph import NetworkGraph
 from optuna_stitch.models.layouts import Layout
 from optuna_stitch.models.parent import Parent
 from optuna_stitch.stitching.fit import StitchFit, fit_stitches
-from optuna_stitch.stitching.genotype import SIDES, Genotype, Side, Switch
+from optuna_stitch.stitching.genotype import BOTH, SIDES, Genotype, Output, Side, Switch
 from optuna_stitch.stitching.io import (
     describe_parent,
     loading,
@@ -53,8 +54,9 @@ class Supernetwork:
     """Two parents with stitches in both directions at every match.
 
     Every stitch has a switch, ``off`` (the parent's own feature) or ``on`` (the stitched one); an
-    output switch picks parent a, parent b or their ensemble, the mean of their probabilities. As
-    made by `stitch`, stitches are zero: call `fit`.
+    output switch picks parent a, parent b or their ensemble, the mean of their probabilities. Of
+    parents with *two jobs*, which answer different questions, it has one value, ``both``. As made
+    by `stitch`, stitches are zero: call `fit`.
 
     Args:
         a: Parent a.
@@ -63,6 +65,7 @@ class Supernetwork:
         matches: Pairs of points, in the order of both networks.
         kept: Which stitches there are, ``2 m`` for ``a -> b`` at match m and ``2 m + 1`` for
             ``b -> a``; all, if None.
+        two_jobs: Whether the parents answer different questions.
 
     Attributes:
         supergraph: What the switches make of both parents; `fit` puts a new one in its place.
@@ -83,6 +86,8 @@ class Supernetwork:
         graphs: dict[Side, NetworkGraph],
         matches: Sequence[Match],
         kept: Sequence[int] | None = None,
+        *,
+        two_jobs: bool = False,
     ) -> None:
         self.a = a
         self.b = b
@@ -95,6 +100,7 @@ class Supernetwork:
             self._views(),
             [switch for switch, _, _ in sides],
             [Stitch(source, target) for _, source, target in sides],
+            two_jobs=two_jobs,
         )
 
     @property
@@ -148,8 +154,18 @@ class Supernetwork:
         """Put stitches in place of those there are, in the switches' order."""
         old = self.supergraph
         self.supergraph = Supergraph(
-            old.graphs, self._views(), old.switches, stitches, calibration
+            old.graphs,
+            self._views(),
+            old.switches,
+            stitches,
+            calibration,
+            two_jobs=old.two_jobs,
         )
+
+    @property
+    def two_jobs(self) -> bool:
+        """Whether the parents answer different questions, so that networks answer both."""
+        return self.supergraph.two_jobs
 
     @property
     def graphs(self) -> dict[Side, NetworkGraph]:
@@ -185,12 +201,12 @@ class Supernetwork:
 
     @property
     def classes(self) -> int:
-        """Number of classes."""
+        """Number of classes; of parents with two jobs, that of a."""
         return self.supergraph.classes
 
     @property
     def segments(self) -> bool:
-        """Whether the parents label every pixel instead of the image."""
+        """Whether the parents label every pixel; of parents with two jobs, whether a does."""
         return self.supergraph.segments
 
     @property
@@ -204,7 +220,8 @@ class Supernetwork:
         Args:
             params: ``off`` or ``on`` by the switch's name; for ``output`` ``a``, ``b``,
                 ``ensemble``, ``a then both`` or ``b then both``; for these two a ``threshold``
-                from 0 to 1, see `Genotype`. Switches that are not named are off. Or a genotype.
+                from 0 to 1, see `Genotype`; of parents with two jobs ``both``. Switches that are
+                not named are off. Or a genotype.
 
         Raises:
             StudyError: If a parameter is no switch of this supernetwork, or has no such value.
@@ -215,7 +232,7 @@ class Supernetwork:
 
     def fit(
         self,
-        split: Split,
+        split: Split | SplitPair,
         settings: FitSettings | None = None,
         *,
         show_progress_bar: bool = False,
@@ -227,7 +244,8 @@ class Supernetwork:
         end with the same stitches. Subnetworks made before keep the stitches they were made with.
 
         Args:
-            split: Unlabelled images; the train split, so that the search's images stay unseen.
+            split: Unlabelled images; the train split, so that the search's images stay unseen. Of
+                two data sets the images of both serve.
             settings: How; see `FitSettings`.
             show_progress_bar: Whether to show a progress bar.
             **options: Fields of `FitSettings`, in place of ``settings``: ``images=500``.
@@ -242,7 +260,7 @@ class Supernetwork:
         """
         stitches, fits, calibration = fit_stitches(
             self.supergraph,
-            split,
+            split.together if isinstance(split, SplitPair) else split,
             settings or FitSettings(**options),
             show_progress_bar=show_progress_bar,
         )
@@ -251,7 +269,7 @@ class Supernetwork:
 
     def tune(
         self,
-        split: Split,
+        split: Split | SplitPair,
         settings: Tuning | None = None,
         *,
         checkpoint: Path | None = None,
@@ -263,7 +281,8 @@ class Supernetwork:
         In several processes started by ``torchrun``, each computes its share of every batch.
 
         Args:
-            split: Images to learn from; the train split.
+            split: Images to learn from; the train split. Of two jobs each answer learns from its
+                parent alone, on the images of both.
             settings: How; see `Tuning`.
             checkpoint: A file to keep the progress in; if it exists and belongs to the same
                 tuning, tuning goes on from there.
@@ -275,13 +294,13 @@ class Supernetwork:
 
         Raises:
             ConfigError: If an option is unknown or has a wrong value.
-            FitError: If the parents label pixels, there are too few images, the checkpoint belongs
-                to another tuning, or the loss is not finite.
+            FitError: If a parent labels pixels, there are too few images, labels shall be learned
+                of two jobs, the checkpoint belongs to another tuning, or the loss is not finite.
         """
         return tune_stitches(
             self.supergraph,
             (self.a.module, self.b.module),
-            split,
+            split.together if isinstance(split, SplitPair) else split,
             settings or Tuning(**options),
             checkpoint=checkpoint,
             show_progress_bar=show_progress_bar,
@@ -310,7 +329,7 @@ class Supernetwork:
         used = sorted({number // 2 for number in numbers})
         kept = [2 * used.index(number // 2) + number % 2 for number in numbers]
         matches = [self.matches[place] for place in used]
-        smaller = Supernetwork(self.a, self.b, self.graphs, matches, kept)
+        smaller = Supernetwork(self.a, self.b, self.graphs, matches, kept, two_jobs=self.two_jobs)
         stitches = list(self.stitches)
         smaller._lay([stitches[place] for place in places], self.calibration)
         return smaller
@@ -336,6 +355,7 @@ class Supernetwork:
             "parents": {side: describe_parent(parent) for side, parent in parents.items()},
             "matches": [[match.a.node, match.b.node] for match in self.matches],
             "kept": list(self.kept),
+            "two_jobs": self.two_jobs,
             "switches": [switch.name for switch in self.switches],
             "stitches": [
                 {"kernel": stitch.kernel, "rank": stitch.rank, "everywhere": stitch.everywhere}
@@ -379,7 +399,9 @@ class Supernetwork:
                 for of_a, of_b in description["matches"]
             ]
             kept = description["kept"]
-            loaded = Supernetwork(parents["a"], parents["b"], graphs, matches, kept)
+            two_jobs = description.get("two_jobs", False)  # not in folders of version 0.2
+            a, b = parents["a"], parents["b"]
+            loaded = Supernetwork(a, b, graphs, matches, kept, two_jobs=two_jobs)
             stitches = [
                 Stitch(plain.source, plain.target, **shape)
                 for plain, shape in zip(loaded.stitches, description["stitches"], strict=True)
@@ -447,8 +469,13 @@ def stitch(
     points: PointKind = "auto",
     resize: bool = True,
     similar_on: Split | None = None,
+    outputs: Sequence[Output] | None = None,
 ) -> Supernetwork:
     """Match the layers of two trained networks and lay stitches between them, both ways.
+
+    Parents that tell the same classes apart have one job. Parents of which one labels images and
+    the other pixels, with other numbers of classes, or with other names of classes where both
+    know theirs (see `Parent`), have **two jobs**: their subnetworks answer both questions.
 
     Args:
         a: Parent a.
@@ -459,22 +486,20 @@ def stitch(
         resize: Whether grids of different size may be matched.
         similar_on: A few images; if given, pairs are weighed by the linear CKA of their features
             on these, besides their depth.
+        outputs: What networks shall answer with; ``("both",)`` makes two jobs also of parents with
+            the same classes, any others make one. If None, the parents say.
 
     Returns:
         The supernetwork; its stitches are still to be fitted, by `Supernetwork.fit`.
 
     Raises:
         CaptureError: If a parent cannot be captured.
-        MatchError: If the parents differ in their classes or have no compatible points.
+        MatchError: If the parents name the same classes in different orders, answer what is no
+            labels, cannot have the one job that they shall have, or have no compatible points.
+        ConfigError: If ``both`` is asked for beside other outputs.
     """
     device = a.device
     graphs: dict[Side, NetworkGraph] = {"a": a.to("cpu").graph(), "b": b.to("cpu").graph()}
-    classes = {side: graphs[side].classes for side in SIDES}
-    if classes["a"] != classes["b"]:
-        raise MatchError(
-            f"{a.name} tells {classes['a']} classes apart and {b.name} {classes['b']}; both "
-            "parents must be trained on the same classes."
-        )
     similarity = LinearCKA((a.view, b.view), similar_on) if similar_on is not None else None
     shapes = {side: graphs[side].costs[graphs[side].output.name].shape for side in SIDES}
     for parent, shape in zip((a, b), shapes.values(), strict=True):
@@ -483,13 +508,54 @@ def stitch(
                 f"{parent.name} returns {'×'.join(map(str, shape[1:]))} numbers for an image. "
                 "Logits are one for each class, or classes × height × width for pixels."
             )
-    if shapes["a"] != shapes["b"]:
-        raise MatchError(
-            f"{a.name} returns {_answer(shapes['a'])} and {b.name} {_answer(shapes['b'])}; both "
-            "must label images, or the same pixels. Give them one `input_size`."
-        )
+    two_jobs = _have_two_jobs((a, b), (shapes["a"] or (), shapes["b"] or ()), outputs)
     matches = match(graphs["a"], graphs["b"], points=points, resize=resize, similarity=similarity)
-    return Supernetwork(a, b, graphs, matches).to(device)
+    return Supernetwork(a, b, graphs, matches, two_jobs=two_jobs).to(device)
+
+
+def _have_two_jobs(
+    parents: tuple[Parent, Parent],
+    shapes: tuple[tuple[int, ...], tuple[int, ...]],
+    outputs: Sequence[Output] | None,
+) -> bool:
+    """Whether two parents answer different questions, or shall.
+
+    Args:
+        parents: Both.
+        shapes: Of their answers, ``(N, classes, ...)``.
+        outputs: What networks shall answer with, if that is said.
+    """
+    if outputs is not None and BOTH in outputs:
+        if set(outputs) != {BOTH}:
+            raise ConfigError(f"The output {BOTH!r} stands alone; it is beside {list(outputs)}.")
+        return True
+    a, b = parents
+    if shapes[0][1] != shapes[1][1] or len(shapes[0]) != len(shapes[1]):
+        if outputs is None:
+            return True
+        raise MatchError(
+            f"{a.name} returns {_answer(shapes[0])}, and {b.name} {_answer(shapes[1])}: they have "
+            f"two jobs, so that networks can answer with {BOTH!r} only."
+        )
+    if shapes[0] != shapes[1]:
+        raise MatchError(
+            f"{a.name} returns {_answer(shapes[0])}, and {b.name} {_answer(shapes[1])}; both must "
+            "label the same pixels. Give them one `input_size`; or, if they shall have two jobs, "
+            f"`outputs` of {BOTH!r}."
+        )
+    of_a, of_b = a.class_names, b.class_names
+    if of_a is None or of_b is None or of_a == of_b or outputs is not None:
+        return False
+    if sorted(of_a) == sorted(of_b):
+        pairs = zip(of_a, of_b, strict=True)
+        place = next(label for label, (one, other) in enumerate(pairs) if one != other)
+        raise MatchError(
+            f"{a.name} and {b.name} tell the same classes apart, in different orders: label "
+            f"{place} is {of_a[place]} for {a.name} and {of_b[place]} for {b.name}. They "
+            "can be stitched as one job once the rows of one last layer are put in the other's "
+            f"order; as two jobs, with `outputs` of {BOTH!r}."
+        )
+    return True
 
 
 def _both_ways(match: Match) -> tuple[tuple[Switch, Layout, Layout], ...]:
@@ -503,4 +569,7 @@ def _both_ways(match: Match) -> tuple[tuple[Switch, Layout, Layout], ...]:
 
 def _answer(shape: tuple[int, ...] | None) -> str:
     sizes = shape[2:] if shape else ()
-    return f"labels of {'×'.join(map(str, sizes))} pixels" if sizes else "one label per image"
+    classes = f"{shape[1] if shape else 0} classes"
+    if sizes:
+        return f"labels of {'×'.join(map(str, sizes))} pixels in {classes}"
+    return f"one label per image of {classes}"

@@ -2,7 +2,7 @@
 
 Every step runs a few subnetworks on one batch as a single program: what the parents compute is
 shared and needs no gradient. The subnetworks learn to answer as the parents' ensemble does, and,
-as far as asked, as the labels say.
+as far as asked, as the labels say; of two jobs, as the parent of that answer does.
 """
 
 from __future__ import annotations
@@ -20,7 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from optuna_stitch.data.splits import Split
-from optuna_stitch.stitching.genotype import Genotype, Output, single_stitch_genotypes
+from optuna_stitch.stitching.genotype import (
+    SIDES,
+    Genotype,
+    Output,
+    Side,
+    single_stitch_genotypes,
+)
 from optuna_stitch.stitching.program import Program
 from optuna_stitch.stitching.recalibration import match_batch, statistics_of
 from optuna_stitch.stitching.settings import Tuning
@@ -47,8 +53,8 @@ class Tuned:
 
     Args:
         switch: Name of its switch.
-        before: Divergence of its single-stitch network from the ensemble on held-out images,
-            in nats.
+        before: Divergence of its single-stitch network from the ensemble on held-out images, in
+            nats; of two jobs, from the parent that it leads into.
         after: The same after tuning.
         kept: Whether the tuned stitch was kept; one that got worse was put back, unless the
             parents were thawed.
@@ -92,7 +98,11 @@ class Trainer:
         self._judged = AtOnce(len(supergraph.switches), "networks")
         self._read = AtOnce(supergraph.batch_size, "images")
         self._fitted = {k: v.clone() for k, v in supergraph.stitches.state_dict().items()}
-        self._teacher = self._answers([Genotype("ensemble")], range(len(split)))[0]
+        # of two jobs each parent teaches its own answer, and labels are only of one
+        outputs: Sequence[Output] = SIDES if supergraph.two_jobs else ("ensemble",)
+        teachers = self._answers([Genotype(output) for output in outputs], range(len(split)))
+        self._teachers = dict(zip(SIDES, teachers * (3 - len(outputs)), strict=True))
+        self._task = 0.0 if supergraph.two_jobs else tuning.task
         groups: list[dict[str, Any]] = [{"params": list(supergraph.stitches.parameters())}]
         if tuning.thaw:
             rate = _THAWED_RATE * tuning.learning_rate
@@ -192,21 +202,22 @@ class Trainer:
 
     def _loss(self, genotypes: Sequence[Genotype], positions: Sequence[int]) -> Tensor:
         batch = self._split.pick(positions, self._graph.views, self._graph.device)
-        wanted = self._wanted(positions).softmax(1)
+        wanted = {side: self._wanted(side, positions).softmax(1) for side in SIDES}
         program = self._graph.program(genotypes)
         device = self._graph.device.type
         casting = torch.autocast(device, torch.bfloat16, enabled=self._tuning.bfloat16)
         with casting:
             answers = _run_matched(program, batch.images, self._graph)
-        losses = [
-            F.cross_entropy(logits.float(), wanted)
-            + self._tuning.task * F.cross_entropy(logits.float(), batch.targets)
-            for logits in answers
-        ]
+        losses: list[Tensor] = []
+        for genotype, logits in zip(genotypes, answers, strict=True):
+            loss = F.cross_entropy(logits.float(), wanted[_side_of(genotype)])
+            if self._task:
+                loss = loss + self._task * F.cross_entropy(logits.float(), batch.targets)
+            losses.append(loss)
         return torch.stack(losses).mean()
 
     def divergences(self, *, fitted: bool = False) -> list[float]:
-        """Divergence of every single-stitch network from the ensemble on the held-out images.
+        """Divergence of every single-stitch network from its teacher on the held-out images.
 
         Args:
             fitted: Whether to ask it of the stitches as they were fitted.
@@ -214,19 +225,26 @@ class Trainer:
         tuned = {k: v.clone() for k, v in self._graph.stitches.state_dict().items()}
         if fitted:
             self._graph.stitches.load_state_dict(self._fitted)
-        answers = self._answers(single_stitch_genotypes(self._graph.switches), self._held_out)
+        singles = single_stitch_genotypes(self._graph.switches)
+        answers = self._answers(singles, self._held_out)
         self._graph.stitches.load_state_dict(tuned)
-        wanted = self._wanted(self._held_out).log_softmax(1)
+        wanted = {side: self._wanted(side, self._held_out).log_softmax(1) for side in SIDES}
         found = [
-            F.kl_div(a.log_softmax(1), wanted, log_target=True, reduction="batchmean")
-            for a in answers
+            F.kl_div(
+                logits.log_softmax(1),
+                wanted[_side_of(single)],
+                log_target=True,
+                reduction="batchmean",
+            )
+            for single, logits in zip(singles, answers, strict=True)
         ]
         divergences: list[float] = torch.stack(found).tolist()
         return divergences
 
-    def _wanted(self, positions: Sequence[int]) -> Tensor:
-        """The ensemble's answers on some images."""
-        return self._teacher.index_select(0, send(torch.tensor(positions), self._graph.device))
+    def _wanted(self, side: Side, positions: Sequence[int]) -> Tensor:
+        """What is taught to networks of a side on some images."""
+        taught = self._teachers[side]
+        return taught.index_select(0, send(torch.tensor(positions), self._graph.device))
 
     def _answers(self, genotypes: Sequence[Genotype], positions: Sequence[int]) -> list[Tensor]:
         def some(part: slice) -> list[Tensor]:
@@ -329,6 +347,11 @@ class Trainer:
             )
 
 
+def _side_of(genotype: Genotype) -> Side:
+    """The parent whose head a network of one answer ends in."""
+    return "a" if genotype.output == "a" else "b"
+
+
 def _run_matched(
     program: Program, images: tuple[Tensor, ...], supergraph: Supergraph
 ) -> list[Tensor]:
@@ -373,11 +396,17 @@ def tune_stitches(
         One entry per stitch, in the switches' order.
 
     Raises:
-        FitError: If the parents label pixels, there are too few images, the checkpoint belongs to
-            another tuning, the loss is not finite, or memory does not suffice for one network.
+        FitError: If a parent labels pixels, there are too few images, labels shall be learned of
+            two jobs, the checkpoint belongs to another tuning, the loss is not finite, or memory
+            does not suffice for one network.
     """
-    if supergraph.segments:
+    if any(supergraph.segments_of(side) for side in SIDES):
         raise FitError("Tuning is for networks that label images; these label every pixel.")
+    if supergraph.two_jobs and "task" in tuning.model_fields_set and tuning.task:
+        raise FitError(
+            "Labels are not learned from in tuning for two jobs: each parent teaches its own "
+            "answer. Leave `task` out."
+        )
     if len(split) < 2 * HELD_OUT:
         raise FitError(f"{len(split)} images are too few to tune on; give {2 * HELD_OUT}.")
     if tuning.batch_size < world_size():

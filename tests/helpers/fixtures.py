@@ -65,6 +65,35 @@ def b(data: st.Data, cache: Path) -> st.Parent:
 
 
 @pytest.fixture(scope="session")
+def pair(data: st.Data) -> st.DataPair:
+    """The digits with two questions: which digit, and whether its ink closes a loop."""
+    splits = {"train": {"images": 300}, "val": {"images": 200}}
+    return st.DataPair(data, st.load_data("sklearn/digits", column="loop", **splits))
+
+
+@pytest.fixture(scope="session")
+def loops(pair: st.DataPair, cache: Path) -> st.Parent:
+    """A network that answers the second of these."""
+    parent = st.load_parent("test_efficientnet", num_classes=2, view=st.View((3, 32, 32)))
+    with FileLock(cache / "loops.lock"):
+        st.train_parent(parent, pair.b.train, st.Recipe(epochs=6, learning_rate=4e-3))
+    return parent
+
+
+@pytest.fixture(scope="session")
+def two_jobs(a: st.Parent, loops: st.Parent, pair: st.DataPair, shared: Path) -> st.Supernetwork:
+    """Parents with two jobs, with a few fitted stitches."""
+    folder = shared / "two_jobs"
+    with FileLock(f"{folder}.lock"):
+        if folder.exists():
+            return st.Supernetwork.load(folder)
+        made = st.stitch(a, loops, points="blocks")
+        made.fit(pair.train, images=100)
+        made.save(folder)
+    return made
+
+
+@pytest.fixture(scope="session")
 def vit(data: st.Data, cache: Path) -> st.Parent:
     return _parent("test_vit", data, cache, 2, img_size=32, patch_size=4)
 
