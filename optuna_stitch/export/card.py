@@ -385,8 +385,9 @@ def _cascade(subnetwork: Subnetwork, results: Results | None) -> list[str]:
 def _header(subnetwork: Subnetwork, origin: Origin, formats: Sequence[str]) -> str:
     """The metadata of the card, as YAML."""
     graph = subnetwork.supergraph
-    sides: Sequence[Side] = SIDES if graph.two_jobs else ("a",)
-    dense = all(graph.segments_of(side) for side in sides)
+    dense = graph.segments
+    if subnetwork.output == BOTH:
+        dense = all(graph.segments_of(side) for side in SIDES)
     task = "image-segmentation" if dense else "image-classification"
     stated = licence_of(subnetwork, origin)
     known = stated in _HUB_LICENCES

@@ -103,10 +103,10 @@ def test_the_paired_bootstrap_tells_what_can_be_told() -> None:
     assert good.figure == pytest.approx(0.8 / 1.2, abs=0.02)
 
 
-def test_pixels_and_images_do_not_mix() -> None:
+def test_pixels_and_images_do_not_mix_in_one_job() -> None:
     labels_images = st.load_parent("test_resnet", num_classes=5, input_size=64)
     with pytest.raises(MatchError, match=r"labels of 64×64 pixels.*one label per image"):
-        st.stitch(_parent("lraspp_mobilenet_v3_large"), labels_images)
+        st.stitch(_parent("lraspp_mobilenet_v3_large"), labels_images, outputs=["a", "ensemble"])
 
 
 def test_pascal_voc(tmp_path: Path) -> None:

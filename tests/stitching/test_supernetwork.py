@@ -142,6 +142,12 @@ def test_parents_that_see_images_differently(a: st.Parent, data: st.Data) -> Non
         assert torch.equal(evaluated[0], alone)
 
 
+def test_parents_of_different_classes(a: st.Parent) -> None:
+    other = st.load_parent("test_efficientnet", num_classes=7, input_size=32)
+    with pytest.raises(MatchError, match=r"of 10 classes, .*of 7 classes: they have two jobs"):
+        st.stitch(a, other, outputs=["a", "b", "ensemble"])
+
+
 def test_saved_and_loaded_it_is_the_same(
     supernetwork: st.Supernetwork, images: Tensor, tmp_path: Path
 ) -> None:
