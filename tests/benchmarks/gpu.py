@@ -294,8 +294,8 @@ def report(found: dict[str, Any]) -> None:
         print(f"| {words} | {found[f'seconds_{name}']:.1f} | {share(f'busy_{name}')} |")
     print(
         f"\n{found['candidates']} candidates in plans of {PLAN}, {found['kernels']} kernels, "
-        f"batches of {found['batch_size']}: {found['subnetworks_per_minute']:.0f} a minute, device "
-        f"busy {share('busy_plans')}; in a loop {found['loop_per_minute']:.1f} a minute: "
+        f"batches of {found['batch_size']}: {found['subnetworks_per_minute']:.0f} a minute, "
+        f"device busy {share('busy_plans')}; in a loop {found['loop_per_minute']:.1f} a minute: "
         f"{found['ratio']:.1f} times as many.\n"
     )
 
