@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import optuna_stitch as st
 from optuna_stitch.evaluation.kernels import kernels_on, memory_on, precision
@@ -20,7 +20,7 @@ from optuna_stitch.utils.device import resolve_device
 from optuna_stitch.utils.errors import ConfigError
 from tests.helpers.commands import call
 from tests.helpers.exports import load_code
-from tests.helpers.networks import networks
+from tests.helpers.networks import networks, small_pair
 from tests.helpers.pretend import DEVICE, accelerator
 from tests.helpers.runs import TINY, complete, study_of
 
@@ -33,22 +33,6 @@ PLAIN = [
 CASCADES = [Genotype("a then both", frozenset([0]), 0.4), Genotype("b then both", threshold=0.2)]
 
 
-class Small(nn.Module):
-    """Labels every pixel, or the image."""
-
-    def __init__(self, width: int, segments: bool) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, width, 3, padding=1)
-        self.norm = nn.BatchNorm2d(width)
-        self.conv = nn.Conv2d(width, width, 3, padding=1)
-        self.head = nn.Conv2d(width, 5 if segments else 10, 1)
-        self.segments = segments
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.head(self.conv(self.norm(self.stem(images)).relu()).relu())
-        return x if self.segments else x.mean((2, 3))
-
-
 @pytest.fixture
 def gpu() -> Iterator[torch.device]:
     with accelerator() as device:
@@ -57,15 +41,7 @@ def gpu() -> Iterator[torch.device]:
 
 def _pair(kind: str, *parents: st.Parent) -> st.Supernetwork:
     if kind in ("labels", "segments"):
-        torch.manual_seed(0)
-        view = st.View((3, 16, 16))
-        return st.stitch(
-            *(
-                st.load_parent(Small(width, kind == "segments"), view=view, name=f"{width}")
-                for width in (4, 6)
-            ),
-            points="all",
-        )
+        return small_pair(segments=kind == "segments")
     return st.stitch(*map(copy.deepcopy, parents), points="blocks")
 
 
