@@ -87,14 +87,17 @@ class ActivationCache:
         program.outputs = [*program.outputs, *new]
         return Reuse(self, chosen, given, new)
 
-    def halve(self) -> bool:
-        """Keep at most half as much from now on, and nothing of what there is.
+    def give_way(self, *, wholly: bool) -> bool:
+        """Forget what is kept, and keep half as much from now on.
+
+        Args:
+            wholly: Whether to keep nothing from now on.
 
         Returns:
-            Whether there was something.
+            Whether something was, or would have been, kept.
         """
-        self._budget /= 2
-        had, self.kept = bool(self.kept), {}
+        had, self.kept = self._budget > 0, {}
+        self._budget = 0.0 if wholly else self._budget / 2
         return had
 
     def _choose(self, every: Mapping[_Key, KeptValue]) -> dict[_Key, KeptValue]:

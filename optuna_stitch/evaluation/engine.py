@@ -183,8 +183,8 @@ class Engine:
             if not is_out_of_memory(error):
                 raise
             raise PlanMemoryError(
-                f"Memory does not suffice for {_networks(program)} on a batch of the "
-                "calibration. Make room on the device, or `fit` fewer images to `recalibrate`."
+                "Memory does not suffice for one network on a batch of the calibration. Make room "
+                "on the device, or `fit` fewer images to `recalibrate`."
             ) from error
         if self.kernels != "plain":
             self._fold(program)
@@ -231,8 +231,8 @@ class Engine:
             if not is_out_of_memory(error):
                 raise
             raise PlanMemoryError(
-                f"Memory does not suffice for {_networks(program)} on one image. Make room on the "
-                "device, or give the evaluation a smaller `memory`, so that less is kept."
+                "Memory does not suffice for one network on one image. Make room on the device, "
+                "or give the evaluation a smaller `memory`, so that less is kept."
             ) from error
         if len(answers) == 1:
             return answers[0]
@@ -272,8 +272,3 @@ class Engine:
             return list(images)
         layout = self.supergraph.memory_format
         return [image.contiguous(memory_format=layout) for image in images]
-
-
-def _networks(program: Program) -> str:
-    count = len(program.outputs)
-    return "one network" if count == 1 else f"{count} networks"

@@ -365,8 +365,8 @@ class Evaluator:
                         found[subnetwork.heads] = measured
                         self._learn(subnetwork, measured)
                 except PlanMemoryError:
-                    exhausted = True
-                    if not self.activation_cache.halve() and len(plan.subnetworks) == 1:
+                    exhausted, alone = True, len(plan.subnetworks) == 1
+                    if not self.activation_cache.give_way(wholly=alone) and alone:
                         raise
                 finally:  # also on Ctrl-C: what is finished is kept
                     self._record(found)

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import optuna_stitch as st
 from optuna_stitch.data import splits
-from optuna_stitch.utils.errors import DataError
+from optuna_stitch.data.decode import loader_processes
+from optuna_stitch.utils.errors import DataError, ImageError
 
 VIEW = st.View((3, 16, 16))
 
@@ -76,3 +82,103 @@ def test_some_positions_only(split: st.Split) -> None:
     assert [len(batch) for batch in batches] == [2, 2, 1]
     targets = torch.cat([batch.targets for batch in batches])
     assert torch.equal(targets, split.targets[order])
+
+
+def _pngs(root: Path, count: int, *, bits: int = 8) -> Path:
+    for number in range(count):
+        name = root / f"{'ab'[number % 2]}/{number}.png"
+        name.parent.mkdir(parents=True, exist_ok=True)
+        values = np.random.default_rng(number).integers(0, 2**bits, (20, 20))
+        Image.fromarray(values.astype(np.uint8 if bits == 8 else np.uint16)).save(name)
+    return root
+
+
+def _split_of(root: Path, workers: int) -> st.Split:
+    count = len(list(root.rglob("*.png")))
+    half = {"images": count // 3}
+    return st.load_data("", root=root, train=half, val=half, workers=workers).train
+
+
+def test_pixels_are_the_same_however_many_processes_decode(tmp_path: Path) -> None:
+    root = _pngs(tmp_path, 60)
+    alone, together = (_split_of(root, workers) for workers in (0, 2))
+    views = [VIEW, st.View((1, 8, 8), mean=(0.0,), std=(1.0,))]
+    order = [7, 3, 19, 0, 11]
+    for split in (alone, together):  # before the whole, in an order of its own
+        next(split.batches(views[:1], within=order))
+    for one, other in zip(alone.batches(views, 6), together.batches(views, 6), strict=True):
+        assert all(map(torch.equal, one.images, other.images))
+        assert torch.equal(one.targets, other.targets)
+
+
+def test_images_are_decoded_as_they_are_needed(split: st.Split) -> None:
+    read: list[int] = []
+    split.dataset = _Counted(split.dataset, read)
+    batches = split.batches([VIEW], 5, shard=(1, 2))
+    next(batches)
+    assert read == list(split.indices[5:10])
+    list(batches)
+    assert read == [*split.indices[5:10], *split.indices[15:20]]
+    list(split.batches([VIEW], 7))
+    assert sorted(read) == sorted(split.indices)
+
+
+class _Counted:
+    def __init__(self, dataset: Any, read: list[int]) -> None:
+        self.dataset, self.read = dataset, read
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        self.read.append(index)
+        return self.dataset[index]
+
+
+def test_a_broken_image_is_named_by_whichever_process_reads_it(tmp_path: Path) -> None:
+    root = _pngs(tmp_path, 30)
+    split = _split_of(root, 2)
+    broken = Path(split.place_of(6))
+    broken.write_bytes(broken.read_bytes()[:60])
+    with pytest.raises(ImageError, match=re.escape(str(broken))):
+        list(split.batches([VIEW], 4))
+
+
+def test_what_is_said_of_images_is_said_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    list(_split_of(_pngs(tmp_path, 60, bits=16), 2).batches([VIEW]))
+    assert " ".join(capfd.readouterr().err.split()).count("images of 16 bits, such as") == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ("unable to open shared memory object </torch_1>", "--shm-size"),
+        ("DataLoader worker (pid 7) is killed by signal: Bus error", "--shm-size"),
+        ("DataLoader worker (pid(s) 7) exited unexpectedly", "want of memory"),
+    ],
+)
+def test_loader_processes_that_fail(
+    said: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr("torch.utils.data.DataLoader.__iter__", fail)
+    with pytest.raises(DataError, match=r"data: {workers: 0}") as stopped:
+        list(_split_of(_pngs(tmp_path, 30), 2).batches([VIEW]))
+    assert why in str(stopped.value)
+
+
+def test_how_many_processes_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("optuna_stitch.data.decode.usable_cores", lambda: 4)
+    monkeypatch.setattr("sys.platform", "linux")
+    assert loader_processes(10_000, None) == 4
+    assert loader_processes(100, None) == 0
+    assert loader_processes(100, 3) == 3
+    assert loader_processes(10_000, 0) == 0
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert loader_processes(10_000, None) == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert loader_processes(10_000, None) == 0

@@ -119,6 +119,86 @@ def test_memory_that_runs_out_halves_the_batch(
     assert "going on with 12 images at once" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("place", ["a batch", "the calibration"])
+def test_memory_that_runs_out_halves_the_plan(
+    place: str,
+    supernetwork: st.Supernetwork,
+    data: st.Data,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    genotypes = single_stitch_genotypes(supernetwork.switches)[::4]
+    asked = networks(supernetwork, [*genotypes, Genotype("a then both", threshold=0.3)])
+    owner, name = (Program, "run") if place == "a batch" else (Supergraph, "recalibrate")
+    whole = getattr(owner, name)
+    largest, failed = [0], [0]
+    limit = math.inf
+
+    def scarce(self: Any, *args: Any) -> Any:
+        elements = (self if place == "a batch" else args[0]).elements
+        largest.append(elements)
+        if elements > limit:
+            failed[0] += 1
+            raise torch.OutOfMemoryError("out of memory")
+        return whole(self, *args)
+
+    monkeypatch.setattr(owner, name, scarce)
+    split = data.val.take(60)
+    expected = st.Evaluator(supernetwork, split).evaluate(asked)
+    limit = 0.8 * max(largest)
+    evaluator = st.Evaluator(supernetwork, split)
+    assert evaluator.evaluate(asked) == expected
+    assert failed[0] > 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("Memory ran out: going on with plans of") == 1
+    assert evaluator._engine.memory < 1  # later plans are small from the start
+
+
+@pytest.mark.slow
+def test_memory_that_runs_out_halves_what_a_report_runs(
+    supernetwork: st.Supernetwork, data: st.Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = networks(supernetwork, single_stitch_genotypes(supernetwork.switches)[::6])
+    split = data.val.take(60)
+    expected = list(st.Evaluator(supernetwork, split, kernels="plain").answers(asked))
+
+    def scarce(limit: int, whole: Any) -> Any:
+        def call(self: Any, *args: Any) -> Any:
+            program = self if isinstance(self, Program) else args[0]
+            if len(program.outputs) > limit:
+                raise torch.OutOfMemoryError("out of memory")
+            return whole(self, *args)
+
+        return call
+
+    monkeypatch.setattr(Supergraph, "recalibrate", scarce(4, Supergraph.recalibrate))
+    monkeypatch.setattr(Program, "run", scarce(2, Program.run))
+    evaluator = st.Evaluator(supernetwork, split, kernels="plain")
+    for (labels, answers), (same, others) in zip(evaluator.answers(asked), expected, strict=True):
+        assert torch.equal(labels, same)
+        for logits, other in zip(answers, others, strict=True):
+            # one image at a time is computed by other kernels than many
+            assert torch.allclose(logits, other, rtol=1e-3, atol=1e-3)
+
+
+def test_values_that_are_kept_give_way(
+    supernetwork: st.Supernetwork, data: st.Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluator = st.Evaluator(supernetwork, data.val)
+    evaluator.evaluate(networks(supernetwork, [Genotype("a"), Genotype("b")]))
+    assert evaluator.activation_cache.kept
+    whole = Supergraph.recalibrate
+
+    def scarce(self: Any, *args: Any) -> Any:
+        if evaluator.activation_cache.kept:
+            raise MemoryError
+        return whole(self, *args)
+
+    monkeypatch.setattr(Supergraph, "recalibrate", scarce)
+    asked = networks(supernetwork, single_stitch_genotypes(supernetwork.switches)[:1])
+    assert evaluator.evaluate(asked)[0].images == len(data.val)
+
+
 def test_no_memory_for_a_single_image(
     supernetwork: st.Supernetwork, data: st.Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:

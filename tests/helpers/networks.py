@@ -1,8 +1,11 @@
-"""Subnetworks by their genotypes."""
+"""Subnetworks by their genotypes, and networks that are made at once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
 
 import optuna_stitch as st
 from optuna_stitch.stitching.genotype import Genotype
@@ -10,3 +13,30 @@ from optuna_stitch.stitching.genotype import Genotype
 
 def networks(supernetwork: st.Supernetwork, genotypes: Iterable[Genotype]) -> list[st.Subnetwork]:
     return [supernetwork.subnetwork(genotype) for genotype in genotypes]
+
+
+class SmallNetwork(nn.Module):
+    """Labels every pixel, or the image."""
+
+    def __init__(self, width: int, *, segments: bool) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.norm = nn.BatchNorm2d(width)
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.head = nn.Conv2d(width, 5 if segments else 10, 1)
+        self.segments = segments
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.head(self.conv(self.norm(self.stem(images)).relu()).relu())
+        return x if self.segments else x.mean((2, 3))
+
+
+def small_pair(*, segments: bool = False, side: int = 16) -> st.Supernetwork:
+    """Two of them, stitched wherever that is possible, not fitted; always the same."""
+    torch.manual_seed(0)
+    view = st.View((3, side, side))
+    parents = [
+        st.load_parent(SmallNetwork(width, segments=segments), view=view, name=f"{width}")
+        for width in (4, 6)
+    ]
+    return st.stitch(*parents, points="all")
