@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import shlex
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,6 +59,9 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # what a terminal has no sign for is shown by its number, as on stderr
         sys.stdout.reconfigure(errors="backslashreplace")
+    # before torch is loaded: threads that spin while they wait for one that is descheduled keep
+    # it from its core, so that a busy machine stalls all of them
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except OptunaStitchError as error:
@@ -258,9 +263,15 @@ def _show(reported: Run, front: Front) -> None:
 
 @contextmanager
 def _resumable() -> Iterator[None]:
-    """Turn Ctrl-C into a hint and the shell's own exit code."""
+    """Turn Ctrl-C into a hint and the shell's own exit code.
+
+    So is what schedulers send before they end a process, so that its trials are given back.
+    """
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt:
         console.print("Interrupted. Run the same command again to go on where it was.")
         raise typer.Exit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
 from collections.abc import Sequence
 from functools import cached_property
@@ -27,7 +29,7 @@ from optuna_stitch.storage.artifacts import download_files, open_artifact_store
 from optuna_stitch.storage.buffered import BufferedStorage
 from optuna_stitch.storage.open import open_storage
 from optuna_stitch.utils.device import device_name, resolve_device
-from optuna_stitch.utils.errors import ArtifactError, RunError, StudyNotFoundError
+from optuna_stitch.utils.errors import ArtifactError, ConfigError, RunError, StudyNotFoundError
 from optuna_stitch.utils.files import is_writable, write_text
 from optuna_stitch.utils.progress import console
 
@@ -122,8 +124,12 @@ class RunFolder:
 
     @property
     def storage_url(self) -> str:
-        """Where the study is kept."""
-        return self.study_file.study.storage.replace("{run}", self.folder.as_posix())
+        """Where the study is kept.
+
+        Raises:
+            ConfigError: If it names a variable that the environment does not have.
+        """
+        return self._place(self.study_file.study.storage)
 
     @property
     def storage(self) -> BufferedStorage:
@@ -142,8 +148,18 @@ class RunFolder:
     @property
     def artifact_store(self) -> ArtifactStore:
         """Where the study's files are kept: the supernetwork, drawings."""
-        place = self.study_file.study.artifacts.replace("{run}", self.folder.as_posix())
-        return open_artifact_store(place)
+        return open_artifact_store(self._place(self.study_file.study.artifacts))
+
+    def _place(self, said: str) -> str:
+        """What a study file says of a place, with the run's folder and the environment in it."""
+        for name in set(re.findall(r"\$\{(\w+)\}", said)):
+            if name not in os.environ:
+                raise ConfigError(
+                    f"The study file says {said!r}, but the environment has no {name}: set it, as "
+                    f"in `export {name}=...`."
+                )
+            said = said.replace(f"${{{name}}}", os.environ[name])
+        return said.replace("{run}", self.folder.as_posix())
 
     @property
     def study(self) -> optuna.Study:

@@ -293,6 +293,7 @@ def _study(quality: str) -> _Rows:
         ("  storage: sqlite:///{run}/study.db", "{run} is the folder of the run"),
         ("  # or storage: journal:///{run}/study.journal", "one file, for workers that share it"),
         ("  # or storage: postgresql://user:password@host/database", "for many workers"),
+        ("  # or storage: ${DATABASE}", "what the environment says, passwords too"),
         ("  # or storage: grpc://host:13000", "what `optuna-stitch proxy` serves"),
         ("  # artifacts: s3://bucket", "or a shared folder, for other workers"),
         ("  trials: 500", "in all, by all workers"),
