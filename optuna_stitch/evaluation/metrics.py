@@ -243,7 +243,11 @@ class SideMetric:
 
 @dataclass(frozen=True)
 class Retained:
-    """The smaller of two shares: of what each parent reaches alone, how much is left."""
+    """The smaller of two shares: of what each parent reaches alone, how much is left.
+
+    A parent that gets nothing right has nothing to retain, and its share is whole; `check_parents`
+    finds such parents.
+    """
 
     name: str = "retained"
     direction: Direction = "maximize"
@@ -252,6 +256,16 @@ class Retained:
     def unit(self) -> Unit:
         """What people read it in."""
         return _share("retained")
+
+    @staticmethod
+    def share(own: float, alone: float) -> float:
+        """What share of one figure another one is.
+
+        Args:
+            own: Of a network.
+            alone: Of the parent.
+        """
+        return own / alone if alone > 0 else 1.0
 
 
 RETAINED = Retained()

@@ -32,7 +32,7 @@ from optuna_stitch.evaluation.settings import EvaluationSettings, LatencySetting
 from optuna_stitch.stitching.genotype import BOTH, SIDES, Side
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supernetwork import Supernetwork
-from optuna_stitch.utils.errors import ConfigError, DataError, StudyError
+from optuna_stitch.utils.errors import ConfigError, StudyError
 
 
 class TwoJobEvaluator:
@@ -129,8 +129,7 @@ class TwoJobEvaluator:
             One entry per subnetwork.
 
         Raises:
-            DataError: As `Evaluator.evaluate` says, and if a parent gets nothing right, of which
-                no share can be retained.
+            DataError: As `Evaluator.evaluate` says.
             StudyError: As `Evaluator.evaluate` says.
         """
         if any(subnetwork.output != BOTH for subnetwork in subnetworks):
@@ -187,17 +186,10 @@ class TwoJobEvaluator:
     def _retained(
         self, parts: Mapping[Side, Evaluation], alone: Mapping[Side, Evaluation]
     ) -> float:
-        shares: list[float] = []
-        for side, quality in self._quality.items():
-            reached = alone[side][quality.name]
-            if not reached > 0:
-                raise DataError(
-                    f"Parent {side} reaches a {quality.name} of {reached:g} on the "
-                    f"{self.split.name} split, of which no share can be retained. Check its "
-                    "weights, its classes and how it sees images."
-                )
-            shares.append(parts[side][quality.name] / reached)
-        return min(shares)
+        return min(
+            RETAINED.share(parts[side][quality.name], alone[side][quality.name])
+            for side, quality in self._quality.items()
+        )
 
     def settle(self, known: Deviation | None = None) -> Deviation | None:
         """Find out how far figures in 16 bits are from float32; see `Evaluator.settle`.

@@ -120,15 +120,19 @@ def _questions(front: Entries, entry: Entry) -> str:
 
 
 def _less_retained(setting: _Setting, entry: Entry) -> str:
-    """The best linear probe, where it retains less."""
-    probes = [b for b in setting.baselines if b.kind == "probe" and b.quality < entry.quality]
+    """The best linear probe that costs no more, where there is one; it retains less."""
+    probes = [
+        other
+        for other in setting.baselines
+        if other.kind == "probe" and setting.cost(other) <= setting.cost(entry)
+    ]
     if not probes:
         return ""
     best = max(probes, key=lambda probe: probe.quality)
-    cost = setting.saving(best, setting.baselines[0])
+    fewer = _fewer(setting.front, setting.saving(best, setting.baselines[0]))
     return (
-        f". The best linear probe ({best.name}) retains {_percent(best)}, for "
-        f"{_fewer(setting.front, cost)} than both parents"
+        f". Of linear probes that cost no more, the best ({best.name}) retains {_percent(best)}, "
+        f"for {fewer} than both parents"
     )
 
 

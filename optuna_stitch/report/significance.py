@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -151,16 +152,19 @@ def retained_interval(pairs: Sequence[tuple[PairedResult, PairedResult]]) -> Int
 def _resampled_shares(own: PairedResult, alone: PairedResult, seed: int) -> NDArray[np.float64]:
     """One figure over the other, on bootstrap samples of the images."""
     if isinstance(own, Confusions) and isinstance(alone, Confusions):
-        return _resampled(own) / np.maximum(_resampled(alone), 1e-12)
+        return _shares(_resampled(own), _resampled(alone))
     assert isinstance(own, Hits), own
     assert isinstance(alone, Hits), alone
     # of images only who is right matters: samples of them are draws of four kinds
     kinds = (2 * own.right.long() + alone.right.long()).bincount(minlength=4).double().numpy()
     images = len(own.right)
     drawn = np.random.default_rng(seed).multinomial(images, kinds / images, size=_RESAMPLES)
-    shares: NDArray[np.float64] = (drawn[:, 2] + drawn[:, 3]) / np.maximum(
-        drawn[:, 1] + drawn[:, 3], 1
-    )
+    return _shares(drawn[:, 2] + drawn[:, 3], drawn[:, 1] + drawn[:, 3])
+
+
+def _shares(own: NDArray[Any], alone: NDArray[Any]) -> NDArray[np.float64]:
+    """One figure over the other, whole where that is nought."""
+    shares: NDArray[np.float64] = np.divide(own, alone, out=np.ones(len(own)), where=alone > 0)
     return shares
 
 

@@ -22,7 +22,6 @@ from optuna_stitch.evaluation.metrics import (
     SideMetric,
     StudyMetric,
     quality_metric,
-    unit_of,
 )
 from optuna_stitch.evaluation.probe import fit_probes
 from optuna_stitch.report.entries import STITCHED, Entries, Entry, PairedComparison
@@ -272,14 +271,10 @@ def _retain(entry: Entry, pairs: Mapping[Side, tuple[Entry, Entry]]) -> None:
         entry: The network.
         pairs: What is known of the parent's answers, and of its own, by side.
     """
-    for side, (alone, _) in pairs.items():
-        if not alone.quality > 0:
-            raise DataError(
-                f"Parent {side} reaches a {unit_of(alone.metric).words} of {alone.quality:g} on "
-                "the test split, of which no share can be retained."
-            )
     entry.test = {
-        RETAINED.name: min(own.quality / alone.quality for alone, own in pairs.values()),
+        RETAINED.name: min(
+            RETAINED.share(own.quality, alone.quality) for alone, own in pairs.values()
+        ),
         **entry.test,
     }
     results = [(own.result, alone.result) for alone, own in pairs.values()]

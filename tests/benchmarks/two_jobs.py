@@ -12,9 +12,10 @@ parent reaches alone.
 The last line is JSON, by pair medians over seeds: `cost_at_99`, the share of both networks' cost
 of the cheapest network of the validation front that keeps 99% on the test images; `chosen_cost`
 and `chosen_retained`, of the cheapest that keeps 99% on validation images, which is what one would
-take without looking at the test; `probe_retained`, of the best linear probe on the test images,
-and `probe_cost`. `small_retained` is what the smaller of the ResNets keeps if it answers for both,
-as it could where questions are the same after all.
+take without looking at the test; `probe_retained` and `probe_cost`, of the best linear probe on
+the test images, of those that cost no more than the first of these. `small_retained` is what the
+smaller of the ResNets keeps if it answers for both, as it could where questions are the same after
+all.
 """
 
 from __future__ import annotations
@@ -142,7 +143,8 @@ def measure(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, fl
 
     kept = min((e for e in known if e.quality >= 0.99), key=share)
     chosen = min((e for e in known if e.values["retained"] >= 0.99), key=share)
-    probe = max((e for e in front.entries if e.kind == "probe"), key=lambda e: e.quality)
+    probes = [e for e in front.entries if e.kind == "probe" and share(e) <= share(kept)]
+    probe = max(probes, key=lambda e: e.quality)
     small = {e.name: e.quality for e in front.entries if e.kind == "other"}
     return {
         "cost_at_99": share(kept),
