@@ -11,7 +11,7 @@ from unittest import mock
 
 import pytest
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 import optuna_stitch as st
 from optuna_stitch.evaluation.kernels import kernels_on, memory_on, precision
@@ -19,13 +19,12 @@ from optuna_stitch.evaluation.latency import measure_latency
 from optuna_stitch.evaluation.settings import LatencySettings
 from optuna_stitch.models.layouts import Layout
 from optuna_stitch.stitching.genotype import Genotype, single_stitch_genotypes
-from optuna_stitch.stitching.layer import Stitch
 from optuna_stitch.stitching.moments import Moments, Pair, Reading
 from optuna_stitch.utils.device import resolve_device, sums_in_float64
 from optuna_stitch.utils.errors import ConfigError
 from tests.helpers.commands import call
 from tests.helpers.exports import load_code
-from tests.helpers.networks import networks, small_pair
+from tests.helpers.networks import map_of, networks, small_pair
 from tests.helpers.pretend import DEVICE, accelerator, waits
 from tests.helpers.runs import TINY, complete, study_of
 
@@ -48,12 +47,6 @@ def _pair(kind: str, *parents: st.Parent) -> st.Supernetwork:
     if kind in ("labels", "segments"):
         return small_pair(segments=kind == "segments")
     return st.stitch(*map(copy.deepcopy, parents), points="blocks")
-
-
-def _map(stitch: Stitch) -> Tensor:
-    """What a stitch multiplies by: its factors, whose signs are free, as one matrix."""
-    weight = stitch.weight.flatten(1)
-    return weight if stitch.expand is None else stitch.expand @ weight
 
 
 def _judged(supernetwork: st.Supernetwork, split: st.data.splits.Split) -> list[list[float]]:
@@ -89,7 +82,7 @@ def test_from_parents_to_answers_on_a_device(
         assert (one.switch, one.kernel, one.macs) == (other.switch, other.kernel, other.macs)
         assert one.r2 == pytest.approx(other.r2, abs=1e-6)
     for one, other in zip(here.stitches, there.to("cpu").stitches, strict=True):
-        assert (_map(one) - _map(other)).norm() <= 1e-4 * _map(one).norm()
+        assert (map_of(one) - map_of(other)).norm() <= 1e-4 * map_of(one).norm()
     there.to("cuda")
     for figures, same in zip(_judged(here, val), _judged(there, val), strict=True):
         assert figures == pytest.approx(same, rel=1e-5)

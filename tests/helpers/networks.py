@@ -9,10 +9,17 @@ from torch import Tensor, nn
 
 import optuna_stitch as st
 from optuna_stitch.stitching.genotype import Genotype
+from optuna_stitch.stitching.layer import Stitch
 
 
 def networks(supernetwork: st.Supernetwork, genotypes: Iterable[Genotype]) -> list[st.Subnetwork]:
     return [supernetwork.subnetwork(genotype) for genotype in genotypes]
+
+
+def map_of(stitch: Stitch) -> Tensor:
+    """What a stitch multiplies by: its factors, whose signs are free, as one matrix."""
+    weight = stitch.weight.detach().flatten(1)
+    return weight if stitch.expand is None else stitch.expand.detach() @ weight
 
 
 class SmallNetwork(nn.Module):

@@ -234,6 +234,7 @@ def accelerator(
         mock.patch("torch.cuda.memory_allocated", return_value=0),
         mock.patch("torch.cuda.get_device_capability", return_value=capability),
         mock.patch("torch.cuda.Event", _Event),
+        mock.patch("torch.inference_mode", torch.no_grad),  # whose tensors cannot be wrapped
         mock.patch("torch.cuda.current_stream"),
         mock.patch("torch.cuda.get_rng_state"),
         mock.patch("torch.cuda.set_rng_state"),
