@@ -9,8 +9,9 @@ that loading programs and parents does not count. The hypervolume of accuracy an
 validation images, after the first 300 finished trials, is a share of that of the front of all runs
 together. The runs of one worker differ by their seed only, and so tell what is chance. A trial
 takes some 10 ms, so that workers ask more of the storage than in any real search; give it a core
-for each worker, and an idle machine. The last line is JSON: the median of the trials a minute, by
-number of workers.
+for each worker, and an idle machine. How long workers compute for a trial tells, on a
+machine that is not idle, whether more of them cost more. The last line is JSON: the median of the
+trials a minute, by number of workers.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from optuna_stitch.utils.progress import console
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.helpers.storages import KINDS, storage_url
 from tests.helpers.tabulated import Point, hypervolume
-from tests.helpers.working import NAME, workers
+from tests.helpers.working import CPU, NAME, workers
 
 COUNTS = (1, 2, 4)
 IMAGES, BATCH = 200, 10
@@ -56,17 +57,20 @@ def main() -> None:
     trials = arguments.trials or (400 if arguments.quick else 1200)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     rates: dict[int, list[float]] = {count: [] for count in COUNTS}
+    costs: dict[int, list[float]] = {count: [] for count in COUNTS}
     points: dict[int, list[list[Point]]] = {count: [] for count in COUNTS}
     with tempfile.TemporaryDirectory() as folder:
         build(Path(folder))
         for repeat in range(repeats):
             for count in COUNTS:  # in turn, so that a machine that slows down is fair
-                done = search(count, Path(folder), arguments.storage, trials, 10 * repeat)
+                done, seconds = search(count, Path(folder), arguments.storage, trials, 10 * repeat)
                 rates[count].append(rate(done, count))
+                costs[count].append(1000 * seconds / len(done))
                 points[count].append([(t.values[0], t.values[1]) for t in done[:JUDGED]])
                 console.print(
                     f"run {repeat + 1} of {repeats}, workers: {count}, "
-                    f"trials a minute: {rates[count][-1]:.0f}"
+                    f"trials a minute: {rates[count][-1]:.0f}, "
+                    f"CPU ms a trial: {costs[count][-1]:.1f}"
                 )
     found = shares(points)
     cores = len(os.sched_getaffinity(0))
@@ -75,6 +79,7 @@ def main() -> None:
         "runs",
         "trials a minute",
         "times one",
+        "CPU ms a trial",
         f"hypervolume after {JUDGED}, %",
         title=f"{trials} trials, {arguments.storage}, {cores} cores: median (range)",
     )
@@ -86,6 +91,7 @@ def main() -> None:
             str(repeats),
             shown(rates[count], ".0f"),
             f"{middle / one:.2f}",
+            shown(costs[count], ".1f"),
             shown([100 * value for value in share], ".2f"),
         )
     console.print(table)
@@ -113,8 +119,10 @@ def build(folder: Path) -> None:
     supernetwork.save(folder)
 
 
-def search(count: int, folder: Path, kind: str, trials: int, seed: int) -> list[FrozenTrial]:
-    """The finished trials of a study by so many workers, in the order in which they were."""
+def search(
+    count: int, folder: Path, kind: str, trials: int, seed: int
+) -> tuple[list[FrozenTrial], float]:
+    """The finished trials of a study by so many workers, in their order, and the CPU seconds."""
     options = {"images": IMAGES, "first_seed": seed, "until": trials, "batch": BATCH}
     with storage_url(kind) as url:
         open_storage(url)  # makes its tables
@@ -125,7 +133,8 @@ def search(count: int, folder: Path, kind: str, trials: int, seed: int) -> list[
                     sys.exit(f"A worker ended with exit code {process.exitcode}.")
         study = optuna.load_study(study_name=NAME, storage=open_storage(url))
         done = study.get_trials(states=(TrialState.COMPLETE,))
-        return sorted(done, key=ended)
+        seconds = sum(value for key, value in study.user_attrs.items() if key.startswith(CPU))
+        return sorted(done, key=ended), seconds
 
 
 def ended(trial: FrozenTrial) -> float:

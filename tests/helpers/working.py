@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
@@ -19,6 +20,9 @@ from optuna_stitch.search.worker import optimize
 from optuna_stitch.storage.open import open_storage, result_cache_engine
 
 NAME = "shared"
+
+# What the attributes of a study begin with that say how long a worker computed, in seconds.
+CPU = "cpu:"
 
 
 def sampler(seed: int) -> optuna.samplers.BaseSampler:
@@ -42,7 +46,9 @@ def work(folder: Path, url: str, seed: int, images: int, options: dict[str, Any]
         load_if_exists=True,
         population=20,
     )
+    before = time.process_time()
     optimize(study, objective, **options)
+    study.set_user_attr(f"{CPU}{seed}", time.process_time() - before)
     os._exit(0)  # libraries that were forked need not be taken down
 
 

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
@@ -49,14 +50,20 @@ def _pids() -> list[int]:
     return [beat["pid"] for beat in beats if "pid" in beat]
 
 
-def _start(built_once: Path, trials: int, *options: str) -> subprocess.Popen[bytes]:
+@contextmanager
+def _started(built_once: Path, trials: int, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     Path("tiny.yaml").write_text(TINY.replace("trials: 12", f"trials: {trials}"))
     shutil.copytree(built_once, "runs/tiny")
     command = [sys.executable, "-m", "optuna_stitch", "search", "tiny.yaml", "--workers", "2"]
     with interruptible():
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [*command, *options], stderr=subprocess.PIPE, start_new_session=True
         )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:  # the test failed
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 LAUNCHES = [
@@ -80,10 +87,10 @@ def test_one_that_is_killed_is_started_again(
     launch: list[str], module: str, workplace: Path, built_once: Path
 ) -> None:
     _need(module)
-    process = _start(built_once, 200, *launch)
-    _wait(lambda: _finished() > 20, process)
-    os.kill(_pids()[0], signal.SIGKILL)
-    _, said = process.communicate(timeout=300)
+    with _started(built_once, 200, *launch) as process:
+        _wait(lambda: _finished() > 20, process)
+        os.kill(_pids()[0], signal.SIGKILL)
+        _, said = process.communicate(timeout=300)
     assert process.returncode == 0, said.decode()
     if not launch:
         assert b"was killed by signal 9, as the system does where memory runs out" in said
@@ -99,11 +106,11 @@ def test_they_end_together_on_an_interruption(
     launch: list[str], module: str, workplace: Path, built_once: Path
 ) -> None:
     _need(module)
-    process = _start(built_once, 100_000, *launch)
-    _wait(lambda: _finished() > 20 and len(_pids()) == 2, process)
-    pids = _pids()
-    os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    with _started(built_once, 100_000, *launch) as process:
+        _wait(lambda: _finished() > 20 and len(_pids()) == 2, process)
+        pids = _pids()
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said.decode()
     assert b"Interrupted. Run the same command again" in said
     assert not any(is_running(pid) for pid in pids)
