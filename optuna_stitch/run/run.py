@@ -9,7 +9,11 @@ from typing import Any
 
 import optuna
 
-from optuna_stitch.evaluation.metrics import resolve_metrics
+from optuna_stitch.evaluation.metrics import (
+    check_sides,
+    metrics_of_one_job,
+    resolve_metrics,
+)
 from optuna_stitch.report.dashboard import publish
 from optuna_stitch.report.front import Front
 from optuna_stitch.report.picking import Pick
@@ -149,8 +153,13 @@ class Run(RunFolder):
             )
         # checked before anything is made, so that a typing error costs nothing
         _check_sampler(study_file)
-        resolve_metrics(study_file.study.objectives)
-        resolve_constraints(study_file.study.constraints)
+        objectives = resolve_metrics(study_file.study.objectives)
+        bounds = resolve_constraints(study_file.study.constraints)
+        figures = [*objectives, *(bound.metric for bound in bounds)]
+        if study_file.two_jobs:
+            check_sides(figures)
+        else:
+            metrics_of_one_job(list(dict.fromkeys(figures)))
         run = Run(study_file, place)
         if not copy.is_file():
             run._called = shlex.join([str(path), *(["--run", str(folder)] if folder else [])])
