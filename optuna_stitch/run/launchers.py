@@ -23,8 +23,8 @@ from optuna_stitch.utils.progress import console
 
 Workers = int | Literal["auto"]
 
-# A guess: operations are small, so that few cores serve one worker. With the two cores at hand it
-# could only be measured that two workers with one core each finish more trials than one with two.
+# A guess: operations are small, so that few cores serve one worker. How many serve it best was not
+# measured, for which two cores are too few.
 CORES_PER_WORKER = 4
 
 # Minutes that Slurm is asked for, where nothing is said; submitit's own are 5.

@@ -10,7 +10,7 @@ from unittest import mock
 import pytest
 
 import optuna_stitch as st
-from optuna_stitch.run.launchers import Share, Slurm, ray_shares
+from optuna_stitch.run.launchers import Local, Share, Slurm, ray_shares
 from optuna_stitch.run.workers import End, Search
 from optuna_stitch.utils.errors import ConfigError
 from tests.helpers.commands import call
@@ -73,6 +73,14 @@ def test_workers_elsewhere_need_no_device_here(
         assert run.study_file.device == "cuda"
         with pytest.raises(ConfigError, match="'cuda' is not there"):
             st.Run.start("tiny.yaml", "here", device="cuda")
+
+
+def test_too_few_cores_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with mock.patch("optuna_stitch.run.launchers.usable_cores", return_value=2):
+        assert Local(_task, 2, "cpu", {}, tmp_path).devices == ["cpu"] * 2
+        assert "2 workers: 1 of 2 cores each." in _said(capsys)
+        Local(_task, 3, "cpu", {}, tmp_path)
+    assert "3 workers share 2 cores, and wait for each other; 2 of them would" in _said(capsys)
 
 
 def test_a_worker_that_does_not_see_the_run_says_so(tmp_path: Path) -> None:
