@@ -232,8 +232,6 @@ def _open(
     labels: Path | None,
     column: str | None,
 ) -> ImageDataset:
-    if dataset == "sklearn/digits":
-        return Digits(column)
     if labels is not None:
         if dataset:
             raise DataError(
@@ -243,6 +241,8 @@ def _open(
         mapped = None if class_map is None else read_class_map(class_map, root)
         table = Table(labels, root, column)
         return _named(Files(table, table.class_names), mapped, name)
+    if dataset == "sklearn/digits":
+        return Digits(column)
     if column is not None:
         raise DataError(
             f"The {name} split has no file of `labels`, of which {column!r} could be a `column`."

@@ -47,7 +47,10 @@ _NO_MATTER = (
 )
 
 # Keys without which figures are not about the same thing.
-_SAME = ("study.objectives", "parents.", "data.dataset", "data.val.dataset", "data.val.split")
+_SAME = (
+    *("study.objectives", "parents.", "data.dataset", "data.val.dataset", "data.val.split"),
+    *("data.column", "data.a.dataset", "data.a.column", "data.b.dataset", "data.b.column"),
+)
 
 _SEED = ".seed"
 
