@@ -8,6 +8,7 @@ Should they go away, Optuna's own are called as ever, and a test says so.
 from __future__ import annotations
 
 import copy
+import os
 import re
 import shutil
 import sqlite3
@@ -46,9 +47,6 @@ _BUSY_TIMEOUT = 300
 
 # Seconds for which a running trial is not read again.
 _FRESH = 1.0
-
-# What an SQLite file begins with.
-_HEADER = b"SQLite format 3\0"
 
 # The URL of an SQLite file. A question mark may be part of its path, or begin parameters.
 _SQLITE = re.compile(
@@ -139,18 +137,21 @@ def check_sqlite(path: Path, *, create: bool) -> None:
     elif not path.is_file():
         raise StudyError(f"The database {path} cannot be opened: it is no file. Name a file.")
     else:
+        if not os.access(path, os.R_OK):
+            raise StudyError(f"The database {path} cannot be read. See who owns it.")
         try:
-            with path.open("rb") as file:
-                begin = file.read(len(_HEADER))
-        except OSError as error:
-            raise StudyError(
-                f"The database {path} cannot be read: {error.strerror}. See who owns it."
-            ) from error
-        if begin and begin != _HEADER:  # an empty file is an empty database
+            # by SQLite itself: closing any other handle gives up all locks that this process has
+            # on the file, and the log of its open connections may be deleted
+            place = f"{path.absolute().as_uri()}?immutable=1"
+            with closing(sqlite3.connect(place, uri=True)) as connection:
+                connection.execute("PRAGMA schema_version")
+        except sqlite3.OperationalError:
+            pass  # who opens it for good will say what is wrong
+        except sqlite3.DatabaseError as error:
             raise StudyError(
                 f"{path} is not an SQLite database, but some other kind of file, or damaged from "
                 "its first byte on. Name another file, or put back a copy of the database."
-            )
+            ) from error
     if create and not _may_write(path):
         raise StudyError(
             f"The database {path} is read-only: a search has to write it, and the folder that it "

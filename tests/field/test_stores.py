@@ -249,6 +249,29 @@ def test_what_is_wrong_with_a_database_is_told_apart(kind: str, tmp_path: Path) 
         open_storage(f"sqlite:///{path}")
 
 
+_WRITE_AND_LEAVE = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1])
+connection.execute("CREATE TABLE another (x)")
+connection.commit()
+connection.close()
+"""
+
+
+def test_a_database_that_is_opened_again_keeps_the_log_of_its_first_reader(
+    tmp_path: Path,
+) -> None:
+    """A process that looks into the file by itself would give up SQLite's locks on it."""
+    path = tmp_path / "study.db"
+    study = _study(open_storage(f"sqlite:///{path}"))
+    for create in (True, False):
+        open_storage(f"sqlite:///{path}", create=create)
+    subprocess.run([sys.executable, "-c", _WRITE_AND_LEAVE, str(path)], check=True)
+    assert Path(f"{path}-wal").exists()  # the last one to leave deletes it; we are still there
+    study.optimize(_x, n_trials=1)
+    assert len(optuna.load_study(study_name=None, storage=f"sqlite:///{path}").trials) == 1
+
+
 @contextmanager
 def _read_only(folder: Path) -> Iterator[None]:
     """Take the right to write into a folder, also from root."""
