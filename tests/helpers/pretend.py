@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from unittest import mock
 
@@ -208,6 +208,10 @@ class _Event:
         return 1e3 * (later.at - self.at)
 
 
+def _no_grad(mode: bool = True) -> AbstractContextManager[None]:
+    return torch.no_grad() if mode else nullcontext()
+
+
 @contextmanager
 def accelerator(
     gigabytes: float = 8.0, count: int = 1, capability: tuple[int, int] = (9, 0)
@@ -234,7 +238,7 @@ def accelerator(
         mock.patch("torch.cuda.memory_allocated", return_value=0),
         mock.patch("torch.cuda.get_device_capability", return_value=capability),
         mock.patch("torch.cuda.Event", _Event),
-        mock.patch("torch.inference_mode", torch.no_grad),  # whose tensors cannot be wrapped
+        mock.patch("torch.inference_mode", _no_grad),  # whose tensors cannot be wrapped
         mock.patch("torch.cuda.current_stream"),
         mock.patch("torch.cuda.get_rng_state"),
         mock.patch("torch.cuda.set_rng_state"),
