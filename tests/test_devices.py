@@ -241,6 +241,7 @@ def test_which_devices_sum_in_float64() -> None:
             assert sums_in_float64(device) == fast
 
 
+@pytest.mark.slow
 def test_a_device_is_waited_for_once_a_batch(data: st.Data, gpu: torch.device) -> None:
     """Beyond what a plan, a fit or a step needs, however many networks or stitches there are."""
     supernetwork = small_pair().to("cuda")

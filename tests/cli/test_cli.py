@@ -338,6 +338,7 @@ def test_in_a_shell_there_is_no_traceback() -> None:
     assert done.stdout == ""
 
 
+@pytest.mark.slow
 def test_hopeless_stitches_are_dropped_before_the_search(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

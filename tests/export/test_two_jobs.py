@@ -13,7 +13,8 @@ from optuna_stitch.stitching.genotype import SIDES, Genotype
 
 
 @pytest.mark.parametrize(
-    "name", ["python", "program", pytest.param("onnx", marks=pytest.mark.slow)]
+    "name",
+    ["python", *(pytest.param(name, marks=pytest.mark.slow) for name in ("program", "onnx"))],
 )
 def test_both_answers_leave_by_name(
     two_jobs: st.Supernetwork, pair: st.DataPair, tmp_path: Path, name: str
