@@ -116,6 +116,7 @@ def test_a_cascade_leaves_with_its_exit(finished_once: Path, tmp_path: Path) -> 
     assert config["cascade"]["share"] == 0.3
 
 
+@pytest.mark.slow
 def test_a_parent_can_be_a_trial(run: Run, tmp_path: Path) -> None:
     export_trial(run, 0, tmp_path / "to")
     card = (tmp_path / "to" / "README.md").read_text()

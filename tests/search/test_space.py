@@ -106,6 +106,7 @@ def test_any_sampler_searches_the_reachable_space(
         assert tuple(trial.values) == objective.values(judged)
 
 
+@pytest.mark.slow
 def test_the_best_single_stitch_networks_are_among_the_first(
     a: st.Parent, b: st.Parent, data: st.Data
 ) -> None:
