@@ -265,7 +265,8 @@ def _show(reported: Run, front: Front) -> None:
 def _resumable() -> Iterator[None]:
     """Turn Ctrl-C into a hint and the shell's own exit code.
 
-    So is what schedulers send before they end a process, so that its trials are given back.
+    SIGTERM, which schedulers send before they end a process, counts as Ctrl-C: trials are given
+    back.
     """
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -108,11 +108,10 @@ def pick(
     picked = opened.pick(knee=knee, fixed_cost=fixed_cost, **bounds)
     out = Console()
     out.print(str(picked), highlight=False, markup=False, soft_wrap=True)
+    said = "It is a baseline; `export` writes the study's trials only."
     if picked.trial is not None:
-        text = export_command(opened.folder).format(trial=picked.trial)
-    else:
-        text = "it is no trial, so from Python, by `Subnetwork.export`"
-    out.print(f"Export it: {text}", highlight=False, markup=False, soft_wrap=True)
+        said = f"Export it: {export_command(opened.folder).format(trial=picked.trial)}"
+    out.print(said, highlight=False, markup=False, soft_wrap=True)
 
 
 def _bounds(given: list[str]) -> dict[str, float]:

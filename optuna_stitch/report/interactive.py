@@ -125,7 +125,7 @@ def _pick_buttons(front: Entries, plot: FrontPlot) -> list[dict[str, object]]:
     wanted: dict[str, tuple[dict[str, float], bool]] = {"knee": ({}, True)}
     for parent in (entry for entry in front.baselines if entry.kind == "parent"):
         cost, quality = parent.test[front.cost], parent.quality
-        wanted[f"best at {parent.name}'s cost"] = {f"max_{front.cost}": cost}, False
+        wanted[f"best at the cost of {parent.name}"] = {f"max_{front.cost}": cost}, False
         wanted[f"cheapest as good as {parent.name}"] = {f"min_{front.metric}": quality}, False
     table, by_name = front.table(), {entry.name: entry for entry in front.entries}
     buttons = [_button("no pick", [])]

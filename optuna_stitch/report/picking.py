@@ -170,17 +170,17 @@ def _text(row: pd.Series, figure: str, unit: Callable[[str], Unit]) -> str:
     shown = unit(figure)
     if np.isnan(value):
         return f"no {shown.words} measured"
-    return f"{shown.words} of {shown(value)}" if shown.share else shown(value)
+    return f"{shown(value)} {shown.words}" if shown.share else shown(value)
 
 
 def _wanted(bounds: list[Bound], unit: Callable[[str], Unit]) -> str:
-    """The bounds in words: ``at most 50 M MACs and an accuracy of at least 93%``."""
+    """The bounds in words: ``at most 50 M MACs and at least 93.00% accuracy``."""
     words = []
     for bound in bounds:
         shown = unit(bound.figure)
         limit = "at most" if bound.name.startswith("max_") else "at least"
         value = shown(bound.value)
-        words.append(f"{shown.words} of {limit} {value}" if shown.share else f"{limit} {value}")
+        words.append(f"{limit} {value}{f' {shown.words}' if shown.share else ''}")
     return listed_text(words)
 
 

@@ -231,13 +231,10 @@ class RunFolder:
         study = self.study  # before a supernetwork is fetched
         # without a database for results, into which it would write
         objective = make_objective(self.study_file, self.supernetwork, self.data.val, self.folder)
-        baselines = self.study_file.report.baselines
-        data = self.data
-        others = [
-            make_parent(other, data, self.device)
-            for other in baselines
-            if isinstance(data, Data)  # study files of two jobs have none
-        ]
+        data, others = self.data, []
+        if isinstance(data, Data):  # study files of two jobs name none
+            named = self.study_file.report.baselines
+            others = [make_parent(other, data, self.device) for other in named]
         return evaluate_front(
             study,
             objective,

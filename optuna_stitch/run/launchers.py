@@ -206,6 +206,16 @@ def _say(task: Task, device: str, to: Connection) -> None:
     to.send(task(device))
 
 
+def _check_no_number(launch: str, device: str) -> None:
+    """Refuse a device that is one of several, where each worker is given its own."""
+    kind, numbered, _ = device.partition(":")
+    if numbered:
+        raise ConfigError(
+            f"`--launch {launch}` gives each worker a GPU of its own: say `{kind}` in place of "
+            f"the device {device!r}."
+        )
+
+
 class Ray:
     """Starts Ray's tasks: on the cluster that Ray finds, or on this machine where there is none.
 
@@ -229,11 +239,7 @@ class Ray:
         options: Mapping[str, Any],
         folder: Path,
     ) -> None:
-        if ":" in device:
-            raise ConfigError(
-                f"`--launch ray` gives each worker a GPU of its own: say "
-                f"`{device.partition(':')[0]}` in place of the device {device!r}."
-            )
+        _check_no_number("ray", device)
         # nodes have their own installation: that of `uv run` need not be sent to them
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         self._ray = ray = _import("ray")
@@ -400,11 +406,7 @@ class Slurm:
     ) -> None:
         if workers == "auto":
             raise ConfigError("`--launch slurm` starts as many jobs as you say: `--workers 4`.")
-        if ":" in device:
-            raise ConfigError(
-                f"`--launch slurm` gives each worker a GPU of its own: say "
-                f"`{device.partition(':')[0]}` in place of the device {device!r}."
-            )
+        _check_no_number("slurm", device)
         submitit = _import("submitit", "slurm")
         said = {key.replace("-", "_"): value for key, value in options.items()}
         cluster = str(said.pop("cluster", "slurm"))

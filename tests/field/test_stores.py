@@ -296,7 +296,7 @@ def place() -> Iterator[Path]:
         yield Path(name)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="permissions are those of Unix")
+@pytest.mark.skipif(os.name != "posix", reason="needs Unix permissions: run it on Linux or macOS")
 @pytest.mark.parametrize("state", ["closed", "with a log", "of Optuna alone", "a journal"])
 def test_a_store_in_a_read_only_place_is_read(state: str, place: Path) -> None:
     run = place / "run"
@@ -376,7 +376,7 @@ def test_a_run_begun_in_the_current_folder_is_called_like_it(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.name != "posix", reason="permissions are those of Unix")
+@pytest.mark.skipif(os.name != "posix", reason="needs Unix permissions: run it on Linux or macOS")
 def test_a_network_is_exported_from_a_read_only_place(
     place: Path, finished_once: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -398,7 +398,7 @@ def test_a_network_is_exported_from_a_read_only_place(
         assert (out / "network" / name).read_bytes() == content
 
 
-@pytest.mark.skipif(os.name != "posix", reason="permissions are those of Unix")
+@pytest.mark.skipif(os.name != "posix", reason="needs Unix permissions: run it on Linux or macOS")
 def test_a_report_is_not_computed_where_it_cannot_be_written(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

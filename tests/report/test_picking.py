@@ -72,7 +72,7 @@ def test_what_is_picked(bounds: dict[str, float], options: dict[str, bool], pick
 def test_it_says_why_and_what_the_next_ones_would_give() -> None:
     assert str(pick(TABLE, {"max_macs": 3e6})).splitlines() == [
         "trial 2 has the highest accuracy of the 4 networks on the front with at most 3 M MACs.",
-        "On the test images: accuracy of 94.00% (93.00 to 95.00), 2 M MACs on average, "
+        "On the test images: 94.00% accuracy (93.00 to 95.00), 2 M MACs on average, "
         "9 M MACs at worst, 25% of the images go on, 1,000 parameters.",
         "Output a then both.",
         "Next cheaper: parent a, 4.0 points less accuracy for 50% fewer multiply-accumulates.",
@@ -81,7 +81,7 @@ def test_it_says_why_and_what_the_next_ones_would_give() -> None:
     ]
     alone = pick(TABLE, {"min_accuracy": 0.95})
     assert alone.reason == (
-        "parent b is the only network on the front with accuracy of at least 95.00%."
+        "parent b is the only network on the front with at least 95.00% accuracy."
     )
 
 
@@ -89,8 +89,8 @@ def test_a_budget_that_nothing_meets_names_what_comes_nearest() -> None:
     with pytest.raises(StudyError) as told:
         pick(TABLE, {"max_macs": 4e5, "min_accuracy": 0.7})
     assert str(told.value) == (
-        "None of the 5 networks on the front has at most 0.4 M MACs and accuracy of at least "
-        "70.00%. Nearest comes trial 1, with 0.5 M MACs and accuracy of 80.00%."
+        "None of the 5 networks on the front has at most 0.4 M MACs and at least 70.00% "
+        "accuracy. Nearest comes trial 1, with 0.5 M MACs and 80.00% accuracy."
     )
 
 
@@ -119,7 +119,7 @@ def test_a_front_and_its_table_as_a_file(front: st.Front, tmp_path: Path) -> Non
 def test_the_command(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("pick", str(finished), "--min-accuracy", "0.01", "--max-macs=1e9") == 0
     said = capsys.readouterr().out
-    assert "with accuracy of at least 1.00% and at most 1,000 M MACs." in said
+    assert "with at least 1.00% accuracy and at most 1,000 M MACs." in said
     number = st.Run.open(finished).pick(min_accuracy=0.01, max_macs=1e9).trial
     assert f"export {finished} --trial {number} --to trial-{number}" in said
     assert call("pick", str(finished), "--max-macs", "1") == 2

@@ -107,7 +107,9 @@ def test_four_workers_one_of_which_is_killed(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="stops a process")
+@pytest.mark.skipif(
+    not hasattr(signal, "SIGSTOP"), reason="needs SIGSTOP: run it on Linux or macOS"
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_worker_that_was_taken_for_dead_comes_back(
     kind: str, saved: Path, supernetwork: st.Supernetwork
