@@ -23,8 +23,8 @@ from optuna_stitch.utils.progress import console
 
 Workers = int | Literal["auto"]
 
-# A guess: operations are small, so that few cores serve one worker. On two cores two workers finish
-# more trials than one, which tells nothing of four.
+# A guess: operations are small, so that few cores serve one worker. On two cores two workers
+# finish more trials than one, which tells nothing of four.
 CORES_PER_WORKER = 4
 
 # Minutes that Slurm is asked for, where nothing is said; submitit's own are 5.
