@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -64,13 +64,13 @@ def loader_processes(images: int, wanted: int | None) -> int:
 
 def decode(
     split: Split, views: Sequence[View], order: Sequence[int], wanted: int | None
-) -> Iterator[Decoded]:
+) -> Generator[Decoded, None, None]:
     """Decode images of a split in some order.
 
     With loader processes, some images ahead of the one that is asked for.
 
     Args:
-        split: The images.
+        split: The images, without those that are decoded already: processes take it along.
         views: How networks see them.
         order: Their positions in the split.
         wanted: Number of loader processes, as for `loader_processes`.
@@ -86,8 +86,7 @@ def decode(
         return
     try:
         loader = DataLoader(
-            # without what is decoded already, which processes shall not have twice
-            _Images(split.bare(), views, order),
+            _Images(split, views, order),
             _CHUNK,
             num_workers=processes,
             collate_fn=list,

@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -126,7 +127,9 @@ class Split:
 
     def bare(self) -> Split:
         """The same without what is decoded."""
-        return replace(self)
+        bare = replace(self)
+        bare._said = self._said  # what was said once is not said again
+        return bare
 
     @property
     def targets(self) -> Tensor:
@@ -350,7 +353,7 @@ class _Kept:
         self.pixels = {
             view: _Column(_array((count, *view.input_size)), self.decoded) for view in views
         }
-        self._coming: Iterator[Decoded] = iter(())
+        self._coming: Generator[Decoded, None, None] | None = None
 
     def begin(self, order: Sequence[int]) -> None:
         """Decode images that are still missing, in the order in which they will be needed.
@@ -360,7 +363,12 @@ class _Kept:
         """
         left = [position for position in dict.fromkeys(order) if not self.decoded[position]]
         if left:
-            self._coming = decode(self._split, self._views, left, self._split.workers)
+            self._end()
+            # of the bare split: what it refers to must not keep this object
+            self._coming = decode(self._split.bare(), self._views, left, self._split.workers)
+            # Left to the garbage collector, the queues to the loader processes would end before
+            # the processes are told to, and every one of them would be waited for.
+            self._ended = weakref.finalize(self, self._coming.close)
 
     def need(self, chosen: slice | NDArray[np.int64]) -> None:
         """Return when some images are there.
@@ -369,12 +377,20 @@ class _Kept:
             chosen: Their positions.
         """
         while not self.decoded[chosen].all():
-            item = next(self._coming, None)
+            item = None if self._coming is None else next(self._coming, None)
             if item is None:  # they are not among those that were announced
                 positions = np.arange(len(self.decoded))
                 self.begin([*positions[chosen].tolist(), *positions.tolist()])
             else:
                 self._add(item)
+                if self.decoded.all():
+                    self._end()
+
+    def _end(self) -> None:
+        """End the loader processes."""
+        if self._coming is not None:
+            self._ended()
+            self._coming = None
 
     def _add(self, item: Decoded) -> None:
         for kind, text in item.remarks.items():

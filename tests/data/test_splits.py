@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import multiprocessing
 import os
 import re
 from pathlib import Path
@@ -142,6 +144,20 @@ def test_a_broken_image_is_named_by_whichever_process_reads_it(tmp_path: Path) -
     broken.write_bytes(broken.read_bytes()[:60])
     with pytest.raises(ImageError, match=re.escape(str(broken))):
         list(split.batches([VIEW], 4))
+
+
+@pytest.mark.timeout(9)  # forgotten processes are waited for five seconds each
+def test_a_split_that_is_given_up_ends_its_processes(tmp_path: Path) -> None:
+    root = _pngs(tmp_path, 60)
+    split = _split_of(root, 2)
+    next(split.batches([VIEW], 4))
+    assert len(multiprocessing.active_children()) >= 2
+    del split
+    gc.collect()
+    assert not multiprocessing.active_children()
+    split = _split_of(root, 2)
+    assert len(list(split.batches([VIEW], 4))) == 5
+    assert not multiprocessing.active_children()  # also while the split is there
 
 
 def test_what_is_said_of_images_is_said_once(
