@@ -148,10 +148,13 @@ def check_sqlite(path: Path, *, create: bool) -> None:
         except sqlite3.OperationalError:
             pass  # who opens it for good will say what is wrong
         except sqlite3.DatabaseError as error:
-            raise StudyError(
-                f"{path} is not an SQLite database, but some other kind of file, or damaged from "
-                "its first byte on. Name another file, or put back a copy of the database."
-            ) from error
+            # what another process is writing can look malformed, since no lock is waited for
+            if "not a database" in str(error):
+                raise StudyError(
+                    f"{path} is not an SQLite database, but some other kind of file, or damaged "
+                    "from its first byte on. Name another file, or put back a copy of the "
+                    "database."
+                ) from error
     if create and not _may_write(path):
         raise StudyError(
             f"The database {path} is read-only: a search has to write it, and the folder that it "
