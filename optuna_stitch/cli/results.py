@@ -12,6 +12,7 @@ from typing import Annotated, Optional
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from optuna_stitch.cli.options import (
     DeviceOption,
@@ -33,6 +34,11 @@ class FormatChoice(str, Enum):
     python = "python"
     program = "program"
     onnx = "onnx"
+    onnx_float16 = "onnx-float16"
+    onnx_int8 = "onnx-int8"
+    openvino = "openvino"
+    tensorrt = "tensorrt"
+    coreml = "coreml"
     all = "all"
 
 
@@ -46,8 +52,16 @@ def export(
         Optional[list[FormatChoice]],  # noqa: UP045
         typer.Option(
             "--format",
-            help="Code and weights (the default), a program for torch.export.load, or ONNX; may "
-            "be repeated.",
+            help="Code and weights (the default), a program for torch.export.load, ONNX, all of "
+            "these, or a format for a certain target; may be repeated.",
+        ),
+    ] = None,
+    max_drop: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(
+            help="Refuse files that lose more points of accuracy, or mean IoU, on the validation "
+            "images.",
+            metavar="POINTS",
         ),
     ] = None,
     force: Annotated[
@@ -71,10 +85,26 @@ def export(
         force=force,
         push=push,
         private=not public,
+        max_drop=max_drop,
         command=shlex.join(["optuna-stitch", *sys.argv[1:]]),
         show_progress_bar=True,
     )
+    from optuna_stitch.export.proof import proof_cells, proof_note, read_proofs, unproven_note
+
     out = Console()
+    proofs = read_proofs(written)
+    if proofs:
+        head, rows = proof_cells(proofs)
+        table = Table()
+        for place, name in enumerate(head):
+            table.add_column(name, justify="left" if place < 2 else "right")
+        for row in rows:
+            table.add_row(*row)
+        out.print(table)
+        out.print(proof_note(proofs).replace("*", ""), highlight=False, markup=False)
+    left = unproven_note([choice.value for choice in formats or () if choice.value != "all"])
+    if left:
+        out.print(left, highlight=False, markup=False)
     for path in sorted(written.iterdir()):
         out.print(f"{path}", highlight=False, markup=False, soft_wrap=True)
     out.print(

@@ -17,10 +17,12 @@ from huggingface_hub import EvalResult, ModelCardData
 from optuna_stitch.data.view import View
 from optuna_stitch.evaluation.metrics import RETAINED, unit_of
 from optuna_stitch.export.cascade_text import cascade_sentence, cascade_table
-from optuna_stitch.export.formats import FORMATS, SINGLE
+from optuna_stitch.export.formats import FORMATS
+from optuna_stitch.export.proof import Proof, proof_cells, proof_note, unproven_note
 from optuna_stitch.stitching.genotype import BOTH, SIDES, Output, Side
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.utils.text import (
+    listed_text,
     markdown_table,
     millions_text,
     number_text,
@@ -257,6 +259,7 @@ def timm_config(
     licence: str | None,
     cascade: Mapping[str, Any] | None = None,
     answers: Mapping[Side, Mapping[str, Any]] | None = None,
+    files: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The text of ``config.json``.
 
@@ -268,6 +271,7 @@ def timm_config(
         licence: Where there is one.
         cascade: When a cascade's first answer is enough, and what it costs.
         answers: Of a network that answers two questions, the classes of each.
+        files: What each file was found to do; see `proof_config`.
 
     Returns:
         JSON with ``pretrained_cfg``, or with one for each of ``inputs`` where there are several;
@@ -292,6 +296,8 @@ def timm_config(
         ]
     if cascade is not None:
         config["cascade"] = dict(cascade)
+    if files:
+        config["files"] = list(files)
     return json.dumps(config, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -314,7 +320,11 @@ def answers_of(subnetwork: Subnetwork, origin: Origin) -> dict[Side, dict[str, A
 
 
 def write_card(
-    subnetwork: Subnetwork, origin: Origin, views: Mapping[str, View], formats: Sequence[str]
+    subnetwork: Subnetwork,
+    origin: Origin,
+    views: Mapping[str, View],
+    formats: Sequence[str],
+    proofs: Sequence[Proof] = (),
 ) -> str:
     """Write the model card, with the header that the Hugging Face Hub reads.
 
@@ -323,6 +333,7 @@ def write_card(
         origin: Where it comes from.
         views: How each input sees images, by its name.
         formats: What it was exported as.
+        proofs: What each file was found to do.
 
     Returns:
         The text of ``README.md``.
@@ -339,6 +350,7 @@ def write_card(
         f"![Both parents from input to output, and the path of this network]({DRAWING})",
         *(_figures(origin.results) if origin.results is not None else ()),
         *_cascade(subnetwork, origin.results),
+        *_files(proofs, formats),
         "## Parents",
         markdown_table(["parent", "network", "weights", "licence"], parents),
         "Licences are those that the sources of the weights state; nothing else was looked up.",
@@ -382,6 +394,16 @@ def _cascade(subnetwork: Subnetwork, results: Results | None) -> list[str]:
     return ["## Cascade", cascade_table(subnetwork, share)]
 
 
+def _files(proofs: Sequence[Proof], formats: Sequence[str]) -> list[str]:
+    """What each file was found to do in its own runtime, in paragraphs."""
+    left = unproven_note(formats)
+    found = [left] if left else []
+    if proofs:
+        head, rows = proof_cells(proofs)
+        found = [markdown_table(head, rows, align="llr"), proof_note(proofs), *found]
+    return ["## Files", *found] if found else []
+
+
 def _header(subnetwork: Subnetwork, origin: Origin, formats: Sequence[str]) -> str:
     """The metadata of the card, as YAML."""
     graph = subnetwork.supergraph
@@ -392,7 +414,7 @@ def _header(subnetwork: Subnetwork, origin: Origin, formats: Sequence[str]) -> s
     stated = licence_of(subnetwork, origin)
     known = stated in _HUB_LICENCES
     repos = [origin.parents[side].repo for side in _parents_in(subnetwork)]
-    tags = [tag for name in formats for tag in FORMATS[name].tags]
+    tags = list(dict.fromkeys(tag for name in formats for tag in FORMATS[name].tags))
     results = origin.results
     header = ModelCardData(
         base_model=[repo for repo in repos if repo is not None] or None,
@@ -536,6 +558,9 @@ def _usage(
         if subnetwork.is_cascade:
             paragraphs.append(f"{form.cascades}.")
     batches = "`images` may hold any number of images, along its first dimension"
-    if subnetwork.is_cascade and "onnx" in formats:
-        batches += f", save for `{SINGLE}`"
+    singles = [FORMATS[name].single for name in formats if FORMATS[name].single]
+    alone = [FORMATS[name].files[0] for name in formats if FORMATS[name].one_image]
+    alone = [*(singles if subnetwork.is_cascade else ()), *alone]
+    if alone:
+        batches += f", save for {listed_text([f'`{file}`' for file in alone])}"
     return [*paragraphs, f"{batches}."]

@@ -12,10 +12,14 @@ from torch import Tensor
 
 from optuna_stitch.data.pair import SplitPair
 from optuna_stitch.data.splits import Split
-from optuna_stitch.export.formats import FORMATS, Answer
+from optuna_stitch.export.formats import FORMATS
+from optuna_stitch.export.onnx_file import Answer
+from optuna_stitch.export.targets import CALIBRATION
 from optuna_stitch.export.trace import Traced
 from optuna_stitch.stitching.subnetwork import CascadeModule
 from optuna_stitch.utils.errors import ExportError
+
+_OTHER = "Nothing was written; choose another format."
 
 # On how many images the two are compared.
 _IMAGES = 64
@@ -61,10 +65,23 @@ def images_of(traced: Traced, split: Split | SplitPair | None) -> Images:
     return Images(pixels, "random")
 
 
+def calibration_of(traced: Traced, split: Split | SplitPair) -> list[Tensor]:
+    """Train images by which a format chooses its ranges, by input.
+
+    Args:
+        traced: The network.
+        split: Where to take them from, evenly spread over it.
+    """
+    images = split.together if isinstance(split, SplitPair) else split
+    chosen = torch.linspace(0, len(images) - 1, min(CALIBRATION, len(images))).long().tolist()
+    return list(images.pick(chosen, list(traced.views.values())).images)
+
+
 def check_format(name: str, folder: Path, traced: Traced, images: Images) -> None:
     """Compare what was written with the extracted module.
 
     One image alone and all together. Of a cascade the surest and the least sure one are alone.
+    Of a format without a tolerance only the kind of its answers is compared; `prove` judges them.
 
     Args:
         name: Which format.
@@ -76,20 +93,41 @@ def check_format(name: str, folder: Path, traced: Traced, images: Images) -> Non
         ExportError: If a logit differs by more than the format allows.
     """
     form = FORMATS[name]
-    written, single = form.load(folder), form.load_single(folder)
+    written, *singles = form.networks(folder).values()
     alone = [(place, place + 1) for place in _alone(traced, images)]
     rows = sorted({*alone, (0, len(images.pixels[0]))}, key=lambda row: row[1] - row[0])
     for start, stop in rows:
         given = images.rows(start, stop)
-        networks = [written, *([single] if single is not None and stop - start == 1 else [])]
-        for network in networks:
+        for network in [written, *(singles if stop - start == 1 else [])]:
+            if form.tolerance is None:
+                _check_answers(name, network, traced, given)
+                continue
             difference = _difference(network, traced, given, form.tolerance)
             if difference > form.tolerance:
                 raise ExportError(
                     f"As {name} the network's logits differ from the extracted network's by up to "
                     f"{difference:.2g} on {stop - start} {images.kind} images; "
-                    f"{form.tolerance:g} is allowed. Nothing was written; choose another format."
+                    f"{form.tolerance:g} is allowed. {_OTHER}"
                 )
+
+
+@torch.no_grad()
+def _check_answers(
+    name: str, network: Callable[..., Answer], traced: Traced, given: Sequence[Tensor]
+) -> None:
+    """Raise where answers are of another kind than they shall be, or no finite numbers."""
+    found, expected = network(*given), traced.module(*given)
+    if not isinstance(found, dict):
+        found, expected = {"": found}, {"": expected}
+    for key, logits in expected.items():
+        same = key in found and found[key].shape == logits.shape
+        if not same or found[key].dtype != logits.dtype:
+            raise ExportError(f"As {name} the network gives answers of another shape. {_OTHER}")
+        if logits.isfinite().all() and not found[key].isfinite().all():
+            raise ExportError(
+                f"As {name} the network gives answers that are no finite numbers, as where values "
+                f"are too large for 16 bits. {_OTHER}"
+            )
 
 
 @torch.no_grad()

@@ -112,11 +112,13 @@ def whole_program(
     Raises:
         ExportError: If torch cannot trace it.
     """
+    inputs = zeros(traced.views) if free else zeros(traced.views, 1)
     if not isinstance(traced.module, CascadeModule):
-        return traced.stages[0].program
+        if free:
+            return traced.stages[0].program
+        return export_program(traced.module, inputs, free=False)
     graph = fx.Graph()
     images = [graph.placeholder(name) for name in traced.views]
     graph.output(graph.call_module("network", tuple(images)))
     named = fx.GraphModule({"network": kind(traced.module)}, graph).eval()
-    inputs = zeros(traced.views) if free else zeros(traced.views, 1)
     return export_program(named, inputs, free=free)

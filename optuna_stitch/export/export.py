@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -23,14 +24,13 @@ from optuna_stitch.export.card import (
     write_card,
 )
 from optuna_stitch.export.cascade_text import cascade_config, exit_of
-from optuna_stitch.export.check import check_format, images_of
+from optuna_stitch.export.check import calibration_of, check_format, images_of
 from optuna_stitch.export.formats import FORMATS, select_formats
+from optuna_stitch.export.proof import CONFIG, check_drop, proof_config, prove
 from optuna_stitch.export.trace import trace
-from optuna_stitch.stitching.genotype import SIDES
+from optuna_stitch.stitching.genotype import BOTH, SIDES
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.utils.errors import ExportError
-
-CONFIG = "config.json"
 
 CARD = "README.md"
 
@@ -46,11 +46,16 @@ def export_subnetwork(
     origin: Origin | None = None,
     formats: Sequence[str] = ("python",),
     force: bool = False,
+    validation: Split | SplitPair | None = None,
+    train: Split | SplitPair | None = None,
+    max_drop: float | None = None,
+    show_progress_bar: bool = False,
 ) -> Path:
     """Write a subnetwork into a folder, in formats that need none of us to run.
 
     Beside the network: ``config.json`` for timm's transform, a drawing, and a model card. Every
-    format is loaded again and compared with the extracted module.
+    format is loaded again and compared with the extracted module, and with validation images
+    every file is judged in its own runtime: how good it is, and how fast.
 
     Args:
         subnetwork: The subnetwork; a cascade with its exit, as `Evaluator.tune_exits` returns it.
@@ -59,20 +64,27 @@ def export_subnetwork(
         origin: Where the network comes from, for its card; if None, the card says what the
             network itself knows.
         formats: ``python``: one file of code and one of weights, bit for bit the same network;
-            ``program``: by ``torch.export.save``, likewise; ``onnx``: up to 1e-4; ``all``. As
-            ``python`` and ``program`` a cascade computes further only what goes on of a batch;
-            as ``onnx`` it is two files, one for batches that computes both heads for every image,
-            and one for one image that stops where the first answer is enough. A network of
-            parents with two jobs has two named outputs, ``a`` and ``b``.
+            ``program``: by ``torch.export.save``, likewise; ``onnx``: up to 1e-4; ``all`` of
+            these; and for a certain target ``onnx-float16``, ``onnx-int8``, ``openvino``,
+            ``tensorrt`` and ``coreml``. As ``python`` and ``program`` a cascade computes further
+            only what goes on of a batch; as ``onnx`` it is two files, one for batches that
+            computes both heads for every image, and one for one image that stops where the first
+            answer is enough. A network of parents with two jobs has two named outputs, ``a`` and
+            ``b``.
         force: Whether to replace files of an earlier export.
+        validation: Labelled images that files are judged on.
+        train: Images by which ``onnx-int8`` chooses its ranges; labels are not read.
+        max_drop: If given, points of accuracy (or mean IoU) that a file may lose on the
+            validation images; nothing is written, where one loses more.
+        show_progress_bar: Whether to show a progress bar.
 
     Returns:
         The folder.
 
     Raises:
         ExportError: If a format is unknown or cannot hold this network, a cascade has no exit, the
-            folder cannot be written or has files in it, or what was written computes something
-            else.
+            folder cannot be written or has files in it, what was written computes something
+            else or loses more than ``max_drop``, or images are missing that a format needs.
 
     Example:
         >>> subnetwork = supernetwork.subnetwork({"output": "a"})
@@ -82,6 +94,8 @@ def export_subnetwork(
     """
     to, selected = Path(to), select_formats(formats)
     check_folder(to, force=force)
+    check_max_drop(max_drop)
+    _check_images(subnetwork, selected, validation, train, max_drop)
     supergraph = subnetwork.supergraph
     if origin is None:
         graphs = supergraph.graphs
@@ -89,28 +103,82 @@ def export_subnetwork(
     if subnetwork.is_cascade:
         exit_of(subnetwork)  # without one there is nothing to trace
     traced = trace(subnetwork, title=describe(subnetwork, origin))
+    if train is not None and "onnx-int8" in selected:
+        traced = replace(traced, calibration=calibration_of(traced, train))
     parents = [origin.parents[side].name for side in SIDES]
     trial = [] if origin.trial is None else [f"trial-{origin.trial}"]
-    config = timm_config(
-        "--".join([*parents, *trial]),
-        supergraph.classes,
-        traced.views,
-        class_names=origin.class_names,
-        licence=licence_of(subnetwork, origin),
-        cascade=cascade_config(subnetwork) if subnetwork.is_cascade else None,
-        answers=answers_of(subnetwork, origin),
-    )
-    card = write_card(subnetwork, origin, traced.views, selected)
     drawing = subnetwork.draw(title=None if origin.trial is None else f"Trial {origin.trial}")
     images = images_of(traced, split)
     with _staged(to, force=force) as folder:
         for name in selected:
             FORMATS[name].write(traced, folder)
-            check_format(name, folder, traced, images)
+            if not FORMATS[name].lacks():
+                check_format(name, folder, traced, images)
+        proofs = []
+        if validation is not None:
+            proofs = prove(
+                selected, folder, traced, validation, show_progress_bar=show_progress_bar
+            )
+            if max_drop is not None:
+                check_drop(proofs, selected, max_drop)
+        config = timm_config(
+            "--".join([*parents, *trial]),
+            supergraph.classes,
+            traced.views,
+            class_names=origin.class_names,
+            licence=licence_of(subnetwork, origin),
+            cascade=cascade_config(subnetwork) if subnetwork.is_cascade else None,
+            answers=answers_of(subnetwork, origin),
+            files=proof_config(proofs),
+        )
+        card = write_card(subnetwork, origin, traced.views, selected, proofs)
         (folder / CONFIG).write_text(config, encoding="utf-8")
         drawing.write(folder / DRAWING)
         (folder / CARD).write_text(card, encoding="utf-8")
     return to
+
+
+def check_max_drop(max_drop: float | None) -> None:
+    """Check how much a file may lose.
+
+    Args:
+        max_drop: Points of quality.
+
+    Raises:
+        ExportError: If it is no such number.
+    """
+    if max_drop is not None and not 0 <= max_drop <= 100:
+        raise ExportError(
+            f"A file may lose 0 to 100 points of its quality, not {max_drop:g}: `--max-drop 0.5`."
+        )
+
+
+def _check_images(
+    subnetwork: Subnetwork,
+    formats: Sequence[str],
+    validation: Split | SplitPair | None,
+    train: Split | SplitPair | None,
+    max_drop: float | None,
+) -> None:
+    """Raise where images are missing, before anything is computed."""
+    inexact = [name for name in formats if FORMATS[name].tolerance is None]
+    inexact = [name for name in inexact if not FORMATS[name].lacks()]
+    if validation is None and (max_drop is not None or inexact):
+        what = f"as {inexact[0]} " if inexact else ""
+        raise ExportError(
+            f"What a network loses {what}shows on validation images only: give `validation`, a "
+            "split with labels, or choose another format, such as python, without `max_drop`."
+        )
+    if isinstance(validation, SplitPair) != (subnetwork.output == BOTH) and validation:
+        raise ExportError(
+            "A network that answers two questions is judged on both: `validation` is a pair of "
+            "splits for it, as `DataPair.val`, and one split for other networks."
+        )
+    if train is None and "onnx-int8" in formats:
+        raise ExportError(
+            "The format onnx-int8 needs calibration images, which say how large values become: "
+            "give `train`, a split of the data, or choose another format, onnx or onnx-float16."
+        )
 
 
 def check_folder(to: Path, *, force: bool) -> None:
@@ -172,6 +240,16 @@ def _move(aside: Path, target: Path, *, replaceable: Collection[str]) -> None:
         return
     written = [path.name for path in aside.iterdir()]
     for name in written:
+        if (target / name).is_dir():
+            _remove(target / name)
         (aside / name).replace(target / name)
     for name in set(replaceable) - set(written):
-        (target / name).unlink(missing_ok=True)
+        _remove(target / name)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, or a format that is a folder."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

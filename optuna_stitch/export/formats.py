@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import io
 import runpy
@@ -12,36 +13,40 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor
 
-from optuna_stitch.export.early_exit import BothHeads, Gathered, Single, whole_program
+from optuna_stitch.export.early_exit import Gathered, whole_program
+from optuna_stitch.export.onnx_file import ONNX, SINGLE, Answer, load_onnx, write_onnx
 from optuna_stitch.export.source import CODE, WEIGHTS, write_code
+from optuna_stitch.export.targets import (
+    COREML,
+    FLOAT16,
+    FLOAT16_SINGLE,
+    INT8,
+    INT8_SINGLE,
+    OPENVINO,
+    TENSORRT,
+    lacks_coreml,
+    load_coreml,
+    load_openvino,
+    write_coreml,
+    write_float16,
+    write_int8,
+    write_openvino,
+    write_tensorrt,
+)
 from optuna_stitch.export.trace import Traced, quiet
-from optuna_stitch.utils.errors import ExportError, first_line
+from optuna_stitch.utils.errors import ExportError
 from optuna_stitch.utils.text import listed_text
 
 PROGRAM = "network.pt2"
 
-ONNX = "network.onnx"
-
-# Of a cascade, for one image: it stops where the first answer is enough.
-SINGLE = "network.single.onnx"
-
-# A protocol buffer ends at 2 GiB; the graph itself needs some of it.
-_LARGEST = 2**31 - 2**26
-
-_ALL = "all"
-
-# What ONNX calls the answer to one question.
-_LOGITS = "logits"
+# What answers as the network does, wherever it runs; other formats are for a certain target.
+_ALL = ("python", "program", "onnx")
 
 
-# Logits, or those of two questions by name.
-Answer = Tensor | dict[str, Tensor]
-
-
-def _nothing(folder: Path) -> None:
-    """No file for one image only."""
+def _everywhere() -> str:
+    """No reason why a format could not be run here."""
+    return ""
 
 
 @dataclass(frozen=True)
@@ -49,39 +54,77 @@ class Format:
     """One way to keep a network.
 
     Args:
-        files: Names of the files that it may consist of.
+        files: Names of the files that it may consist of, the one that is loaded first.
         write: Takes a traced subnetwork and a folder, and writes the files.
         load: Takes a folder, and returns a function from images to logits; of a network that
             answers two questions, to a dictionary of them.
-        load_single: Likewise what takes one image only, where there is a file for that.
-        tolerance: By how much its logits may differ from the extracted module's.
-        packages: What it needs besides our own dependencies; the format's name is the extra that
-            installs them.
+        runtime: The package that runs it.
+        single: Name of a cascade's file for one image, where there is one.
+        load_single: Loads that.
+        tolerance: By how much its logits may differ from the extracted module's; None, where only
+            its answers count.
+        packages: What it needs besides our own dependencies.
+        extra: What installs them.
+        lacks: Says why this machine cannot run it; nothing, where it can.
         needs: Says in the card which files it is, and what they need to be loaded.
         usage: Code that computes ``logits`` from ``images``, a list with one tensor per input.
         usage_both: Code that computes ``answers``, logits by name, of two questions.
         cascades: Says in the card what it makes of a cascade.
+        one_image: Whether it takes one image at a time.
         tags: What the Hugging Face Hub is told of it.
     """
 
     files: tuple[str, ...]
     write: Callable[[Traced, Path], None]
     load: Callable[[Path], Callable[..., Answer]]
-    load_single: Callable[[Path], Callable[..., Answer] | None] = _nothing
-    tolerance: float = 0.0
+    runtime: str = "torch"
+    single: str = ""
+    load_single: Callable[[Path], Callable[..., Answer]] | None = None
+    tolerance: float | None = 0.0
     packages: tuple[str, ...] = ()
+    extra: str = ""
+    lacks: Callable[[], str] = _everywhere
     needs: str = ""
     usage: str = ""
     usage_both: str = ""
     cascades: str = ""
+    one_image: bool = False
     tags: tuple[str, ...] = ()
+
+    @property
+    def version(self) -> str:
+        """What runs it, and its version."""
+        return f"{self.runtime} {importlib.metadata.version(self.runtime)}"
+
+    def networks(self, folder: Path) -> dict[str, Callable[..., Answer]]:
+        """Load all that was written, by the name of the file.
+
+        Args:
+            folder: Where it is.
+        """
+        found = {self.files[0]: self.load(folder)}
+        if self.load_single is not None and (folder / self.single).exists():
+            found[self.single] = self.load_single(folder)
+        return found
+
+    def size(self, file: str, folder: Path) -> int:
+        """Bytes of one of its files, with what lies beside it.
+
+        Args:
+            file: A name that `networks` gives.
+            folder: Where it is.
+        """
+        names = (file, f"{file}.data") if self.single else self.files
+        paths = [part for name in names for part in (folder / name, *(folder / name).rglob("*"))]
+        return sum(path.stat().st_size for path in paths if path.is_file())
 
 
 def select_formats(names: Sequence[str]) -> list[str]:
     """Look up the formats that are asked for.
 
     Args:
-        names: Their names; ``all`` stands for all of them.
+        names: Their names; ``all`` stands for ``python``, ``program`` and ``onnx``, which answer
+            alike wherever they run.
 
     Returns:
         The names of `FORMATS`, each once.
@@ -89,11 +132,12 @@ def select_formats(names: Sequence[str]) -> list[str]:
     Raises:
         ExportError: If a format is unknown, or needs a package that is missing.
     """
-    known = f"there are {', '.join(FORMATS)} and {_ALL}."
+    known = f"there are {', '.join(FORMATS)} and all ({listed_text(_ALL)})."
     for name in names:
-        if name not in (_ALL, *FORMATS):
+        if name not in ("all", *FORMATS):
             raise ExportError(f"There is no format {name!r}; {known}")
-    selected = [name for name in FORMATS if name in names or _ALL in names]
+    asked = {*names, *(_ALL if "all" in names else ())}
+    selected = [name for name in FORMATS if name in asked]
     if not selected:
         raise ExportError(f"No format is asked for; {known}")
     for name in selected:
@@ -103,7 +147,8 @@ def select_formats(names: Sequence[str]) -> list[str]:
             others = [other for other, form in FORMATS.items() if not form.packages]
             raise ExportError(
                 f"The format {name} needs {', '.join(missing)}: pip install "
-                f"'optuna-stitch[{name}]'. Or choose another format, {listed_text(others, 'or')}."
+                f"'optuna-stitch[{FORMATS[name].extra}]'. Or choose another format, "
+                f"{listed_text(others, 'or')}."
             )
     return selected
 
@@ -161,93 +206,6 @@ def load_program(folder: Path) -> Callable[..., Answer]:
     return module  # type: ignore[no-any-return]
 
 
-def write_onnx(traced: Traced, folder: Path, *, largest: int = _LARGEST) -> None:
-    """Write ``network.onnx``, with a free batch size; of a cascade ``network.single.onnx`` too.
-
-    Args:
-        traced: The subnetwork.
-        folder: Where to write.
-        largest: Bytes of weights that a file itself may hold; more of them lie beside it, in
-            ``network.onnx.data``.
-
-    Raises:
-        ExportError: If an operator has no counterpart in ONNX.
-    """
-    batch: Any = ({0: "batch"},) * len(traced.views)
-    names = list(traced.stages[0].answers) or [_LOGITS]
-    _write_onnx(whole_program(traced, BothHeads), batch, folder / ONNX, largest, names)
-    if traced.subnetwork.is_cascade:
-        single = whole_program(traced, Single, free=False)
-        _write_onnx(single, None, folder / SINGLE, largest, names)
-
-
-def _write_onnx(
-    program: torch.export.ExportedProgram,
-    shapes: Any,
-    path: Path,
-    largest: int,
-    names: Sequence[str],
-) -> None:
-    with quiet():
-        try:
-            written: Any = torch.onnx.export(
-                program,
-                dynamo=True,
-                dynamic_shapes=shapes,
-                output_names=names,
-                optimize=True,
-                verbose=False,
-            )
-        except Exception as error:  # its own kinds, and whatever its passes raise
-            raise ExportError(
-                f"The network cannot be converted to ONNX ({first_line(error)}). Choose another "
-                "format, python or program."
-            ) from error
-        # what is folded in a branch leaves numbers that nothing reads, which runtimes warn of
-        kept = written.model.graph.initializers
-        for name in [name for name, value in kept.items() if not value.uses()]:
-            del kept[name]
-        weights = (*program.state_dict.values(), *program.constants.values())
-        size = sum(weight.numel() * weight.element_size() for weight in weights)
-        written.save(path, external_data=size > largest)
-
-
-def load_onnx(folder: Path) -> Callable[..., Answer]:
-    """Load what `write_onnx` wrote for a batch, for onnxruntime on the CPU.
-
-    Args:
-        folder: Where it is.
-    """
-    return _load_onnx(folder / ONNX)
-
-
-def load_single_onnx(folder: Path) -> Callable[..., Answer] | None:
-    """Load what `write_onnx` wrote for one image; None where there is no such file.
-
-    Args:
-        folder: Where it is.
-    """
-    return _load_onnx(folder / SINGLE) if (folder / SINGLE).exists() else None
-
-
-def _load_onnx(path: Path) -> Callable[..., Answer]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors only
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    names = [argument.name for argument in session.get_inputs()]
-
-    answers = [output.name for output in session.get_outputs()]
-
-    def run(*images: Tensor) -> Answer:
-        given = {name: pixels.numpy() for name, pixels in zip(names, images, strict=True)}
-        logits = [torch.from_numpy(value) for value in session.run(None, given)]
-        return dict(zip(answers, logits, strict=True)) if answers != [_LOGITS] else logits[0]
-
-    return run
-
-
 _USE_PYTHON = """\
 from network import load_network
 
@@ -263,15 +221,64 @@ with torch.no_grad():
 _USE_ONNX = """\
 import onnxruntime
 
-session = onnxruntime.InferenceSession("network.onnx")
+session = onnxruntime.InferenceSession("{file}")
 names = [argument.name for argument in session.get_inputs()]
-given = {name: pixels.numpy() for name, pixels in zip(names, images)}
-logits = torch.from_numpy(session.run(None, given)[0])"""
+given = {{name: pixels.numpy() for name, pixels in zip(names, images)}}
+{answer}"""
 
-_USE_ONNX_BOTH = (
-    "logits = torch.from_numpy(session.run(None, given)[0])",
-    'answers = dict(zip("ab", map(torch.from_numpy, session.run(["a", "b"], given))))',
+_ONE = "logits = torch.from_numpy(session.run(None, given)[0])"
+
+_BOTH = 'answers = dict(zip("ab", map(torch.from_numpy, session.run(["a", "b"], given))))'
+
+_USE_OPENVINO = """\
+import openvino
+
+network = openvino.Core().compile_model("network.xml", "CPU")
+names = [given.get_any_name() for given in network.inputs]
+given = {{name: pixels.numpy() for name, pixels in zip(names, images)}}
+{answer}"""
+
+_USE_COREML = """\
+import coremltools
+
+network = coremltools.models.MLModel("network.mlpackage")
+names = [given.name for given in network.get_spec().description.input]
+given = {{name: pixels.numpy() for name, pixels in zip(names, images)}}
+{answer}"""
+
+# What formats of ONNX make of a cascade; those that are for one image are made by If.
+_CASCADES = (
+    "`{file}` computes both heads for every image of a batch, and saves nothing. `{single}` takes "
+    "one image, and stops where the first answer is enough; it is loaded likewise"
 )
+
+
+def _onnx(file: str, single: str = "", **fields: Any) -> Format:
+    """A format that onnxruntime runs.
+
+    Args:
+        file: Its name.
+        single: Name of a cascade's file for one image.
+        **fields: Of the format.
+    """
+    names = [name for name in (file, single) if name]
+    given: dict[str, Any] = {
+        "files": tuple(part for name in names for part in (name, f"{name}.data")),
+        "load": lambda folder: load_onnx(folder / file),
+        "runtime": "onnxruntime",
+        "single": single,
+        "load_single": (lambda folder: load_onnx(folder / single)) if single else None,
+        "tolerance": 1e-4,
+        "packages": ("onnx", "onnxscript", "onnxruntime"),
+        "extra": "onnx",
+        "needs": f"`{file}`, which needs onnxruntime",
+        "usage": _USE_ONNX.format(file=file, answer=_ONE),
+        "usage_both": _USE_ONNX.format(file=file, answer=_BOTH),
+        "cascades": _CASCADES.format(file=file, single=single),
+        "tags": ("onnx",),
+    }
+    return Format(**{**given, **fields})
+
 
 FORMATS: dict[str, Format] = {
     "python": Format(
@@ -294,19 +301,69 @@ FORMATS: dict[str, Format] = {
         usage_both=_USE_PROGRAM.replace("logits", "answers"),
         cascades="Of a batch only the images that go on are computed further",
     ),
-    "onnx": Format(
-        files=(ONNX, f"{ONNX}.data", SINGLE, f"{SINGLE}.data"),
-        write=write_onnx,
-        load=load_onnx,
-        load_single=load_single_onnx,
-        tolerance=1e-4,
-        packages=("onnx", "onnxscript", "onnxruntime"),
-        needs=f"`{ONNX}`, which needs onnxruntime",
-        usage=_USE_ONNX,
-        usage_both=_USE_ONNX.replace(*_USE_ONNX_BOTH),
-        cascades=f"`{ONNX}` computes both heads for every image of a batch, and saves nothing. "
-        f"`{SINGLE}` takes one image, and stops where the first answer is enough; it is loaded "
-        "likewise",
-        tags=("onnx",),
+    "onnx": _onnx(ONNX, SINGLE, write=write_onnx),
+    "onnx-float16": _onnx(
+        FLOAT16,
+        FLOAT16_SINGLE,
+        write=write_float16,
+        tolerance=None,
+        needs=f"`{FLOAT16}`, in 16 bits but for its inputs and outputs, which needs onnxruntime",
+    ),
+    "onnx-int8": _onnx(
+        INT8,
+        INT8_SINGLE,
+        write=write_int8,
+        tolerance=None,
+        needs=f"`{INT8}`, in 8 bits but for its inputs and outputs, which needs onnxruntime",
+        cascades=f"{_CASCADES.format(file=INT8, single=INT8_SINGLE)}. In that file, what is "
+        "computed of unsure images only stays in 32 bits",
+    ),
+    "openvino": Format(
+        files=OPENVINO,
+        write=write_openvino,
+        load=load_openvino,
+        runtime="openvino",
+        tolerance=None,
+        packages=("onnx", "onnxscript", "openvino"),
+        extra="openvino",
+        needs=f"`{OPENVINO[0]}` and `{OPENVINO[1]}`, which need openvino",
+        usage=_USE_OPENVINO.format(answer="logits = torch.from_numpy(network(given)[0])"),
+        usage_both=_USE_OPENVINO.format(
+            answer="found = network(given)\n"
+            'answers = {side: torch.from_numpy(found[side]) for side in "ab"}'
+        ),
+        cascades="It computes both heads for every image, and saves nothing",
+        tags=("openvino",),
+    ),
+    "tensorrt": _onnx(
+        TENSORRT,
+        write=write_tensorrt,
+        needs=f"`{TENSORRT}`, for one image, which TensorRT makes an engine of "
+        f"(`trtexec --onnx={TENSORRT}`). All shapes are fixed, and all operators are in the table "
+        "of TensorRT 10.15's parser; it was run by onnxruntime, not by TensorRT",
+        cascades="It computes both heads for every image, and saves nothing",
+        one_image=True,
+        tags=("onnx", "tensorrt"),
+    ),
+    "coreml": Format(
+        files=(COREML,),
+        write=write_coreml,
+        load=load_coreml,
+        runtime="coremltools",
+        tolerance=None,
+        packages=("coremltools",),
+        extra="coreml",
+        lacks=lacks_coreml,
+        needs=f"`{COREML}`, for one image, which needs macOS or iOS, and here coremltools",
+        usage=_USE_COREML.format(
+            answer='logits = torch.from_numpy(network.predict(given)["logits"])'
+        ),
+        usage_both=_USE_COREML.format(
+            answer="found = network.predict(given)\n"
+            'answers = {side: torch.from_numpy(found[side]) for side in "ab"}'
+        ),
+        cascades="It computes both heads for every image, and saves nothing",
+        one_image=True,
+        tags=("coreml",),
     ),
 }

@@ -57,7 +57,8 @@ def push_folder(folder: Path, files: Collection[str], repo: str, *, private: boo
         api.upload_folder(
             repo_id=made.repo_id,
             folder_path=folder,
-            allow_patterns=sorted(files),
+            # a format may be a folder
+            allow_patterns=[part for file in sorted(files) for part in (file, f"{file}/*")],
             commit_message="Upload a stitched network",
         )
     except Exception as error:  # of the client, of whatever speaks HTTP for it, and of files

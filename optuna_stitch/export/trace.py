@@ -7,7 +7,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
 
@@ -81,6 +81,9 @@ class Traced:
         stages: The same traced: one stage, or the two of a cascade, of which the first returns
             its logits and what the second takes.
         views: How each input sees images, by the input's name.
+        calibration: Train images by input, ``(N, C, H, W)`` each, for formats that ask how large
+            values become.
+        models: What formats have in common and is made once, by its name.
     """
 
     subnetwork: Subnetwork
@@ -88,6 +91,8 @@ class Traced:
     module: nn.Module
     stages: Sequence[Stage]
     views: Mapping[str, View]
+    calibration: Sequence[Tensor] = ()
+    models: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
 def trace(subnetwork: Subnetwork, *, title: str = "A stitched network") -> Traced:

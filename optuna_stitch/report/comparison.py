@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.stats import permutation_test, rankdata
 
 from optuna_stitch.evaluation.metrics import Unit, unit_of
+from optuna_stitch.evaluation.significance import holm
 from optuna_stitch.report.hypervolume import (
     Losses,
     Outcomes,
@@ -27,7 +28,6 @@ from optuna_stitch.report.hypervolume import (
     read_outcomes,
     reference_point,
 )
-from optuna_stitch.report.significance import holm
 
 # Shares of the hypervolume that is known of, for which the trials are counted.
 GOALS = (0.95, 0.99)

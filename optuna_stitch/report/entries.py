@@ -13,7 +13,7 @@ from torch import Tensor
 
 from optuna_stitch.evaluation.accumulator import Confusions, PairedResult
 from optuna_stitch.evaluation.metrics import Unit, class_iou_of, unit_of
-from optuna_stitch.report.significance import Interval
+from optuna_stitch.evaluation.significance import Interval
 from optuna_stitch.stitching.genotype import Output, Side
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.utils.errors import StudyError

@@ -26,17 +26,17 @@ from optuna_stitch.evaluation.metrics import (
     metrics_of_one_job,
     quality_metric,
 )
-from optuna_stitch.evaluation.two_jobs import TwoJobEvaluator
-from optuna_stitch.models.parent import Parent
-from optuna_stitch.report.baselines import Duo, tune_cascades, tune_duo
-from optuna_stitch.report.entries import BASELINES, STITCHED, Entry, PairedComparison
-from optuna_stitch.report.front import Front
-from optuna_stitch.report.significance import (
+from optuna_stitch.evaluation.significance import (
     holm,
     interval_of,
     paired_p_value,
     wilson_interval,
 )
+from optuna_stitch.evaluation.two_jobs import TwoJobEvaluator
+from optuna_stitch.models.parent import Parent
+from optuna_stitch.report.baselines import Duo, tune_cascades, tune_duo
+from optuna_stitch.report.entries import BASELINES, STITCHED, Entry, PairedComparison
+from optuna_stitch.report.front import Front
 from optuna_stitch.report.two_jobs import evaluate_two_jobs
 from optuna_stitch.search.objective import Objective, violation
 from optuna_stitch.search.space import baselines

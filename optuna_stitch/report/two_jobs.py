@@ -24,14 +24,14 @@ from optuna_stitch.evaluation.metrics import (
     quality_metric,
 )
 from optuna_stitch.evaluation.probe import fit_probes
-from optuna_stitch.report.entries import STITCHED, Entries, Entry, PairedComparison
-from optuna_stitch.report.front import Front
-from optuna_stitch.report.significance import (
+from optuna_stitch.evaluation.significance import (
     holm,
     interval_of,
     paired_p_value,
     retained_interval,
 )
+from optuna_stitch.report.entries import STITCHED, Entries, Entry, PairedComparison
+from optuna_stitch.report.front import Front
 from optuna_stitch.search.objective import Objective
 from optuna_stitch.stitching.genotype import BOTH, SIDES, Genotype, Side
 from optuna_stitch.stitching.subnetwork import Subnetwork

@@ -12,7 +12,12 @@ from optuna.trial import TrialState
 from optuna_stitch.data.load import Data
 from optuna_stitch.data.pair import DataPair
 from optuna_stitch.export.card import Comparison, Figures, Origin, ParentOrigin, Results
-from optuna_stitch.export.export import FILES, check_folder, export_subnetwork
+from optuna_stitch.export.export import (
+    FILES,
+    check_folder,
+    check_max_drop,
+    export_subnetwork,
+)
 from optuna_stitch.export.formats import select_formats
 from optuna_stitch.export.hub import check_push, push_folder
 from optuna_stitch.models.parent import Parent
@@ -38,6 +43,7 @@ def export_trial(
     force: bool = False,
     push: str | None = None,
     private: bool = True,
+    max_drop: float | None = None,
     command: str | None = None,
     show_progress_bar: bool = False,
 ) -> Path:
@@ -47,10 +53,12 @@ def export_trial(
         run: The run.
         number: Number of the trial.
         to: Folder to write into; see `export_subnetwork`.
-        formats: ``python``, ``program``, ``onnx``, ``all``.
+        formats: ``python``, ``program``, ``onnx``, ``all`` of these, or formats for a certain
+            target; see `export_subnetwork`.
         force: Whether to replace files of an earlier export.
         push: Repository on the Hugging Face Hub to upload the folder to, ``user/name``.
         private: Whether a new repository is private.
+        max_drop: If given, points of quality that a file may lose on the validation images.
         command: What the user called, for the model card.
         show_progress_bar: Whether to show a progress bar.
 
@@ -66,6 +74,7 @@ def export_trial(
     # what can be checked is checked before anything is computed
     select_formats(formats)
     check_folder(to, force=force)
+    check_max_drop(max_drop)
     if push is not None:
         check_push(push)
     _check_complete(run.study, number)
@@ -98,6 +107,10 @@ def export_trial(
         origin=origin,
         formats=formats,
         force=force,
+        validation=data.val,
+        train=data.train,
+        max_drop=max_drop,
+        show_progress_bar=show_progress_bar,
     )
     if push is not None:
         push_folder(to, FILES, push, private=private)

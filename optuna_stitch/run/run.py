@@ -360,6 +360,7 @@ class Run(RunFolder):
         force: bool = False,
         push: str | None = None,
         private: bool = True,
+        max_drop: float | None = None,
         command: str | None = None,
         show_progress_bar: bool = False,
     ) -> Path:
@@ -368,10 +369,13 @@ class Run(RunFolder):
         Args:
             trial: Number of the trial.
             to: Folder to write into.
-            formats: ``python``, ``program``, ``onnx``, ``all``.
+            formats: ``python``, ``program``, ``onnx``, ``all`` of these, or formats for a certain
+                target: ``onnx-float16``, ``onnx-int8``, ``openvino``, ``tensorrt``, ``coreml``.
             force: Whether to replace the files of an earlier export.
             push: Repository on the Hugging Face Hub to upload the folder to, ``user/name``.
             private: Whether a new repository is private.
+            max_drop: If given, points of quality that a file may lose on the validation images;
+                nothing is written, where one loses more.
             command: What the user called, for the model card.
             show_progress_bar: Whether to show a progress bar.
 
@@ -391,6 +395,7 @@ class Run(RunFolder):
             force=force,
             push=push,
             private=private,
+            max_drop=max_drop,
             command=command,
             show_progress_bar=show_progress_bar,
         )

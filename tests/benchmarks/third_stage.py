@@ -25,7 +25,7 @@ import optuna_stitch as st
 from optuna_stitch.evaluation.accumulator import Hits
 from optuna_stitch.evaluation.cascades import tune_exit
 from optuna_stitch.evaluation.settings import CascadeSettings
-from optuna_stitch.report.significance import paired_p_value
+from optuna_stitch.evaluation.significance import paired_p_value
 from optuna_stitch.search.space import continuing_genotypes
 from optuna_stitch.stitching.cascade import confidences
 from optuna_stitch.stitching.genotype import FIRST, SIDES, Genotype

@@ -34,9 +34,9 @@ from torch import Tensor
 import optuna_stitch as st
 from optuna_stitch.evaluation.accumulator import Hits
 from optuna_stitch.evaluation.cascades import tune_exit, with_share
+from optuna_stitch.evaluation.significance import holm, paired_p_value
 from optuna_stitch.evaluation.stitch_quality import measure_stitches
 from optuna_stitch.report.entries import Entry
-from optuna_stitch.report.significance import holm, paired_p_value
 from optuna_stitch.stitching.genotype import FIRST, SIDES, Genotype
 from optuna_stitch.utils.text import markdown_table, p_value_text
 

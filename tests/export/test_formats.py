@@ -172,7 +172,7 @@ def test_nothing_is_said_on_the_way(
 
 def test_unknown_formats() -> None:
     for wanted in (["python", "tflite"], []):
-        with pytest.raises(ExportError, match="there are python, program, onnx and all"):
+        with pytest.raises(ExportError, match=r"there are python, .* and all \(python, program"):
             select_formats(wanted)
 
 

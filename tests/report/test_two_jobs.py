@@ -9,8 +9,8 @@ import torch
 from scipy.stats import binomtest
 
 import optuna_stitch as st
+from optuna_stitch.evaluation.significance import holm, retained_interval
 from optuna_stitch.report.plots import front_figure
-from optuna_stitch.report.significance import holm, retained_interval
 from optuna_stitch.report.tables import front_table
 from optuna_stitch.stitching.genotype import SIDES
 from optuna_stitch.utils.errors import ConfigError

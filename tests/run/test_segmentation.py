@@ -13,8 +13,8 @@ from torchmetrics.classification import MulticlassJaccardIndex
 import optuna_stitch as st
 from optuna_stitch.evaluation.accumulator import Confusions
 from optuna_stitch.evaluation.metrics import mean_iou_of, resolve_metrics
+from optuna_stitch.evaluation.significance import interval_of, paired_p_value
 from optuna_stitch.report.evaluate import FrontEvaluator
-from optuna_stitch.report.significance import interval_of, paired_p_value
 from optuna_stitch.search.space import enqueue_starts
 from optuna_stitch.utils.errors import ConfigError, DataError, MatchError
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from optuna_stitch.report.significance import holm, mcnemar, wilson_interval
+from optuna_stitch.evaluation.significance import holm, mcnemar, wilson_interval
 
 
 def test_wilson_by_its_formula() -> None:
