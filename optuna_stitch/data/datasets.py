@@ -86,6 +86,7 @@ class Files:
         counted = getattr(reader, "class_count", None)
         self.class_count = counted if class_names is None else len(class_names)
         self._numbers: list[int] | None = None
+        self._process = os.getpid()
 
     @property
     def is_renumbered(self) -> bool:
@@ -128,6 +129,9 @@ class Files:
         return len(self._kept)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            _open_tars_anew(self.reader)
         image, label = self.reader[self._kept[index]][:2]
         if not isinstance(image, Image.Image):
             image = Image.open(image)
@@ -141,6 +145,23 @@ class Files:
         if self._numbers is not None and 0 <= label < len(self._numbers):
             label = self._numbers[label]
         return image, label
+
+
+def _open_tars_anew(reader: Any) -> None:
+    """Let timm's readers forget the tars that they hold open.
+
+    A process and its copies move one place that all of them read at, and get parts of each other's
+    images.
+
+    Args:
+        reader: Any reader.
+    """
+    opened = getattr(reader, "tar_state", None)
+    for state in opened.values() if isinstance(opened, dict) else filter(None, [opened]):
+        for one in (*state.children.values(), state):
+            one.reset()
+    if hasattr(reader, "tarfile"):
+        reader.tarfile = None
 
 
 class Table:

@@ -4,6 +4,7 @@ import gc
 import multiprocessing
 import os
 import re
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -86,17 +87,17 @@ def test_some_positions_only(split: st.Split) -> None:
     assert torch.equal(targets, split.targets[order])
 
 
-def _pngs(root: Path, count: int, *, bits: int = 8) -> Path:
+def _pngs(root: Path, count: int, *, bits: int = 8, side: int = 20) -> Path:
     for number in range(count):
         name = root / f"{'ab'[number % 2]}/{number}.png"
         name.parent.mkdir(parents=True, exist_ok=True)
-        values = np.random.default_rng(number).integers(0, 2**bits, (20, 20))
+        values = np.random.default_rng(number).integers(0, 2**bits, (side, side))
         Image.fromarray(values.astype(np.uint8 if bits == 8 else np.uint16)).save(name)
     return root
 
 
-def _split_of(root: Path, workers: int) -> st.Split:
-    count = len(list(root.rglob("*.png")))
+def _split_of(root: Path, workers: int, of: Path | None = None) -> st.Split:
+    count = len(list((of or root).rglob("*.png")))
     half = {"images": count // 3}
     return st.load_data("", root=root, train=half, val=half, workers=workers).train
 
@@ -110,6 +111,18 @@ def test_pixels_are_the_same_however_many_processes_decode(tmp_path: Path) -> No
         next(split.batches(views[:1], within=order))
     for one, other in zip(alone.batches(views, 6), together.batches(views, 6), strict=True):
         assert all(map(torch.equal, one.images, other.images))
+        assert torch.equal(one.targets, other.targets)
+
+
+def test_processes_read_a_tar_each_for_itself(tmp_path: Path) -> None:
+    root = _pngs(tmp_path / "images", 600, side=90)
+    with tarfile.open(tmp_path / "images.tar", "w") as tar:
+        tar.add(root, "images")
+    alone, together = _split_of(root, 0), _split_of(tmp_path / "images.tar", 6, of=root)
+    for position in (0, 50):  # the tar is open before the processes are
+        together.read(position)
+    for one, other in zip(alone.batches([VIEW]), together.batches([VIEW]), strict=True):
+        assert torch.equal(one.images[0], other.images[0])
         assert torch.equal(one.targets, other.targets)
 
 
