@@ -114,6 +114,7 @@ def test_pixels_are_the_same_however_many_processes_decode(tmp_path: Path) -> No
         assert torch.equal(one.targets, other.targets)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_processes_read_a_tar_each_for_itself(tmp_path: Path) -> None:
     root = _pngs(tmp_path / "images", 600, side=90)
     with tarfile.open(tmp_path / "images.tar", "w") as tar:
