@@ -23,8 +23,9 @@ from optuna_stitch.export.onnx_file import (
     onnx_model,
     save_model,
 )
-from optuna_stitch.export.trace import Traced, quiet
+from optuna_stitch.export.trace import Traced
 from optuna_stitch.utils.errors import ExportError, first_line
+from optuna_stitch.utils.onnx import quiet
 
 FLOAT16, FLOAT16_SINGLE = "network.float16.onnx", "network.float16.single.onnx"
 
