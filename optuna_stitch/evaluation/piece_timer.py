@@ -10,6 +10,7 @@ import platform
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,13 @@ PASSES = 3
 WARM_UP = 3
 
 
-def time_pieces(folder: Path, rounds: int, threads: int, provider: str = "") -> dict[str, Any]:
+def time_pieces(
+    folder: Path,
+    rounds: int,
+    threads: int,
+    provider: str = "",
+    say: Callable[[str], object] = lambda text: None,
+) -> dict[str, Any]:
     """Time all pieces of a folder.
 
     Args:
@@ -33,6 +40,7 @@ def time_pieces(folder: Path, rounds: int, threads: int, provider: str = "") -> 
         threads: Number of threads; onnxruntime's own choice, if 0.
         provider: What onnxruntime shall run on, such as CUDAExecutionProvider; the processor, if
             empty.
+        say: Is told how far it is.
 
     Returns:
         What is to be written into the table.
@@ -41,7 +49,7 @@ def time_pieces(folder: Path, rounds: int, threads: int, provider: str = "") -> 
     taken: dict[str, dict[str, list[float]]] = {size: {} for size in said["pieces"]}
     for done in range(PASSES):
         for size, pieces in said["pieces"].items():
-            print(f"{size} images at once: round {done + 1} of {PASSES}", file=sys.stderr)
+            say(f"Batches of {size}: round {done + 1} of {PASSES}")
             for name, file in pieces.items():
                 times = time_piece(folder / file, -(-rounds // PASSES), threads, provider)
                 taken[size].setdefault(name, []).extend(times)
@@ -101,7 +109,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=threads, help="0: as onnxruntime chooses")
     parser.add_argument("--provider", default="", help="of onnxruntime; the processor, if absent")
     arguments = parser.parse_args()
-    table = time_pieces(here, arguments.rounds, arguments.threads, arguments.provider)
+    said = (arguments.rounds, arguments.threads, arguments.provider)
+    table = time_pieces(here, *said, say=lambda text: print(text, file=sys.stderr))
     arguments.to.write_text(json.dumps(table, indent=1), encoding="utf-8")
     print(f"The table is {arguments.to}")
 

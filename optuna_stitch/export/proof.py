@@ -91,7 +91,7 @@ class Proof:
     @property
     def drop(self) -> float:
         """How much quality is lost, of the answer that loses most; as a share of 1."""
-        return max(-kept.difference for kept in self.answers.values())
+        return max(kept.judged - kept.quality for kept in self.answers.values())
 
 
 class _Judge:

@@ -354,6 +354,8 @@ def write_coreml(traced: Traced, folder: Path) -> None:
                 ],
             )
         except Exception as error:  # of a converter, which knows no kinds
+            if "FileWriter" in str(error):  # it has a copy of the weights written meanwhile
+                raise OSError(first_line(error)) from error
             raise ExportError(
                 f"coremltools {coremltools.__version__} cannot convert the network "
                 f"({first_line(error)}). Choose another format, such as onnx."
