@@ -44,6 +44,9 @@ def time_pieces(
 
     Returns:
         What is to be written into the table.
+
+    Raises:
+        RuntimeError: If onnxruntime lacks an operator; names the piece and the node.
     """
     said = json.loads((folder / "pieces.json").read_text(encoding="utf-8"))
     taken: dict[str, dict[str, list[float]]] = {size: {} for size in said["pieces"]}
@@ -51,7 +54,12 @@ def time_pieces(
         for size, pieces in said["pieces"].items():
             say(f"Batches of {size}: round {done + 1} of {PASSES}")
             for name, file in pieces.items():
-                times = time_piece(folder / file, -(-rounds // PASSES), threads, provider)
+                try:
+                    times = time_piece(folder / file, -(-rounds // PASSES), threads, provider)
+                except Exception as error:  # of onnxruntime, whose kinds have no common base
+                    raise RuntimeError(
+                        f"The piece {name} ({file}) cannot be run: {error}"
+                    ) from error
                 taken[size].setdefault(name, []).extend(times)
     milliseconds = {}
     for size, column in taken.items():
@@ -110,7 +118,10 @@ def main() -> None:
     parser.add_argument("--provider", default="", help="of onnxruntime; the processor, if absent")
     arguments = parser.parse_args()
     said = (arguments.rounds, arguments.threads, arguments.provider)
-    table = time_pieces(here, *said, say=lambda text: print(text, file=sys.stderr))
+    try:
+        table = time_pieces(here, *said, say=lambda text: print(text, file=sys.stderr))
+    except RuntimeError as error:
+        sys.exit(str(error))
     arguments.to.write_text(json.dumps(table, indent=1), encoding="utf-8")
     print(f"The table is {arguments.to}")
 

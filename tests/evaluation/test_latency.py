@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -20,7 +21,7 @@ from optuna_stitch.evaluation.latency import (
     measure_latency,
     use_latencies,
 )
-from optuna_stitch.evaluation.pieces import pieces_of, write_pieces
+from optuna_stitch.evaluation.pieces import pieces_of, time_here, write_pieces
 from optuna_stitch.evaluation.settings import LatencySettings
 from optuna_stitch.search.objective import resolve_constraints
 from optuna_stitch.stitching.genotype import Genotype
@@ -165,6 +166,23 @@ def test_onnxruntime_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'optuna-stitch\[onnx\]'"):
         measure_latency(small_pair().supergraph, LatencySettings(runtime="onnxruntime"))
+
+
+def test_an_operator_that_onnxruntime_lacks_is_named_with_its_piece(tmp_path: Path) -> None:
+    kind = onnx.TensorProto.DOUBLE
+    x, y = (onnx.helper.make_tensor_value_info(name, kind, [1, 1, 4, 4]) for name in "xy")
+    weights = onnx.helper.make_tensor("w", kind, [1, 1, 1, 1], [1.0])
+    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], "c")
+    graph = onnx.helper.make_graph([node], "piece", [x], [y], [weights])
+    opsets = [onnx.helper.make_opsetid("", 20)]
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "1.onnx"
+    )
+    listed = {"supernetwork": "abc", "threads": 1, "pieces": {"1": {"a.stem": "1.onnx"}}}
+    (tmp_path / "pieces.json").write_text(json.dumps(listed))
+    words = r"cannot run a piece .*The piece a\.stem \(1\.onnx\).*Conv.*node with name 'c'"
+    with pytest.raises(ConfigError, match=words):
+        time_here(tmp_path, 3)
 
 
 @pytest.mark.slow
