@@ -90,8 +90,11 @@ def test_commands_are_those_of_the_command_line(path: Path) -> None:
                 text += (ROOT / "tests/benchmarks/pairs.py").read_text()
             assert all(f'"{option}"' in text for option in options), words
         if program == "optuna-stitch":
-            own = {name for option in known[words[0]].params for name in option.opts}
-            own |= {name for option in known[words[0]].params for name in option.secondary_opts}
+            command = known[words[0]]
+            if words[0] == "latency":  # a group of commands
+                command = command.commands[words[1]]
+            own = {name for option in command.params for name in option.opts}
+            own |= {name for option in command.params for name in option.secondary_opts}
             if words[0] == "pick":  # which takes bounds on any figure
                 options = [name for name in options if name[:6] not in ("--max-", "--min-")]
             assert set(options) <= own, words

@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from optuna_stitch.cli.latency import app as latency
 from optuna_stitch.cli.networks import init, inspect, zoo
 from optuna_stitch.cli.options import (
     DeviceOption,
@@ -208,6 +209,8 @@ app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options"
 app.command()(export)
 
 app.command()(compare)
+
+app.add_typer(latency, name="latency")
 
 
 @app.command()

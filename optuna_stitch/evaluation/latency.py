@@ -1,4 +1,4 @@
-"""How long subnetworks take on this machine: every operation is timed once, and added up.
+"""How long subnetworks take: every operation is timed once, and added up.
 
 A subnetwork's operations run one after the other, so that the sum of their times is that of the
 network, up to what the processor's caches make of the order. `tests/benchmarks/latency.py`
@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,13 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from optuna_stitch.evaluation.settings import LatencySettings
+from optuna_stitch.evaluation.pieces import read_table, time_here, write_pieces
+from optuna_stitch.evaluation.settings import LatencyRuntime, LatencySettings
 from optuna_stitch.stitching.program import Program
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supergraph import Supergraph
 from optuna_stitch.utils.device import device_name, synchronize
-from optuna_stitch.utils.errors import ArtifactError
+from optuna_stitch.utils.errors import ArtifactError, ConfigError, first_line
 from optuna_stitch.utils.files import write_text
 from optuna_stitch.utils.progress import track
 
@@ -43,6 +45,7 @@ class Latencies:
         milliseconds: By name of the operation.
         single: The same for one image; None where that is the batch, or it was not measured.
         device: Where they were measured.
+        runtime: What measured them; see `LatencySettings`.
     """
 
     batch_size: int
@@ -50,6 +53,7 @@ class Latencies:
     milliseconds: dict[str, float]
     single: dict[str, float] | None = None
     device: str = "cpu"
+    runtime: LatencyRuntime = "torch"
 
     def __call__(self, subnetwork: Subnetwork) -> float:
         """Milliseconds for one batch, the sum over all that the output needs.
@@ -113,16 +117,29 @@ def measure_latency(
 ) -> Latencies:
     """Time every operation of a supernetwork on this machine.
 
-    Both parents and all stitches run, as they do in extracted modules; the median of several
-    rounds counts.
+    Both parents and all stitches run, as they do in extracted modules, or in pieces by
+    onnxruntime; the median of several rounds counts.
 
     Args:
         supergraph: The computation of the supernetwork whose operations are timed.
         settings: For which batch size and number of threads; one image, if None.
         rounds: How often every operation runs.
         show_progress_bar: Whether to show a progress bar.
+
+    Raises:
+        ConfigError: If a runtime or an operator of it is missing, or times are to be imported.
     """
     settings = settings or LatencySettings()
+    if settings.runtime == "imported":
+        raise ConfigError(
+            "There is no table of latencies yet. Write the pieces with `optuna-stitch latency "
+            "export`, run measure.py on the device, and take its table in with `optuna-stitch "
+            "latency import`; or measure here: `latency: {runtime: onnxruntime}`."
+        )
+    if settings.runtime == "onnxruntime":
+        with tempfile.TemporaryDirectory(prefix="optuna-stitch-") as folder:
+            write_pieces(supergraph, Path(folder), settings)
+            return _of_table(time_here(Path(folder), rounds), supergraph, "The table")
     used, milliseconds = _time(supergraph, settings, rounds, show_progress_bar)
     single = None
     if settings.batch_size > 1:
@@ -130,6 +147,39 @@ def measure_latency(
         _, single = _time(supergraph, alone, rounds, show_progress_bar)
     device = device_name(supergraph.device)
     return Latencies(settings.batch_size, used, milliseconds, single, device)
+
+
+def import_latencies(path: Path, supergraph: Supergraph) -> Latencies:
+    """Take in the table that a device wrote which timed the pieces of a supernetwork.
+
+    Args:
+        path: The table.
+        supergraph: The computation of the supernetwork.
+
+    Raises:
+        ArtifactError: If it is no such table, not whole, or of another supernetwork.
+    """
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(
+            f"The table {path} cannot be read: {first_line(error)}. Name the latency.json that "
+            "measure.py writes."
+        ) from error
+    return replace(_of_table(table, supergraph, f"The table {path}"), runtime="imported")
+
+
+def _of_table(table: Any, supergraph: Supergraph, where: str) -> Latencies:
+    times = read_table(table, supergraph, where)
+    several = times.batch_size > 1
+    return Latencies(
+        times.batch_size,
+        times.threads,
+        times.milliseconds[times.batch_size],
+        times.milliseconds[1] if several else None,
+        times.device,
+        "onnxruntime",
+    )
 
 
 def _total(milliseconds: Mapping[str, float], subnetwork: Subnetwork) -> float:
@@ -249,7 +299,15 @@ def measure_alike(supergraph: Supergraph, like: Supergraph) -> None:
     """
     if like in _measured:
         known = _measured[like]
-        settings = LatencySettings(batch_size=known.batch_size, threads=known.threads)
+        if known.runtime == "imported":
+            raise ConfigError(
+                f"Latencies were measured elsewhere ({known.device}), where nobody timed other "
+                "networks that a report compares with. Leave `report.baselines` out; of two jobs, "
+                "leave latencies out, or measure here: `latency: {runtime: onnxruntime}`."
+            )
+        settings = LatencySettings(
+            batch_size=known.batch_size, threads=known.threads, runtime=known.runtime
+        )
         _measured[supergraph] = measure_latency(supergraph, settings)
 
 

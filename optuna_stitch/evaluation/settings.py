@@ -89,12 +89,19 @@ class EvaluationSettings(Settings):
     cascades: CascadeSettings = CascadeSettings()
 
 
+# What times operations.
+LatencyRuntime = Literal["torch", "onnxruntime", "imported"]
+
+
 class LatencySettings(Settings):
     """How operations are timed for ``latency_ms``.
 
     Args:
         batch_size: Images at once.
         threads: Number of threads; as torch is set, if None.
+        runtime: ``torch`` runs every operation by itself; ``onnxruntime`` those together that
+            always run together, as it runs exported networks; ``imported``: a table from another
+            device, by `optuna-stitch latency import`.
 
     Example:
         >>> from optuna_stitch.evaluation.settings import LatencySettings
@@ -107,3 +114,4 @@ class LatencySettings(Settings):
 
     batch_size: int = Field(1, gt=0)
     threads: int | None = Field(None, gt=0)
+    runtime: LatencyRuntime = "torch"

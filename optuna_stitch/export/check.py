@@ -59,7 +59,7 @@ def images_of(traced: Traced, split: Split | SplitPair | None) -> Images:
     if isinstance(split, SplitPair):
         split = split.take(count).together
     if split is not None:
-        return Images(split.pick(range(min(count, len(split))), views).images, "test")
+        return Images(split.pick(range(min(count, len(split))), views).images, split.name)
     generator = torch.Generator().manual_seed(0)
     pixels = [torch.randn(count, *view.input_size, generator=generator) for view in views]
     return Images(pixels, "random")

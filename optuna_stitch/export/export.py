@@ -60,7 +60,8 @@ def export_subnetwork(
     Args:
         subnetwork: The subnetwork; a cascade with its exit, as `Evaluator.tune_exits` returns it.
         to: The folder; made if it is not there.
-        split: Images to compare on, such as the test split; random ones, if None.
+        split: Images to compare on, such as the test split; if None, those of ``validation``,
+            or random ones.
         origin: Where the network comes from, for its card; if None, the card says what the
             network itself knows.
         formats: ``python``: one file of code and one of weights, bit for bit the same network;
@@ -108,7 +109,7 @@ def export_subnetwork(
     parents = [origin.parents[side].name for side in SIDES]
     trial = [] if origin.trial is None else [f"trial-{origin.trial}"]
     drawing = subnetwork.draw(title=None if origin.trial is None else f"Trial {origin.trial}")
-    images = images_of(traced, split)
+    images = images_of(traced, validation if split is None else split)
     with _staged(to, force=force) as folder:
         for name in selected:
             FORMATS[name].write(traced, folder)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import importlib
 import importlib.util
 import io
+import re
 import runpy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,8 +35,9 @@ from optuna_stitch.export.targets import (
     write_openvino,
     write_tensorrt,
 )
-from optuna_stitch.export.trace import Traced, quiet
+from optuna_stitch.export.trace import Traced
 from optuna_stitch.utils.errors import ExportError
+from optuna_stitch.utils.onnx import quiet
 from optuna_stitch.utils.text import listed_text
 
 PROGRAM = "network.pt2"
@@ -94,7 +96,9 @@ class Format:
     @property
     def version(self) -> str:
         """What runs it, and its version."""
-        return f"{self.runtime} {importlib.metadata.version(self.runtime)}"
+        # of the module: a package may have another name, such as onnxruntime-gpu
+        said = str(importlib.import_module(self.runtime).__version__)
+        return f"{self.runtime} {re.split('[-+]', said)[0]}"
 
     def networks(self, folder: Path) -> dict[str, Callable[..., Answer]]:
         """Load all that was written, by the name of the file.

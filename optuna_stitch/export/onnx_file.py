@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from optuna_stitch.export.early_exit import BothHeads, CascadeGraph, Single, whole_program
-from optuna_stitch.export.trace import Traced, quiet
+from optuna_stitch.export.trace import Traced
 from optuna_stitch.utils.errors import ExportError, first_line
+from optuna_stitch.utils.onnx import onnx_of
 
 ONNX = "network.onnx"
 
@@ -53,33 +54,16 @@ def onnx_model(traced: Traced, kind: type[CascadeGraph] = BothHeads, *, free: bo
         batch: Any = ({0: "batch"},) * len(traced.views) if free else None
         names = list(traced.stages[0].answers) or [LOGITS]
         program = whole_program(traced, kind, free=free)
-        traced.models[key] = _converted(program, batch, names)
-    copied = type(traced.models[key])()
-    copied.CopyFrom(traced.models[key])
-    return copied
-
-
-def _converted(program: torch.export.ExportedProgram, shapes: Any, names: Sequence[str]) -> Any:
-    with quiet():
         try:
-            written: Any = torch.onnx.export(
-                program,
-                dynamo=True,
-                dynamic_shapes=shapes,
-                output_names=names,
-                optimize=True,
-                verbose=False,
-            )
+            traced.models[key] = onnx_of(program, names, batch)
         except Exception as error:  # its own kinds, and whatever its passes raise
             raise ExportError(
                 f"The network cannot be converted to ONNX ({first_line(error)}). Choose another "
                 "format, python or program."
             ) from error
-        # what is folded in a branch leaves numbers that nothing reads, which runtimes warn of
-        kept = written.model.graph.initializers
-        for name in [name for name, value in kept.items() if not value.uses()]:
-            del kept[name]
-        return written.model_proto
+    copied = type(traced.models[key])()
+    copied.CopyFrom(traced.models[key])
+    return copied
 
 
 def save_model(model: Any, path: Path, *, largest: int = LARGEST) -> None:

@@ -91,7 +91,7 @@ class Proof:
     @property
     def drop(self) -> float:
         """How much quality is lost, of the answer that loses most; as a share of 1."""
-        return max(-kept.difference for kept in self.answers.values())
+        return max(kept.judged - kept.quality for kept in self.answers.values())
 
 
 class _Judge:
@@ -209,7 +209,7 @@ def prove(
         for chosen in positions
     ]
     share = float(unsure.double().mean())
-    times = {file: _milliseconds(networks[file], pictures) for file in networks}
+    times = _milliseconds(networks, pictures)
     return [
         Proof(
             format=format_of[file],
@@ -240,27 +240,35 @@ def _goes_on(module: Any, given: Sequence[Tensor]) -> Tensor:
 
 
 def _milliseconds(
-    network: Callable[..., Answer], pictures: Sequence[Sequence[Sequence[Tensor]]]
-) -> list[float | None]:
-    """Median milliseconds for one image, of those that stay and of those that go on.
+    networks: Mapping[str, Callable[..., Answer]],
+    pictures: Sequence[Sequence[Sequence[Tensor]]],
+) -> dict[str, list[float | None]]:
+    """Median milliseconds for one image, of those that stay and of those that go on, by file.
+
+    Files take turns, so that a machine that slows down is fair to all.
 
     Args:
-        network: What is timed.
+        networks: What is timed.
         pictures: Images of both kinds, by input.
     """
-    taken: list[list[float]] = [[] for _ in pictures]
-    for images in (images for kind in pictures for images in kind[:3]):
-        network(*images)  # what is slow only the first times does not count
+    taken: dict[str, list[list[float]]] = {file: [[] for _ in pictures] for file in networks}
+    for network in networks.values():
+        for images in (images for kind in pictures for images in kind[:3]):
+            network(*images)  # what is slow only the first times does not count
     began = time.perf_counter()
     for done in range(_MOST_ROUNDS):
-        if done >= _ROUNDS and time.perf_counter() - began > _SECONDS:
+        if done >= _ROUNDS and time.perf_counter() - began > _SECONDS * len(networks):
             break
-        for column, kind in zip(taken, pictures, strict=True):
-            for images in kind:
-                start = time.perf_counter()
-                network(*images)
-                column.append(1e3 * (time.perf_counter() - start))
-    return [statistics.median(column) if column else None for column in taken]
+        for file, network in networks.items():
+            for column, kind in zip(taken[file], pictures, strict=True):
+                for images in kind:
+                    start = time.perf_counter()
+                    network(*images)
+                    column.append(1e3 * (time.perf_counter() - start))
+    return {
+        file: [statistics.median(column) if column else None for column in columns]
+        for file, columns in taken.items()
+    }
 
 
 def _mean(times: Sequence[float | None], share: float) -> float:

@@ -23,8 +23,9 @@ from optuna_stitch.export.onnx_file import (
     onnx_model,
     save_model,
 )
-from optuna_stitch.export.trace import Traced, quiet
+from optuna_stitch.export.trace import Traced
 from optuna_stitch.utils.errors import ExportError, first_line
+from optuna_stitch.utils.onnx import quiet
 
 FLOAT16, FLOAT16_SINGLE = "network.float16.onnx", "network.float16.single.onnx"
 
@@ -353,6 +354,8 @@ def write_coreml(traced: Traced, folder: Path) -> None:
                 ],
             )
         except Exception as error:  # of a converter, which knows no kinds
+            if "FileWriter" in str(error):  # it has a copy of the weights written meanwhile
+                raise OSError(first_line(error)) from error
             raise ExportError(
                 f"coremltools {coremltools.__version__} cannot convert the network "
                 f"({first_line(error)}). Choose another format, such as onnx."

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
@@ -22,11 +19,10 @@ from optuna_stitch.stitching.program import Operation
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supergraph import node_operation
 from optuna_stitch.utils.errors import ExportError, first_line
+from optuna_stitch.utils.onnx import quiet
 
 # Where `Subnetwork.extract` puts BatchNorms with other statistics than in their parent.
 _RECALIBRATED = "recalibrated."
-
-_LOGGERS = ("torch.export", "torch.onnx", "onnxscript", "onnx_ir", "torch.fx")
 
 
 @dataclass(frozen=True)
@@ -324,19 +320,3 @@ class _Function(nn.Module):
 
     def forward(self, *inputs: Any) -> Any:
         return self._run(*inputs)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Show neither warnings nor log messages; errors are raised as ever."""
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -9,6 +9,7 @@ from typing import Any
 
 import optuna
 
+from optuna_stitch.evaluation.latency import Latencies
 from optuna_stitch.evaluation.metrics import (
     check_sides,
     metrics_of_one_job,
@@ -20,6 +21,7 @@ from optuna_stitch.report.picking import Pick
 from optuna_stitch.run.build import build
 from optuna_stitch.run.export import export_trial
 from optuna_stitch.run.folder import COPY, RunFolder
+from optuna_stitch.run.latency import export_latency, import_latency
 from optuna_stitch.run.launchers import Workers
 from optuna_stitch.run.report import export_command, pick_network, write_results
 from optuna_stitch.run.schema import StudyFile, check_launch, smoke_test
@@ -349,6 +351,34 @@ class Run(RunFolder):
             StudyError: If no network keeps to the bounds; names the one that comes nearest.
         """
         return pick_network(self, bounds, knee=knee, fixed_cost=fixed_cost)
+
+    @own_threads()
+    def export_latency(self, to: str | Path) -> Path:
+        """Write the supernetwork in pieces, with a script that times them on another device.
+
+        Args:
+            to: The folder.
+
+        Returns:
+            The script, which needs onnxruntime and numpy there.
+
+        Raises:
+            RunError: If there is no supernetwork yet, or the folder has files in it.
+            ConfigError: If a package is missing, or an operator has no counterpart in ONNX.
+        """
+        return export_latency(self, Path(to).expanduser())
+
+    def import_latency(self, table: str | Path) -> Latencies:
+        """Let ``latency_ms`` count with the times that another device measured.
+
+        Args:
+            table: What the script of `export_latency` wrote.
+
+        Raises:
+            ArtifactError: If it is no such table, not whole, or of another supernetwork.
+            RunError: If trials were counted with other times, or the folder is read-only.
+        """
+        return import_latency(self, Path(table).expanduser())
 
     @own_threads()
     def export(

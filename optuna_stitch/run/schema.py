@@ -258,6 +258,27 @@ class StudyFile(_Section):
                 raise ValueError(f"{what} is not there for two jobs; leave it out")
         return self
 
+    @model_validator(mode="after")
+    def _times_of_others(self) -> StudyFile:
+        """Refuse what asks for the times of networks that another device did not measure."""
+        if self.evaluation.latency.runtime != "imported" or not self.counts_latency:
+            return self
+        left = "`report.baselines`" if self.report.baselines else ""
+        left = "two jobs, whose reports fit linear probes" if self.two_jobs else left
+        if left:
+            raise ValueError(
+                f"imported latencies are of this supernetwork only, and not of {left}; leave that "
+                "out, or measure here: `evaluation: {latency: {runtime: onnxruntime}}`"
+            )
+        return self
+
+    @property
+    def counts_latency(self) -> bool:
+        """Whether latencies are among its figures."""
+        return any(
+            "latency_ms" in name for name in (*self.study.objectives, *self.study.constraints)
+        )
+
     @field_validator("device")
     @classmethod
     def _known(cls, device: str) -> str:
@@ -338,6 +359,9 @@ def smoke_test(study_file: StudyFile) -> StudyFile:
         few = {"steps": 2, "batch_size": 4}
         tiny.tune = None if segments else tiny.tune.model_copy(update=few)
     tiny.report = ReportConfig()
+    if tiny.evaluation.latency.runtime == "imported":
+        here = tiny.evaluation.latency.model_copy(update={"runtime": "onnxruntime"})
+        tiny.evaluation = tiny.evaluation.model_copy(update={"latency": here})
     tiny.keep = KeepConfig()  # random stitches would all be dropped
     tiny.study.trials, tiny.study.batch, tiny.study.start.population = 6, 3, 6
     return tiny

@@ -43,7 +43,7 @@ def make_objective(
     """
     study = study_file.study
     latency = None
-    if any("latency_ms" in name for name in (*study.objectives, *study.constraints)):
+    if study_file.counts_latency:
         latency = _latencies(study_file, supernetwork, folder / LATENCY)
     return Objective(
         supernetwork,

@@ -273,6 +273,7 @@ def _stages() -> _Rows:
         ("# or evaluation: {kernels: plain}", "bit for bit as the parents; or bfloat16, faster"),
         ("# or evaluation: {racing: {error_rate: 0.5, first: 250}}", "confirms what looks best"),
         ("# or evaluation: {latency: {batch_size: 1, threads: 2}}", "what latency_ms means"),
+        ("# or evaluation: {latency: {runtime: onnxruntime}}", "of what an export runs in"),
     ]
 
 

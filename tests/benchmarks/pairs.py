@@ -93,8 +93,22 @@ def _splits(folder: Path, seed: int, **shared: object) -> st.Data:
     return st.load_data("", seed=seed, **parts, **shared)  # type: ignore[arg-type]
 
 
+def _digits(seed: int) -> Pair:
+    """The pair of `studies/digits.yaml`."""
+    data = st.load_data("sklearn/digits", train={"images": 500}, val={"images": 500}, seed=seed)
+    view = st.View((3, 32, 32))
+    parents = []
+    for network, epochs in (("test_resnet", 6), ("test_efficientnet", 12)):
+        parent = st.load_parent(network, num_classes=10, view=view)
+        st.train_parent(parent, data.train, st.Recipe(epochs=epochs, learning_rate=4e-3, seed=1))
+        parents.append(parent)
+    return Pair(*parents, data)
+
+
 def load_pair(name: str, seed: int = 0) -> Pair:
-    """One of ``cifar``, ``cnn_vit`` and ``imagenet``; the seed orders the images."""
+    """One of ``digits``, ``cifar``, ``cnn_vit`` and ``imagenet``; the seed orders the images."""
+    if name == "digits":
+        return _digits(seed)
     if name == "cifar":
         a, b = _cifar_resnet("resnet20", 3), _cifar_resnet("resnet56", 9)
         return Pair(a, b, _splits(DATA / "cifar10", seed))

@@ -41,7 +41,7 @@ from optuna_stitch.stitching.genotype import FIRST, SIDES, Genotype
 from optuna_stitch.utils.text import markdown_table, p_value_text
 
 sys.path.insert(0, str(Path(__file__).parent))
-from pairs import DATA, MISSING, Pair, load_pair, say, spread, state
+from pairs import DATA, MISSING, load_pair, say, spread, state
 
 LEVELS = (1.1, 1.2, 1.3, 1.5, 1.75, 2.0)
 
@@ -112,7 +112,7 @@ def measure(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, fl
     trials = arguments.trials
     if arguments.quick:
         trials, val_images, test_images = QUICK[name]
-    pair = _digits(seed) if name == "digits" else load_pair(name, seed)
+    pair = load_pair(name, seed)
     data = pair.data
     val = data.val.take(min(val_images or len(data.val), len(data.val)))
     test_images = arguments.test or test_images
@@ -153,18 +153,6 @@ def measure(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, fl
         "worst_ratio": statistics.median(row.worst_ratio for row in average),
         "optimism": optimism,
     }
-
-
-def _digits(seed: int) -> Pair:
-    """The pair of `studies/digits.yaml`."""
-    data = st.load_data("sklearn/digits", train={"images": 500}, val={"images": 500}, seed=seed)
-    view = st.View((3, 32, 32))
-    parents = []
-    for network, epochs in (("test_resnet", 6), ("test_efficientnet", 12)):
-        parent = st.load_parent(network, num_classes=10, view=view)
-        st.train_parent(parent, data.train, st.Recipe(epochs=epochs, learning_rate=4e-3, seed=1))
-        parents.append(parent)
-    return Pair(*parents, data)
 
 
 def _rows(

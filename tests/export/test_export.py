@@ -92,14 +92,36 @@ def room(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize("form", ["python", "program", "onnx"])
-def test_a_full_disk(form: str, export: Export, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "form",
+    [
+        *("python", "program", "onnx"),
+        *(
+            pytest.param(form, marks=pytest.mark.slow)
+            for form in ("onnx-float16", "onnx-int8", "openvino", "tensorrt", "coreml")
+        ),
+    ],
+)
+def test_a_full_disk(form: str, export: Export, data: st.Data, tmp_path: Path) -> None:
+    given = {} if form in ("python", "program", "onnx") else {"validation": data.val.take(20)}
+    if form == "onnx-int8":
+        given["train"] = data.train
     export(tmp_path / "to")
     before = {path.name: path.read_bytes() for path in (tmp_path / "to").iterdir()}
-    with room(10_000), pytest.raises(ExportError, match=r"cannot be written.*File too large"):
-        export(tmp_path / "to", formats=[form], force=True)
+    with room(5_000), pytest.raises(ExportError, match=r"cannot be written.*Make room"):
+        export(tmp_path / "to", formats=[form], force=True, **given)
     assert {path.name: path.read_bytes() for path in (tmp_path / "to").iterdir()} == before
     assert names(tmp_path) == {"to"}
+
+
+@pytest.mark.slow
+def test_a_format_that_is_a_folder_is_replaced(export: Export, tmp_path: Path) -> None:
+    products = {"README.md", "config.json", "network.mlpackage", "network.svg"}
+    for _ in range(2):
+        export(tmp_path / "to", formats=["coreml"], force=True)
+        assert names(tmp_path / "to") == products
+    export(tmp_path / "to", formats=["python"], force=True)
+    assert names(tmp_path / "to") == PRODUCTS
 
 
 def test_an_interruption_leaves_nothing(
