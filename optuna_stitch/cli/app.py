@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from optuna_stitch.cli.networks import init, inspect, zoo
+from optuna_stitch.cli.networks import advise, init, inspect, zoo
 from optuna_stitch.cli.options import (
     DeviceOption,
     FolderOption,
@@ -44,7 +44,7 @@ app = typer.Typer(
     help="Stitch two trained networks into one supernetwork and search it with Optuna.",
 )
 
-for command in (init, zoo, inspect):
+for command in (init, zoo, inspect, advise):
     app.command()(command)
 
 
