@@ -27,6 +27,8 @@ from .search.samplers.linkage import LinkageSampler as LinkageSampler
 from .search.samplers.linkage import LocalSearchSampler as LocalSearchSampler
 from .search.study import create_study as create_study
 from .search.study import load_study as load_study
+from .search.trackers import MLflowTracker as MLflowTracker
+from .search.trackers import WandbTracker as WandbTracker
 from .search.worker import optimize as optimize
 from .stitching.settings import Tuning as Tuning
 from .stitching.subnetwork import Subnetwork as Subnetwork
