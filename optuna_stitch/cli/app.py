@@ -202,6 +202,39 @@ def report(study: StudyArgument, folder: FolderOption = None, device: DeviceOpti
         _show(opened, opened.report(show_progress_bar=True))
 
 
+@app.command()
+def demo(
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Whether to open the page.")
+    ] = True,
+) -> None:
+    """Look at a finished study: two small networks on digits, nothing to configure.
+
+    The first time it trains, stitches and searches them in the cache folder, in a minute or two.
+    """
+    with console.status("Loading torch and timm"):
+        import webbrowser
+
+        import optuna
+
+        from optuna_stitch.run.demo import demo as run_demo
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with _resumable():
+        finished, page = run_demo(show_progress_bar=True)
+    opened = browser and webbrowser.open(page.resolve().as_uri())
+    quoted = shlex.quote(str(finished.folder))
+    Console().print(
+        f"{'Opened in the browser' if opened else 'Open in a browser'}: {page}\n"
+        f"What was found is in {finished.folder / 'report.md'}\n"
+        f"Pick a network: optuna-stitch pick {quoted} --max-macs 3e6\n"
+        f"Look at every trial: optuna-stitch dashboard {quoted}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+
+
 # what comes after a report; the bounds of `pick` are any figures
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(pick)
 
