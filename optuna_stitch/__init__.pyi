@@ -17,6 +17,8 @@ from .models.parent import Parent as Parent
 from .models.parent import load_parent as load_parent
 from .models.recipe import Recipe as Recipe
 from .models.train import train_parent as train_parent
+from .report.advise import Advice as Advice
+from .report.advise import advise as advise
 from .report.evaluate import evaluate_front as evaluate_front
 from .report.front import Front as Front
 from .run.run import Run as Run
@@ -25,6 +27,8 @@ from .search.samplers.linkage import LinkageSampler as LinkageSampler
 from .search.samplers.linkage import LocalSearchSampler as LocalSearchSampler
 from .search.study import create_study as create_study
 from .search.study import load_study as load_study
+from .search.trackers import MLflowTracker as MLflowTracker
+from .search.trackers import WandbTracker as WandbTracker
 from .search.worker import optimize as optimize
 from .stitching.settings import Tuning as Tuning
 from .stitching.subnetwork import Subnetwork as Subnetwork

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from optuna_stitch.cli.latency import app as latency
-from optuna_stitch.cli.networks import init, inspect, zoo
+from optuna_stitch.cli.networks import advise, init, inspect, zoo
 from optuna_stitch.cli.options import (
     DeviceOption,
     FolderOption,
@@ -45,7 +45,7 @@ app = typer.Typer(
     help="Stitch two trained networks into one supernetwork and search it with Optuna.",
 )
 
-for command in (init, zoo, inspect):
+for command in (init, zoo, inspect, advise):
     app.command()(command)
 
 
@@ -201,6 +201,39 @@ def report(study: StudyArgument, folder: FolderOption = None, device: DeviceOpti
     with _resumable():
         opened = open_run(study, folder, device=device)
         _show(opened, opened.report(show_progress_bar=True))
+
+
+@app.command()
+def demo(
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Whether to open the page.")
+    ] = True,
+) -> None:
+    """Look at a finished study: two small networks on digits, nothing to configure.
+
+    The first time it trains, stitches and searches them in the cache folder, in a minute or two.
+    """
+    with console.status("Loading torch and timm"):
+        import webbrowser
+
+        import optuna
+
+        from optuna_stitch.run.demo import demo as run_demo
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with _resumable():
+        finished, page = run_demo(show_progress_bar=True)
+    opened = browser and webbrowser.open(page.resolve().as_uri())
+    quoted = shlex.quote(str(finished.folder))
+    Console().print(
+        f"{'Opened in the browser' if opened else 'Open in a browser'}: {page}\n"
+        f"What was found is in {finished.folder / 'report.md'}\n"
+        f"Pick a network: optuna-stitch pick {quoted} --max-macs 3e6\n"
+        f"Look at every trial: optuna-stitch dashboard {quoted}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 # what comes after a report; the bounds of `pick` are any figures

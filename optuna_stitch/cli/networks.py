@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from optuna_stitch.cli.options import user_path
+from optuna_stitch.cli.options import DeviceOption, user_path
 from optuna_stitch.utils.errors import ConfigError
 from optuna_stitch.utils.progress import console
 
@@ -173,6 +173,72 @@ def inspect(
             "networks answer both (`data: {a: ..., b: ...}` in a study file). For one job both "
             "must tell the same classes apart: give them one `num_classes`, and weights for it."
         )
+
+
+def advise(
+    networks: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(
+            help="Networks: resnet50, 'resnet*', resnet50=weights.safetensors, or what the study "
+            "file calls them; its parents, if none is named.",
+            metavar="[NETWORK]...",
+        ),
+    ] = None,
+    data: Annotated[
+        str,
+        typer.Option(
+            help="A study file, the folder of a run, a folder of images with one for each class, "
+            "or the name of a data set.",
+            metavar="STUDY",
+        ),
+    ] = "",
+    images: Annotated[int, typer.Option(help="Validation images to ask about.", min=20)] = 400,
+    fit_images: Annotated[
+        int, typer.Option(help="Train images to fit stitches on.", min=10)
+    ] = 200,
+    depths: Annotated[
+        int, typer.Option(help="At how many depths the best pairs are crossed.", min=1)
+    ] = 4,
+    crossed: Annotated[
+        int, typer.Option(help="How many pairs are crossed, the most promising first.", min=0)
+    ] = 3,
+    csv: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            help="File to write the pairs into, every figure in full.",
+            metavar="PATH",
+            parser=user_path,
+        ),
+    ] = None,
+    device: DeviceOption = None,
+) -> None:
+    """Ask a few hundred images whether pairs of networks are worth a study.
+
+    Says how far their errors overlap, what crossing costs at a few depths, and what cascades
+    reach. Of more than two networks it ranks all pairs.
+    """
+    if not data:
+        raise ConfigError("Say which images: `--data`, a study file or a folder of images.")
+    with console.status("Loading torch and timm"):
+        from optuna_stitch.report.advise import advice_tables
+        from optuna_stitch.run.advise import advise_on
+
+    found = advise_on(
+        networks or [],
+        data,
+        images=images,
+        fit_images=fit_images,
+        depths=depths,
+        crossed=crossed,
+        device=device,
+        show_progress_bar=True,
+    )
+    out = Console()
+    for table in advice_tables(found):
+        out.print(table)
+    out.print(found.sentence, highlight=False, markup=False, soft_wrap=True)
+    if csv is not None:
+        found.table().to_csv(csv, index=False)
 
 
 def _pair_name(a: str, b: str, suffix: str) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import binomtest, bootstrap
+from scipy.stats import binomtest, bootstrap, norm
 from torch import Tensor
 
 from optuna_stitch.evaluation.accumulator import (
@@ -92,6 +93,31 @@ def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> Int
     """
     interval = binomtest(successes, total).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def difference_interval(first: Tensor, second: Tensor) -> Interval:
+    """The 95% interval of a difference in accuracy on the same images.
+
+    That of Agresti and Min ("Simple improved confidence intervals for comparing matched
+    proportions", 2005): Wald's, with half an image more of each kind.
+
+    Args:
+        first: ``(N,)`` bool, which images one network gets right.
+        second: The same for the other, on the same images.
+
+    Example:
+        >>> first = torch.arange(100) < 90
+        >>> low, high = difference_interval(first, torch.arange(100) < 80)
+        >>> round(low, 3), round(high, 3)
+        (0.037, 0.159)
+    """
+    only_first = float((first & ~second).sum()) + 0.5
+    only_second = float((~first & second).sum()) + 0.5
+    images = len(first) + 2
+    difference = (only_first - only_second) / images
+    variance = ((only_first + only_second) / images - difference**2) / images
+    margin = float(norm.ppf(0.975)) * math.sqrt(variance)
+    return difference - margin, difference + margin
 
 
 def mcnemar(first: Tensor, second: Tensor) -> float:

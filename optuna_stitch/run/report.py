@@ -99,6 +99,16 @@ def write_results(run: RunFolder, front: Front) -> dict[str, go.Figure]:
     return figures
 
 
+def written(folder: Path) -> list[Path]:
+    """Reports, tables and pictures that lie in a run's folder.
+
+    Args:
+        folder: The run's.
+    """
+    suffixes = (".md", ".html", ".csv", ".png", ".svg")
+    return sorted(path for path in folder.iterdir() if path.suffix in suffixes)
+
+
 def pick_network(
     run: RunFolder, bounds: Mapping[str, float], *, knee: bool, fixed_cost: bool
 ) -> Pick:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,15 @@ from optuna_stitch.run.export import export_trial
 from optuna_stitch.run.folder import COPY, RunFolder
 from optuna_stitch.run.latency import export_latency, import_latency
 from optuna_stitch.run.launchers import Workers
-from optuna_stitch.run.report import export_command, pick_network, write_results
+from optuna_stitch.run.report import export_command, pick_network, write_results, written
 from optuna_stitch.run.schema import StudyFile, check_launch, smoke_test
-from optuna_stitch.run.search import LATENCY, known_genotypes, make_objective, sampler_for
+from optuna_stitch.run.search import (
+    LATENCY,
+    known_genotypes,
+    make_objective,
+    sampler_for,
+    trackers_of,
+)
 from optuna_stitch.run.study_file import check_same_study, load_study_file
 from optuna_stitch.run.workers import search_together
 from optuna_stitch.search.objective import resolve_constraints
@@ -155,6 +162,7 @@ class Run(RunFolder):
             )
         # checked before anything is made, so that a typing error costs nothing
         _check_sampler(study_file)
+        trackers_of(study_file, place)
         objectives = resolve_metrics(study_file.study.objectives)
         bounds = resolve_constraints(study_file.study.constraints)
         figures = [*objectives, *(bound.metric for bound in bounds)]
@@ -260,15 +268,18 @@ class Run(RunFolder):
             prepare=self._share,
         )
         study.sampler = sampler_for(study, objective, config)
-        optimize(
-            study,
-            objective,
-            n_trials=n_trials,
-            until=config.trials if n_trials is None else None,
-            batch=batch or config.batch,
-            grace=config.grace,
-            show_progress_bar=show_progress_bar,
-        )
+        with ExitStack() as stack:
+            trackers = trackers_of(self.study_file, self.folder)
+            optimize(
+                study,
+                objective,
+                n_trials=n_trials,
+                until=config.trials if n_trials is None else None,
+                batch=batch or config.batch,
+                grace=config.grace,
+                callbacks=[stack.enter_context(tracker) for tracker in trackers],
+                show_progress_bar=show_progress_bar,
+            )
         return study
 
     def _build_for_workers(self, *, show_progress_bar: bool) -> None:
@@ -335,7 +346,14 @@ class Run(RunFolder):
         )
         if left:
             console.print(f"Notes that were edited in the dashboard stay: {', '.join(left)}.")
+        self._track(written(self.folder))
         return front
+
+    def _track(self, paths: Sequence[Path], folder: str = "") -> None:
+        """Log files of this run to the trackers that the study file names."""
+        for tracker in trackers_of(self.study_file, self.folder):
+            with tracker:
+                tracker.log_files(self.study, paths, folder)
 
     def pick(self, *, knee: bool = False, fixed_cost: bool = False, **bounds: float) -> Pick:
         """Pick a network from the last report, by its figures on the test split.
@@ -417,7 +435,7 @@ class Run(RunFolder):
             ExportError: If there is no such trial, it is not complete, or its network cannot be
                 written or pushed.
         """
-        return export_trial(
+        network = export_trial(
             self,
             trial,
             to,
@@ -429,6 +447,8 @@ class Run(RunFolder):
             command=command,
             show_progress_bar=show_progress_bar,
         )
+        self._track([network], f"trial-{trial}")
+        return network
 
 
 def _check_sampler(study_file: StudyFile) -> None:

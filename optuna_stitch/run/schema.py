@@ -210,6 +210,28 @@ class LaunchConfig(_Section):
     slurm: dict[str, Any] = {}
 
 
+class MLflowConfig(_Section):
+    """Where MLflow keeps the run; see `MLflowTracker`."""
+
+    tracking_uri: str | None = None
+    experiment: str | None = None
+
+
+class WandbConfig(_Section):
+    """Where Weights & Biases keeps the run; see `WandbTracker`."""
+
+    project: str | None = None
+    entity: str | None = None
+    mode: Literal["online", "offline"] | None = None
+
+
+class TrackersConfig(_Section):
+    """Experiment trackers that trials, front, pictures and exported networks are logged to."""
+
+    mlflow: MLflowConfig | None = None
+    wandb: WandbConfig | None = None
+
+
 class ReportConfig(_Section):
     """What the report compares with, besides the parents: networks as those are given."""
 
@@ -229,6 +251,7 @@ class StudyFile(_Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     study: StudyConfig = StudyConfig()
     launch: LaunchConfig = LaunchConfig()
+    trackers: TrackersConfig = TrackersConfig()
     report: ReportConfig = ReportConfig()
 
     @property
@@ -358,10 +381,10 @@ def smoke_test(study_file: StudyFile) -> StudyFile:
     if tiny.tune is not None:
         few = {"steps": 2, "batch_size": 4}
         tiny.tune = None if segments else tiny.tune.model_copy(update=few)
-    tiny.report = ReportConfig()
     if tiny.evaluation.latency.runtime == "imported":
         here = tiny.evaluation.latency.model_copy(update={"runtime": "onnxruntime"})
         tiny.evaluation = tiny.evaluation.model_copy(update={"latency": here})
+    tiny.report, tiny.trackers = ReportConfig(), TrackersConfig()
     tiny.keep = KeepConfig()  # random stitches would all be dropped
     tiny.study.trials, tiny.study.batch, tiny.study.start.population = 6, 3, 6
     return tiny

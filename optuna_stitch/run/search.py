@@ -16,6 +16,7 @@ from optuna_stitch.run.schema import StudyConfig, StudyFile
 from optuna_stitch.search.objective import Objective
 from optuna_stitch.search.samplers.by_name import make_sampler
 from optuna_stitch.search.steering import SteeredSampler
+from optuna_stitch.search.trackers import MLflowTracker, Tracker, WandbTracker
 from optuna_stitch.stitching.genotype import BOTH, OUTPUT, SIDES, THRESHOLD, Genotype
 from optuna_stitch.stitching.supernetwork import Supernetwork
 from optuna_stitch.utils.progress import console
@@ -94,6 +95,24 @@ def sampler_for(
         top=config.steering.share * weaker,
         trials=int(config.steering.over * config.trials),
     )
+
+
+def trackers_of(study_file: StudyFile, folder: Path) -> list[Tracker]:
+    """The experiment trackers that a study file names.
+
+    Args:
+        study_file: What it says.
+        folder: The run's, where local files are kept.
+
+    Raises:
+        ConfigError: If one is not installed.
+    """
+    config, found = study_file.trackers, list[Tracker]()
+    if config.mlflow is not None:
+        found.append(MLflowTracker(**config.mlflow.model_dump()))
+    if config.wandb is not None:
+        found.append(WandbTracker(**config.wandb.model_dump(), folder=folder))
+    return found
 
 
 def known_genotypes(front: Sequence[FrozenTrial], supernetwork: Supernetwork) -> list[Genotype]:

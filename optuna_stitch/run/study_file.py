@@ -30,7 +30,7 @@ _CHANGEABLE = {
 }
 
 # Sections of it that may change.
-_CHANGEABLE_SECTIONS = ("study.sampler", "study.steering", "launch", "report")
+_CHANGEABLE_SECTIONS = ("study.sampler", "study.steering", "launch", "report", "trackers")
 
 
 def check_same_study(new: StudyFile, old: StudyFile, path: Path, folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
@@ -38,6 +38,8 @@ from optuna_stitch.utils.interrupt import uninterrupted
 from optuna_stitch.utils.machine import usable_cores
 from optuna_stitch.utils.progress import console, progress_bar
 
+Callback = Callable[[optuna.Study, FrozenTrial], None]
+
 # After so many batches in which every trial failed, more would fail too.
 _FRUITLESS = 10
 
@@ -62,6 +64,7 @@ def optimize(
     until: int | None = None,
     batch: int = 10,
     grace: float = 60.0,
+    callbacks: Sequence[Callback] = (),
     show_progress_bar: bool = False,
 ) -> None:
     """Search as one worker; any number of them may work on the same study.
@@ -79,6 +82,8 @@ def optimize(
             Trials that fail do not count, those pruned do.
         batch: How many trials are asked for and judged together.
         grace: Seconds without a sign of life after which another worker is taken for dead.
+        callbacks: Called with the study and each trial that this worker finished, as those of
+            ``study.optimize``.
         show_progress_bar: Whether to show a progress bar.
 
     Raises:
@@ -93,7 +98,7 @@ def optimize(
     try:
         with Heartbeat(study, grace=grace) as worker, _stoppable(study) as stop:
             objective.settle(study)
-            search = _Search(study, objective, worker, stop)
+            search = _Search(study, objective, worker, stop, callbacks)
             search.go(n_trials, until, batch, show_progress_bar)
     except Exception as error:
         check_error(error, unwrapped(study.sampler), len(study.directions))
@@ -114,6 +119,7 @@ class _Search:
     worker: Heartbeat
     stop: threading.Event
     """Set when the sampler wants no more trials."""
+    callbacks: Sequence[Callback] = ()
     finished: int = 0
     """Trials that this worker finished."""
     fruitless: int = 0
@@ -258,8 +264,13 @@ class _Search:
             told = 0
             for evaluation in evaluations:
                 with uninterrupted():
+                    lost = self.lost
                     told += self._tell(open_trials[0], evaluation)
-                    open_trials.pop(0)
+                    trial = open_trials.pop(0)
+                if self.callbacks and self.lost == lost:
+                    finished = trial.storage.get_trial(trial._trial_id)
+                    for callback in self.callbacks:
+                        callback(self.study, finished)
         except BaseException as error:
             # also on Ctrl-C: no trial shall look as if somebody were still working on it; where
             # the storage is away, others will see that this worker is gone
