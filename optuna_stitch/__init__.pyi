@@ -26,6 +26,8 @@ from .search.samplers.linkage import LocalSearchSampler as LocalSearchSampler
 from .search.study import create_study as create_study
 from .search.study import load_study as load_study
 from .search.worker import optimize as optimize
+from .stitching.finish import finish as finish
+from .stitching.settings import Finishing as Finishing
 from .stitching.settings import Tuning as Tuning
 from .stitching.subnetwork import Subnetwork as Subnetwork
 from .stitching.supernetwork import Supernetwork as Supernetwork

@@ -59,9 +59,6 @@ _PER_IMAGE: dict[str, Callable[[Subnetwork], float]] = {
 
 _KINDS: dict[Output, str] = {"a": "parent", "b": "parent", "ensemble": "ensemble"}
 
-# So many images of one class only are no labelled test split.
-_ENOUGH = 20
-
 
 def evaluate_front(
     study: optuna.Study,
@@ -528,20 +525,16 @@ def _best_static(study: optuna.Study, complete: Sequence[FrozenTrial]) -> set[in
 
 
 def _check_labelled(split: Split, supernetwork: Supernetwork, side: Side = "a") -> None:
-    """Raise where a split's labels say nothing.
-
-    timm gives images without a label -1, and those of a folder without class folders all the same.
-    """
+    """Raise where a split's labels say nothing."""
     supergraph = supernetwork.supergraph
     if supergraph.segments_of(side):
         return
     split.pick(range(1), supernetwork.views)  # decodes all, once; their labels come with that
-    seen = set(split.targets.tolist())
-    if min(seen) < 0 or (len(seen) == 1 < supergraph.classes_of(side) and len(split) >= _ENOUGH):
+    if not split.is_labelled(supergraph.classes_of(side)):
         raise DataError(
             f"The {split.name} split ({split.source}) has no labels: its {len(split)} images are "
-            f"all or partly labelled {min(seen)}. Name images with a folder for each class, "
-            "or a part of the data set whose labels are public."
+            f"all or partly labelled {min(split.targets.tolist())}. Name images with a folder for "
+            "each class, or a part of the data set whose labels are public."
         )
 
 
