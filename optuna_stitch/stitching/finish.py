@@ -54,6 +54,9 @@ _RETRIES = 3
 # Seconds between checkpoints within an epoch.
 _EVERY = 60.0
 
+# On how many batches statistics of BatchNorms are measured.
+_SETTLED = 16
+
 # The label of pixels that do not count.
 _VOID = 255
 
@@ -499,6 +502,7 @@ class _Finisher:
         images: Sequence[Tensor],
         targets: Tensor,
         others: tuple[Tensor, Tensor] | None = None,
+        taught: list[Tensor] | None = None,
     ) -> Tensor:
         """The loss of a batch.
 
@@ -507,6 +511,7 @@ class _Finisher:
             images: By view.
             targets: Labels.
             others: Of blended images, which other each has, and how much is left of its own.
+            taught: What teachers answer, where that is known.
         """
         settings = self._settings
         by_view = dict(zip(self._views, images, strict=True))
@@ -514,8 +519,9 @@ class _Finisher:
             settings.precision == "auto" and self._device.type != "cpu"
         )
         with torch.autocast(self._device.type, torch.bfloat16, enabled=half):
-            with torch.no_grad():
-                taught = self._teaches.run([by_view[view] for view in self._teacher.views])
+            if taught is None:
+                with torch.no_grad():
+                    taught = self._teaches.run([by_view[view] for view in self._teacher.views])
             heads = module(*(by_view[view] for view in self._graph.views))
         heads = {side: logits.float() for side, logits in heads.items()}
         answers = self._answers(heads)
@@ -591,7 +597,7 @@ class _Finisher:
             norm.momentum = None  # the average over all batches
         count = 0
         size = self._settings.batch_size
-        starts = range(0, len(self._train) - size + 1, size)
+        starts = range(0, len(self._train) - size + 1, size)[:_SETTLED]
         for start in starts[rank() :: world_size()]:
             positions = range(start, start + size)
             images, _ = self._pick(self._train, positions, self._graph.views)
