@@ -162,8 +162,11 @@ def rich_table(front: Entries) -> Table:
         box=box.SIMPLE,
         padding=(0, 0 if front.has_cascades else 1, 0, 0),  # to fit 80 columns
     )
-    wide = bool(front.sides) or any(entry.finished for entry in front.entries)
-    left_out = (*_LEFT_OUT, _RANGE) if wide else _LEFT_OUT
+    left_out = [*_LEFT_OUT, *([_RANGE] if front.sides else [])]
+    if not front.sides and any(entry.finished for entry in front.entries):
+        # what distillation gives, and what stitching gives beside it
+        shown_rivals = ("found", *(_SHORT[f"parent {side} finished"] for side in "ab"))
+        left_out += [_RANGE, *(f"vs {n}" for n in _rivals(front) if n not in shown_rivals)]
     shown = {name: right for name, right in columns(front).items() if name not in left_out}
     for name, right in shown.items():
         table.add_column(name, justify="right" if right else "left", no_wrap=True)
