@@ -30,6 +30,8 @@ from .search.study import load_study as load_study
 from .search.trackers import MLflowTracker as MLflowTracker
 from .search.trackers import WandbTracker as WandbTracker
 from .search.worker import optimize as optimize
+from .stitching.finish import finish as finish
+from .stitching.settings import Finishing as Finishing
 from .stitching.settings import Tuning as Tuning
 from .stitching.subnetwork import Subnetwork as Subnetwork
 from .stitching.supernetwork import Supernetwork as Supernetwork

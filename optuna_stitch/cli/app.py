@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 from rich.console import Console
@@ -100,6 +100,8 @@ def run(
         started = start_run(study, folder, smoke=smoke, device=device)
         started.build(show_progress_bar=True)
         started.search(show_progress_bar=True)
+        if started.study_file.finish is not None and started.study_file.finish.trials:
+            started.finish(show_progress_bar=True)
         _show(started, started.report(show_progress_bar=True))
 
 
@@ -193,6 +195,76 @@ def search(
         markup=False,
         soft_wrap=True,
     )
+
+
+@app.command()
+def finish(
+    study: StudyArgument,
+    trial: Annotated[
+        Optional[list[int]],  # noqa: UP045
+        typer.Option(help="Number of a trial; may be repeated.", min=0),
+    ] = None,
+    front: Annotated[
+        bool, typer.Option("--front", help="All stitched networks of the study's front.")
+    ] = False,
+    epochs: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Passes over the train split at most.", min=1),
+    ] = None,
+    minutes: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="How long a network may take, about."),
+    ] = None,
+    stitches: Annotated[
+        bool, typer.Option("--stitches", help="Train stitches and what follows them, not all.")
+    ] = False,
+    controls: Annotated[
+        Optional[bool],  # noqa: UP045
+        typer.Option(help="Whether parents are finished likewise, to compare with."),
+    ] = None,
+    student: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            help="Another network to finish likewise, by timm's name, from random weights; may be "
+            "repeated.",
+            metavar="NAME",
+        ),
+    ] = None,
+    folder: FolderOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Train found networks to answer as both parents do, and parents likewise, to compare with.
+
+    What is not said here is as `finish:` in the study file says. Several processes share each
+    batch under `torchrun --nproc-per-node 2 -m -- optuna_stitch finish STUDY --trial 14`.
+    """
+    check_study_file(study)
+    from optuna_stitch.utils.distributed import process_group, rank
+
+    said: dict[str, Any] = {
+        "epochs": epochs,
+        "minutes": minutes,
+        "trains": "stitches" if stitches else None,
+    }
+    with _resumable(), process_group():
+        opened = open_run(study, folder, device=device)
+        finished = opened.finish(
+            "front" if front else trial,
+            controls=controls,
+            students=student,
+            show_progress_bar=True,
+            **{name: value for name, value in said.items() if value is not None},
+        )
+        if rank() == 0:
+            place = shlex.quote(str(opened.folder))
+            number = next(iter(finished))
+            Console().print(
+                f"{len(finished)} finished; next: optuna-stitch report {place}, and "
+                f"optuna-stitch export {place} --trial {number} --finished --to PATH",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
 
 
 @app.command()

@@ -67,6 +67,9 @@ def export(
     force: Annotated[
         bool, typer.Option("--force", help="Replace the files of an earlier export.")
     ] = False,
+    finished: Annotated[
+        bool, typer.Option("--finished", help="The network as `finish` trained it.")
+    ] = False,
     push: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="Repository on the Hugging Face Hub to upload to.", metavar="USER/NAME"),
@@ -87,6 +90,7 @@ def export(
         private=not public,
         max_drop=max_drop,
         command=shlex.join(["optuna-stitch", *sys.argv[1:]]),
+        finished=finished,
         show_progress_bar=True,
     )
     from optuna_stitch.export.proof import proof_cells, proof_note, read_proofs, unproven_note
@@ -140,7 +144,8 @@ def pick(
     out.print(str(picked), highlight=False, markup=False, soft_wrap=True)
     said = "It is a baseline; `export` writes the study's trials only."
     if picked.trial is not None:
-        said = f"Export it: {export_command(opened.folder).format(trial=picked.trial)}"
+        command = export_command(opened.folder).format(trial=picked.trial)
+        said = f"Export it: {command}{' --finished' if picked.row.get('finished') else ''}"
     out.print(said, highlight=False, markup=False, soft_wrap=True)
 
 

@@ -30,6 +30,9 @@ IN_MEMORY = 1 << 30
 # Pixels stay on an accelerator where they take at most this share of what is free there.
 _DEVICE_SHARE = 1 / 8
 
+# So many images of one class only have no labels.
+_ENOUGH = 20
+
 CPU = torch.device("cpu")
 
 # The label of pixels that do not count.
@@ -142,6 +145,18 @@ class Split:
                 labels = [self.read(position)[1] for position in range(len(self))]
                 self._targets = torch.tensor([int(label) for label in labels])  # type: ignore[arg-type]
         return self._targets
+
+    def is_labelled(self, classes: int) -> bool:
+        """Whether labels say something, where there is one per image.
+
+        timm gives images without a label -1, and those of a folder without class folders all the
+        same.
+
+        Args:
+            classes: How many there are.
+        """
+        seen = set(self.targets.tolist())
+        return min(seen) >= 0 and not (len(seen) == 1 < classes and len(self) >= _ENOUGH)
 
     @property
     def labels_seen(self) -> tuple[int, int]:

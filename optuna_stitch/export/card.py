@@ -206,6 +206,8 @@ def describe(subnetwork: Subnetwork, origin: Origin) -> str:
     whose = f"A subnetwork of {origin.title}"
     if origin.trial is not None:
         whose = f"Trial {origin.trial} of the study {origin.study}"
+    if subnetwork.finished is not None:
+        whose += ", finished"
     macs = _macs(subnetwork)
     used = _parents_in(subnetwork)
     if len(used) == 1:
@@ -350,6 +352,7 @@ def write_card(
         f"![Both parents from input to output, and the path of this network]({DRAWING})",
         *(_figures(origin.results) if origin.results is not None else ()),
         *_cascade(subnetwork, origin.results),
+        *_how_finished(subnetwork),
         *_files(proofs, formats),
         "## Parents",
         markdown_table(["parent", "network", "weights", "licence"], parents),
@@ -384,6 +387,15 @@ def _returns(subnetwork: Subnetwork) -> str:
         told = " and ".join(what.values())
         return f"It answers two questions, each by one parent's head: {told}."
     return _RETURNS[subnetwork.output]
+
+
+def _how_finished(subnetwork: Subnetwork) -> list[str]:
+    """How it was trained to its end; nothing of other networks."""
+    done = subnetwork.finished
+    if done is None:
+        return []
+    settings = ", ".join(f"{name} {value}" for name, value in done.settings.items())
+    return ["## Finished", done.text, f"Settings: {settings}."]
 
 
 def _cascade(subnetwork: Subnetwork, results: Results | None) -> list[str]:

@@ -24,7 +24,7 @@ from optuna_dashboard.artifact import get_artifact_path
 from optuna_stitch.diagram.drawing import draw_subnetwork
 from optuna_stitch.report.entries import STITCHED, Entry
 from optuna_stitch.report.front import Front
-from optuna_stitch.report.wording import answer_text
+from optuna_stitch.report.wording import answer_text, export_of
 from optuna_stitch.search.study import name_metrics
 from optuna_stitch.utils.errors import ArtifactError, first_line
 from optuna_stitch.utils.files import content_key
@@ -121,13 +121,13 @@ def publish(
     files = TrialFiles(study, store)
     shown = set()
     for entry in front.stitched_fronts:
-        if entry.trial is None or entry.subnetwork is None:
+        if entry.trial is None or entry.subnetwork is None or entry.trial in shown:
             continue
         trial = FinishedTrial.numbered(study, entry.trial)
         title = f"{entry.name} of {study.study_name}"
         address = files.write(trial, "svg", str(draw_subnetwork(entry.subnetwork, title=title)))
         files.write(trial, "csv", _csv(entry))
-        export = command.replace("{trial}", str(entry.trial))
+        export = export_of(entry, command)
         note = trial_note(entry, front, drawing=address, command=export)
         if not _write_note(trial, note):
             left.append(entry.name)

@@ -9,7 +9,7 @@ from optuna_stitch.report.entries import Entry
 from optuna_stitch.report.front import Front
 from optuna_stitch.report.plots import HISTORY_TITLE, SWITCHES_TITLE, gained_by
 from optuna_stitch.report.tables import WORTH_SHOWING, front_table, worth_showing
-from optuna_stitch.report.wording import answer_text, cost_text
+from optuna_stitch.report.wording import answer_text, cost_text, export_of
 from optuna_stitch.utils.text import (
     markdown_table,
     percent_interval_text,
@@ -123,6 +123,8 @@ def _how_to_read(front: Front) -> list[str]:
             "*go on* is the share of test images that does, in percent.",
             "",
         ]
+    if any(entry.finished for entry in front.entries):
+        lines += [_FINISHED, ""]
     if front.optimism is not None:
         lines += [
             f"A search picks networks that were lucky on the validation images: there, {words} of "
@@ -139,6 +141,14 @@ def _how_to_read(front: Front) -> list[str]:
             "",
         ]
     return lines
+
+
+_FINISHED = (
+    "A *finished* network is one of the study's whose weights were trained further, to answer as "
+    "both parents do. *vs found* compares it with the network as it was found; parents and other "
+    "networks that are finished were trained likewise (same images, teachers, steps), so that "
+    "*vs a fin.* and *vs b fin.* say what stitching is worth beside distillation."
+)
 
 
 def _how_to_read_two_jobs(front: Front) -> list[str]:
@@ -165,6 +175,7 @@ def _how_to_read_two_jobs(front: Front) -> list[str]:
         "`classes_b.csv` say how "
         "good each network is at each class.",
         "",
+        *([_FINISHED.split(" *vs")[0], ""] if any(e.finished for e in front.entries) else []),
     ]
 
 
@@ -180,12 +191,13 @@ def _networks(front: Front, pictures: Pictures, export: str) -> list[str]:
             f"### {_capital(entry.name)}",
             "",
             f"{_capital(front.unit(front.metric).words)} {_with_interval(entry)} at "
-            f"{cost_text(entry, front)}{_answer(entry)}. Stitches on: {listed}.",
+            f"{cost_text(entry, front)}{_answer(entry)}. Stitches on: {listed}."
+            f"{_how_finished(entry)}",
             "",
             f"![{entry.name}: its path through both parents]({pictures.networks[entry.trial]})",
             "",
             "```sh",
-            export.replace("{trial}", str(entry.trial)),
+            export_of(entry, export),
             "```",
             "",
         ]
@@ -229,6 +241,11 @@ def _alternatives(front: Front) -> list[str]:
 
 def _fronts(front: Front) -> str:
     return "fronts" if front.has_cascades else "front"
+
+
+def _how_finished(entry: Entry) -> str:
+    finished = entry.subnetwork.finished if entry.subnetwork else None
+    return f" {finished.text}" if finished else ""
 
 
 def _answer(entry: Entry) -> str:

@@ -20,6 +20,9 @@ from optuna_stitch.utils.errors import StudyError
 
 STITCHED = "stitched"
 
+# Of parents and other networks that were finished as found networks were.
+FINISHED = "finished"
+
 # Subnetworks without stitches, by their output.
 BASELINES: dict[Output, str] = {"a": "parent a", "b": "parent b", "ensemble": "ensemble"}
 
@@ -55,7 +58,8 @@ class Entry:
     Args:
         name: ``parent a``, ``parent b``, ``ensemble``, ``duo``, ``cascade 23%``, the name of
             another network, or ``trial <number>``.
-        kind: ``parent``, ``ensemble``, ``duo``, ``cascade``, ``probe``, ``other`` or ``stitched``.
+        kind: ``parent``, ``ensemble``, ``duo``, ``cascade``, ``probe``, ``other``, ``finished``
+            (what was trained as finished networks were, to compare them with) or ``stitched``.
         test: Figures on the test split, by name: the study's objectives, and always the quality
             and ``macs``.
         metric: Which of them is the quality: ``accuracy``, or ``mean_iou`` for segmentation;
@@ -111,6 +115,11 @@ class Entry:
         return self.share is not None
 
     @property
+    def finished(self) -> bool:
+        """Whether it is a network of the study that was trained to its end."""
+        return self.subnetwork is not None and self.subnetwork.finished is not None
+
+    @property
     def on_a_front(self) -> bool:
         """Whether it is on the front at average cost, or on the one at fixed cost."""
         return self.on_front or self.on_fixed_front
@@ -134,6 +143,15 @@ class Entry:
             baseline: The baseline.
         """
         return next((some for some in self.comparisons if some.baseline == baseline.name), None)
+
+
+def short_of_found(baseline: str) -> str:
+    """What a network is called as it was found, beside the same network finished.
+
+    Args:
+        baseline: The name of an entry.
+    """
+    return "found" if baseline.startswith("trial ") else baseline
 
 
 @dataclass(frozen=True)
@@ -222,18 +240,21 @@ class Entries:
         ]
         return statistics.median(differences) if differences else None
 
-    def entry(self, trial: int) -> Entry:
+    def entry(self, trial: int, *, finished: bool = False) -> Entry:
         """The entry of a trial.
 
         Args:
             trial: Its number.
+            finished: Whether that of the finished network is wanted.
 
         Raises:
             StudyError: If it is not among the entries.
         """
         for entry in self.entries:
-            if entry.trial == trial:
+            if entry.trial == trial and entry.finished == finished:
                 return entry
+        if finished:
+            raise StudyError(f"No finished network of trial {trial} is in this report.")
         known = [str(e.trial) for e in self.entries if e.on_a_front and e.trial is not None]
         raise StudyError(
             f"Trial {trial} is not in this report; on the front are {', '.join(known) or 'none'}."
@@ -251,13 +272,15 @@ class Entries:
         """One row per entry, with every figure.
 
         Returns:
-            Columns ``name``, ``kind``, ``trial``, ``on_front``, ``on_fixed_front``, ``val_*``,
+            Columns ``name``, ``kind``, ``trial``, ``finished``, ``on_front``, ``on_fixed_front``,
+            ``val_*``,
             ``test_*`` with ``test_*_low`` and ``test_*_high`` (of cascades, average costs),
             ``worst_*`` (what the most expensive image costs), ``share`` (of a cascade, of the test
             images that go on), ``threshold`` (the study's parameter, of a stitched cascade),
             ``confidence`` and ``confidence_threshold`` (which measure its first answer must
             reach, and how much of it), ``parameters``, ``output``, ``stitches``, and for every
-            baseline the difference to it and its ``p_value_*``.
+            baseline the difference to it and its ``p_value_*``; of a finished network also for
+            the network as it was ``found``.
         """
         rows = []
         for entry in self.entries:
@@ -265,6 +288,7 @@ class Entries:
                 "name": entry.name,
                 "kind": entry.kind,
                 "trial": entry.trial,
+                "finished": entry.finished,
                 "on_front": entry.on_front,
                 "on_fixed_front": entry.on_fixed_front,
             }
@@ -285,7 +309,7 @@ class Entries:
                 "stitches": "; ".join(entry.stitches),
             }
             for comparison in entry.comparisons:
-                name = comparison.baseline.replace(" ", "_").replace("%", "")
+                name = short_of_found(comparison.baseline).replace(" ", "_").replace("%", "")
                 row[f"{self._compared(comparison)}_minus_{name}"] = comparison.difference
                 row[f"p_value_{name}"] = comparison.p_value
             rows.append(row)

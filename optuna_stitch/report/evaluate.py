@@ -35,7 +35,7 @@ from optuna_stitch.evaluation.significance import (
 from optuna_stitch.evaluation.two_jobs import TwoJobEvaluator
 from optuna_stitch.models.parent import Parent
 from optuna_stitch.report.baselines import Duo, tune_cascades, tune_duo
-from optuna_stitch.report.entries import BASELINES, STITCHED, Entry, PairedComparison
+from optuna_stitch.report.entries import BASELINES, FINISHED, STITCHED, Entry, PairedComparison
 from optuna_stitch.report.front import Front
 from optuna_stitch.report.two_jobs import evaluate_two_jobs
 from optuna_stitch.search.objective import Objective, violation
@@ -59,9 +59,6 @@ _PER_IMAGE: dict[str, Callable[[Subnetwork], float]] = {
 
 _KINDS: dict[Output, str] = {"a": "parent", "b": "parent", "ensemble": "ensemble"}
 
-# So many images of one class only are no labelled test split.
-_ENOUGH = 20
-
 
 def evaluate_front(
     study: optuna.Study,
@@ -71,6 +68,7 @@ def evaluate_front(
     train: SplitPair | None = None,
     others: Sequence[Parent] = (),
     only: Sequence[int] | None = None,
+    finished: Mapping[int | str, Subnetwork] | None = None,
     batch_size: int | None = None,
     show_progress_bar: bool = False,
 ) -> Front:
@@ -88,6 +86,8 @@ def evaluate_front(
         train: Of two jobs, the train split, on whose images the linear probes are fitted.
         others: Further networks to compare with.
         only: Numbers of the trials to evaluate, instead of the best ones.
+        finished: What `finish` returned: of found networks by the number of their trial, which is
+            evaluated as it was found as well; of what was finished to compare them with, by name.
         batch_size: Images per batch; if None, as the supernetwork says.
         show_progress_bar: Whether to show a progress bar.
 
@@ -108,7 +108,9 @@ def evaluate_front(
     """
     supernetwork = objective.supernetwork
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    chosen = _chosen(study, supernetwork, complete, only)
+    finished = finished or {}
+    trials = [key for key in finished if isinstance(key, int)]
+    chosen = _chosen(study, supernetwork, complete, only, trials)
     if isinstance(split, SplitPair):
         if train is None or others:
             raise ConfigError(
@@ -125,6 +127,7 @@ def evaluate_front(
             complete,
             split,
             train,
+            finished=finished,
             batch_size=batch_size,
             show_progress_bar=show_progress_bar,
         )
@@ -171,6 +174,13 @@ def evaluate_front(
         evaluator.evaluate_other(parent, name)
         for parent, name in zip(others, _distinct(others), strict=True)
     ]
+    for key, network in finished.items():
+        around = Supernetwork.around(network, supernetwork.a, supernetwork.b)
+        if network.is_cascade:
+            own = Evaluator(around, validation, (), kernels="plain", cascades=cascades)
+            (network,) = own.tune_exits([network])
+        entry = evaluator.evaluate_elsewhere(around, network)
+        _add_finished(entries, entry, key)
     costs = [metric.name for metric in objective.metrics if isinstance(metric, Cost)]
     cost = costs[0] if costs else "macs"
     compare_in_pairs(entries, cost)
@@ -296,18 +306,33 @@ class FrontEvaluator:
                 f"{self._supernetwork.classes}; a baseline must be trained on the same classes."
             )
         alone = Supernetwork(parent, parent, {"a": graph, "b": graph}, ())
-        measure_alike(alone.supergraph, self._supernetwork.supergraph)
+        entry = self.evaluate_elsewhere(alone, alone.subnetwork(Genotype("a")))
+        entry.name, entry.kind, entry.subnetwork = name, "other", None
+        return entry
+
+    def evaluate_elsewhere(self, supernetwork: Supernetwork, subnetwork: Subnetwork) -> Entry:
+        """The entry of a network of another supernetwork.
+
+        Args:
+            supernetwork: The other one.
+            subnetwork: The network; a cascade with its exit.
+
+        Raises:
+            DataError: If its answers are no finite numbers.
+        """
+        measure_alike(supernetwork.supergraph, self._supernetwork.supergraph)
         evaluator = FrontEvaluator(
-            alone,
+            supernetwork,
             self._split,
             [*self._learned, *self._costs],
             batch_size=self._batch_size,
             show_progress_bar=self._show_progress_bar,
         )
         evaluator._labels = self._labels  # references are those of the study's supernetwork
-        (entry,) = evaluator.evaluate([alone.subnetwork(Genotype("a"))])
-        entry.name, entry.kind, entry.subnetwork = name, "other", None
-        return entry
+        found = evaluator.evaluate([subnetwork])
+        if not found:
+            raise DataError("A finished network's answers are no finite numbers.")
+        return found[0]
 
     def _accumulator(self) -> Accumulator:
         return Accumulator(self._learned, self._supernetwork.classes, per_image=True)
@@ -408,13 +433,15 @@ def compare_in_pairs(entries: Sequence[Entry], cost: str) -> None:
     """Compare every stitched network with every baseline, corrected for all comparisons.
 
     Of the cascades only one is compared with: the most expensive of those that cost no more, or
-    else the cheapest.
+    else the cheapest. Finished networks are also compared with what was finished likewise, and
+    with themselves as they were found.
 
     Args:
         entries: Stitched networks get their comparisons.
         cost: By which cascades are chosen.
     """
-    rivals = [entry for entry in entries if entry.kind not in (STITCHED, "cascade")]
+    rivals = [entry for entry in entries if entry.kind not in (STITCHED, "cascade", FINISHED)]
+    likewise = [entry for entry in entries if entry.kind == FINISHED]
     cascades = sorted(
         (entry for entry in entries if entry.kind == "cascade"),
         key=lambda entry: entry.test[cost],
@@ -423,12 +450,40 @@ def compare_in_pairs(entries: Sequence[Entry], cost: str) -> None:
     for entry in entries:
         if entry.kind == STITCHED:
             near = [c for c in cascades if c.test[cost] <= entry.test[cost]]
-            pairs += [(entry, rival) for rival in [*rivals, *(near[-1:] or cascades[:1])]]
+            own = [*rivals, *(near[-1:] or cascades[:1])]
+            if entry.finished:
+                found = [e for e in entries if e.trial == entry.trial and not e.finished]
+                own += [*likewise, *found]
+            pairs += [(entry, rival) for rival in own]
     corrected = holm([_p_value(entry, rival) for entry, rival in pairs])
     for (entry, rival), p_value in zip(pairs, corrected, strict=True):
         entry.comparisons.append(
             PairedComparison(rival.name, entry.quality - rival.quality, p_value)
         )
+
+
+def _add_finished(entries: list[Entry], entry: Entry, key: int | str) -> None:
+    """Put a finished network behind what it is to be read with.
+
+    Args:
+        entries: Baselines, then stitched networks.
+        entry: Its own, to be named.
+        key: The number of its trial, or what a baseline is called.
+    """
+    first_stitched = sum(other.kind != STITCHED for other in entries)
+    if isinstance(key, int) and entry.kind == STITCHED:
+        entry.name, entry.trial = f"trial {key} finished", key
+        places = [place for place, other in enumerate(entries) if other.trial == key]
+        entries.insert(places[0] + 1 if places else len(entries), entry)
+        return
+    entry.trial = key if isinstance(key, int) else None
+    entry.name = f"{entry.name if isinstance(key, int) else key} finished"
+    assert entry.subnetwork is not None, entry
+    assert entry.subnetwork.finished is not None, entry
+    entry.kind, entry.recipe = FINISHED, entry.subnetwork.finished.text
+    if not isinstance(key, int):
+        entry.subnetwork = None
+    entries.insert(first_stitched, entry)
 
 
 def _p_value(entry: Entry, rival: Entry) -> float:
@@ -476,6 +531,7 @@ def _chosen(
     supernetwork: Supernetwork,
     complete: Sequence[FrozenTrial],
     only: Sequence[int] | None,
+    finished: Sequence[int] = (),
 ) -> dict[Subnetwork, FrozenTrial]:
     """The first trial of every network that is wanted, by rising cost."""
     if not complete:
@@ -504,6 +560,7 @@ def _chosen(
             subnetwork: trial
             for subnetwork, trial in first.items()
             if trial.number in best
+            or trial.number in finished
             or subnetwork.genotype in baselines(two_jobs=supernetwork.two_jobs)
         }
     return dict(sorted(chosen.items(), key=lambda item: item[0].macs))
@@ -528,20 +585,16 @@ def _best_static(study: optuna.Study, complete: Sequence[FrozenTrial]) -> set[in
 
 
 def _check_labelled(split: Split, supernetwork: Supernetwork, side: Side = "a") -> None:
-    """Raise where a split's labels say nothing.
-
-    timm gives images without a label -1, and those of a folder without class folders all the same.
-    """
+    """Raise where a split's labels say nothing."""
     supergraph = supernetwork.supergraph
     if supergraph.segments_of(side):
         return
     split.pick(range(1), supernetwork.views)  # decodes all, once; their labels come with that
-    seen = set(split.targets.tolist())
-    if min(seen) < 0 or (len(seen) == 1 < supergraph.classes_of(side) and len(split) >= _ENOUGH):
+    if not split.is_labelled(supergraph.classes_of(side)):
         raise DataError(
             f"The {split.name} split ({split.source}) has no labels: its {len(split)} images are "
-            f"all or partly labelled {min(seen)}. Name images with a folder for each class, "
-            "or a part of the data set whose labels are public."
+            f"all or partly labelled {min(split.targets.tolist())}. Name images with a folder for "
+            "each class, or a part of the data set whose labels are public."
         )
 
 

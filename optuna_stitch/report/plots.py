@@ -22,7 +22,7 @@ from torch import Tensor
 
 from optuna_stitch.data.splits import Split
 from optuna_stitch.evaluation.stitch_quality import StitchQuality
-from optuna_stitch.report.entries import STITCHED, Entries, Entry
+from optuna_stitch.report.entries import FINISHED, STITCHED, Entries, Entry
 from optuna_stitch.stitching.supernetwork import Supernetwork
 
 # Losses beyond this share look alike: such a stitch is of no use anyway.
@@ -77,6 +77,9 @@ class Mark:
 # Stitched networks by whether all images cost the same.
 _STITCHED_CASCADE = "stitched cascade"
 
+# Those that were trained to their end.
+_STITCHED_FINISHED = "stitched, finished"
+
 MARKS = {
     "parent": Mark("parents", "#1f77b4", "square", "s"),
     "ensemble": Mark("plain ensemble", "#9467bd", "diamond", "D"),
@@ -84,8 +87,10 @@ MARKS = {
     "cascade": Mark("cascades of the parents", "#2ca02c", "triangle-up", "^"),
     "probe": Mark("linear probes", "#2ca02c", "triangle-up", "^"),
     "other": Mark("other networks", "#8c564b", "x", "X"),
+    FINISHED: Mark("finished likewise, not stitched", "#7f7f7f", "cross", "P"),
     STITCHED: Mark("stitched", "#d62728", "circle", "o"),
     _STITCHED_CASCADE: Mark("stitched cascades", "#e08214", "star", "*"),
+    _STITCHED_FINISHED: Mark("stitched, finished", "#b2182b", "hexagram", "h"),
 }
 
 
@@ -161,7 +166,7 @@ class FrontPlot:
         found = []
         for kind, mark in MARKS.items():
             own = [entry for entry in self.front.entries if _look(entry) == kind]
-            if kind in (STITCHED, _STITCHED_CASCADE):
+            if kind in (STITCHED, _STITCHED_CASCADE, _STITCHED_FINISHED):
                 off = [entry for entry in own if not entry.on_a_front]
                 own = [entry for entry in own if entry.on_a_front]
                 found.append(Group(kind, mark.label, own))
@@ -211,7 +216,11 @@ class FrontPlot:
 
 
 def _look(entry: Entry) -> str:
-    return _STITCHED_CASCADE if entry.kind == STITCHED and entry.is_cascade else entry.kind
+    if entry.kind != STITCHED:
+        return entry.kind
+    if entry.finished:
+        return _STITCHED_FINISHED
+    return _STITCHED_CASCADE if entry.is_cascade else STITCHED
 
 
 def write_front(front: Entries, title: str, path: Path) -> None:

@@ -9,7 +9,13 @@ from rich import box
 from rich.table import Table
 
 from optuna_stitch.evaluation.stitch_quality import StitchQuality
-from optuna_stitch.report.entries import STITCHED, Entries, Entry, PairedComparison
+from optuna_stitch.report.entries import (
+    STITCHED,
+    Entries,
+    Entry,
+    PairedComparison,
+    short_of_found,
+)
 from optuna_stitch.utils.text import (
     markdown_table,
     number_text,
@@ -25,7 +31,10 @@ _BEST = 12
 WORTH_SHOWING = 0.10
 
 # What baselines are called at the head of a column.
-_SHORT = {"parent a": "a", "parent b": "b", "ensemble": "ens."}
+_SHORT = {
+    **{"parent a": "a", "parent b": "b", "ensemble": "ens."},
+    **{f"parent {side} finished": f"{side} fin." for side in "ab"},
+}
 
 _QUALITY = {"accuracy": "acc. %", "mean_iou": "mIoU %", "retained": "kept %"}
 
@@ -153,7 +162,11 @@ def rich_table(front: Entries) -> Table:
         box=box.SIMPLE,
         padding=(0, 0 if front.has_cascades else 1, 0, 0),  # to fit 80 columns
     )
-    left_out = (*_LEFT_OUT, _RANGE) if front.sides else _LEFT_OUT
+    left_out = [*_LEFT_OUT, *([_RANGE] if front.sides else [])]
+    if not front.sides and any(entry.finished for entry in front.entries):
+        # what distillation gives, and what stitching gives beside it
+        shown_rivals = ("found", *(_SHORT[f"parent {side} finished"] for side in "ab"))
+        left_out += [_RANGE, *(f"vs {n}" for n in _rivals(front) if n not in shown_rivals)]
     shown = {name: right for name, right in columns(front).items() if name not in left_out}
     for name, right in shown.items():
         table.add_column(name, justify="right" if right else "left", no_wrap=True)
@@ -233,7 +246,9 @@ def _rivals(front: Entries) -> list[str]:
 
 
 def _short(baseline: str) -> str:
-    return _CASCADE if baseline.startswith("cascade ") else _SHORT.get(baseline, baseline)
+    if baseline.startswith("cascade "):
+        return _CASCADE
+    return _SHORT.get(baseline, short_of_found(baseline))
 
 
 def _figure(entry: Entry, name: str) -> str:

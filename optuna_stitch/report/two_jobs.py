@@ -70,6 +70,7 @@ def evaluate_two_jobs(
     split: SplitPair,
     train: SplitPair,
     *,
+    finished: Mapping[int | str, Subnetwork] | None = None,
     batch_size: int | None = None,
     show_progress_bar: bool = False,
 ) -> Front:
@@ -81,6 +82,7 @@ def evaluate_two_jobs(
         complete: All complete trials of the study.
         split: The test split.
         train: The train split, on whose images linear probes are fitted.
+        finished: What `finish` returned, by the number of the trial.
         batch_size: Images per batch; if None, as the supernetwork says.
         show_progress_bar: Whether to show a progress bar.
 
@@ -98,7 +100,7 @@ def evaluate_two_jobs(
         assert isinstance(macs, Cost)
         costs.append(macs)
     networks = _baselines(supernetwork, train)
-    networks += _trials(chosen, objective, networks[0])
+    networks += _trials(chosen, objective, networks[0], finished or {})
     measured: dict[Side, list[Accumulator]] = {
         side: _measure(
             networks, split.of(side), side, learned[side], batch_size, show_progress_bar
@@ -184,7 +186,10 @@ def _baselines(supernetwork: Supernetwork, train: SplitPair) -> list[_Network]:
 
 
 def _trials(
-    chosen: Mapping[Subnetwork, FrozenTrial], objective: Objective, whole: _Network
+    chosen: Mapping[Subnetwork, FrozenTrial],
+    objective: Objective,
+    whole: _Network,
+    finished: Mapping[int | str, Subnetwork],
 ) -> Iterator[_Network]:
     """Networks of trials, but for both parents side by side, which are there already."""
     for subnetwork, trial in chosen.items():
@@ -195,6 +200,13 @@ def _trials(
             yield network
         network.entry.trial = trial.number
         network.entry.values = dict(zip(objective.metric_names, trial.values, strict=True))
+        if trial.number in finished:
+            own, of = finished[trial.number], objective.supernetwork
+            around = Supernetwork.around(own, of.a, of.b)
+            measure_alike(around.supergraph, of.supergraph)
+            network = _network(f"trial {trial.number} finished", STITCHED, around, own)
+            network.entry.trial = trial.number
+            yield network
 
 
 def _network(name: str, kind: str, supernetwork: Supernetwork, subnetwork: Subnetwork) -> _Network:

@@ -30,6 +30,17 @@ def answer_text(subnetwork: Subnetwork) -> str:
     return f"{_ANSWERS[first]}, and the mean of both heads where {when}"
 
 
+def export_of(entry: Entry, command: str) -> str:
+    """The command that exports a network of a trial.
+
+    Args:
+        entry: The network.
+        command: Of any, with ``{trial}`` for its number.
+    """
+    finished = "-finished --finished" if entry.finished else ""
+    return f"{command.replace('{trial}', str(entry.trial))}{finished}"
+
+
 def cost_text(entry: Entry, front: Entries) -> str:
     """What an image costs: ``4.099 M MACs``, or of a cascade on average and at worst.
 

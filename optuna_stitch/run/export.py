@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from optuna_stitch.export.export import (
 from optuna_stitch.export.formats import select_formats
 from optuna_stitch.export.hub import check_push, push_folder
 from optuna_stitch.models.parent import Parent
-from optuna_stitch.report.entries import Entry
+from optuna_stitch.report.entries import STITCHED, Entry
 from optuna_stitch.report.front import Front
+from optuna_stitch.run.finish import kept_finished
 from optuna_stitch.run.folder import RunFolder
 from optuna_stitch.run.report import versions
 from optuna_stitch.run.schema import DataConfig, ParentConfig, SplitConfig, TaskConfig
@@ -45,6 +47,7 @@ def export_trial(
     private: bool = True,
     max_drop: float | None = None,
     command: str | None = None,
+    finished: bool = False,
     show_progress_bar: bool = False,
 ) -> Path:
     """Export the network of one trial of a run, with its figures on the test split.
@@ -60,6 +63,7 @@ def export_trial(
         private: Whether a new repository is private.
         max_drop: If given, points of quality that a file may lose on the validation images.
         command: What the user called, for the model card.
+        finished: Whether to export the network as it was finished.
         show_progress_bar: Whether to show a progress bar.
 
     Returns:
@@ -78,6 +82,12 @@ def export_trial(
     if push is not None:
         check_push(push)
     _check_complete(run.study, number)
+    if finished and number not in kept_finished(run, [number]):
+        place = shlex.quote(str(run.folder))
+        raise ExportError(
+            f"Trial {number} is not finished: `optuna-stitch finish {place} "
+            f"--trial {number}` first, or export it as it was found, without `--finished`."
+        )
     supernetwork, config = run.supernetwork, run.study_file
     data = run.data
     names_of: dict[Side, tuple[str, ...] | None] = {}
@@ -91,14 +101,14 @@ def export_trial(
         },
         trial=number,
         study=run.name,
-        results=results_of(front, number, dataset=_dataset(config.data)),
+        results=results_of(front, number, dataset=_dataset(config.data), finished=finished),
         data=_data(run),
         command=command,
         facts=[("supernetwork", supernetwork.content_hash()), ("versions", versions())],
         class_names=data.class_names if isinstance(data, Data) else None,
         names_of=names_of,
     )
-    subnetwork = front.entry(number).subnetwork
+    subnetwork = front.entry(number, finished=finished).subnetwork
     assert subnetwork is not None, "entries of trials are subnetworks"
     export_subnetwork(
         subnetwork,  # the very one with the figures; a cascade with its exit
@@ -117,25 +127,27 @@ def export_trial(
     return to
 
 
-def results_of(front: Front, trial: int, *, dataset: str) -> Results:
+def results_of(front: Front, trial: int, *, dataset: str, finished: bool = False) -> Results:
     """Take what a card says of a trial's figures from a front.
 
     Args:
         front: The trial and its baselines on the test split.
         trial: Number of the trial.
         dataset: What the data set is called.
+        finished: Whether those of the finished network are wanted.
 
     Raises:
         StudyError: If the front has no such trial.
     """
-    entry = front.entry(trial)
+    entry = front.entry(trial, finished=finished)
     comparisons = {
         one.baseline: Comparison(one.difference, one.p_value) for one in entry.comparisons
     }
     baselines = [
         _figures(other)
-        for other in front.baselines
+        for other in front.entries
         if other is not entry
+        and (other.kind != STITCHED or other.name in comparisons)
         and (other.name in comparisons or other.kind in ("parent", "ensemble", "probe"))
     ]
     return Results(

@@ -19,6 +19,7 @@ from optuna_stitch.evaluation.stitch_quality import StitchQuality
 from optuna_stitch.report.evaluate import evaluate_front
 from optuna_stitch.report.front import Front
 from optuna_stitch.run.build import make_parent, read_stitch_quality
+from optuna_stitch.run.finish import kept_finished
 from optuna_stitch.run.schema import StudyFile
 from optuna_stitch.run.search import make_objective
 from optuna_stitch.run.study_file import dump_study_file
@@ -227,6 +228,7 @@ class RunFolder:
             RunError: If no search has begun yet.
             StudyError: If no trial is complete, or one of ``only`` is not.
             DataError: If the test split has no labels, or a baseline tells other classes apart.
+            ArtifactError: If a finished network is broken, or of another supernetwork.
         """
         study = self.study  # before a supernetwork is fetched
         # without a database for results, into which it would write
@@ -242,5 +244,6 @@ class RunFolder:
             train=data.train if isinstance(data, DataPair) else None,
             others=others,
             only=only,
+            finished=kept_finished(self, only),
             show_progress_bar=show_progress_bar,
         )

@@ -21,11 +21,18 @@ from optuna_stitch.report.front import Front
 from optuna_stitch.report.picking import Pick
 from optuna_stitch.run.build import build
 from optuna_stitch.run.export import export_trial
+from optuna_stitch.run.finish import Trials, finish_trials
 from optuna_stitch.run.folder import COPY, RunFolder
 from optuna_stitch.run.latency import export_latency, import_latency
 from optuna_stitch.run.launchers import Workers
 from optuna_stitch.run.report import export_command, pick_network, write_results, written
-from optuna_stitch.run.schema import StudyFile, check_launch, smoke_test
+from optuna_stitch.run.schema import (
+    FinishConfig,
+    ParentConfig,
+    StudyFile,
+    check_launch,
+    smoke_test,
+)
 from optuna_stitch.run.search import (
     LATENCY,
     known_genotypes,
@@ -41,6 +48,8 @@ from optuna_stitch.search.study import create_study
 from optuna_stitch.search.worker import optimize
 from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.stitching.io import FILES, is_saved
+from optuna_stitch.stitching.settings import Finishing
+from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supernetwork import Supernetwork
 from optuna_stitch.storage.artifacts import upload_files
 from optuna_stitch.storage.open import result_cache_engine
@@ -319,6 +328,67 @@ class Run(RunFolder):
         upload_files(study, self.artifact_store, [path for path in paths if path.exists()])
 
     @own_threads()
+    def finish(
+        self,
+        trials: int | Trials | None = None,
+        settings: Finishing | None = None,
+        *,
+        controls: bool | None = None,
+        students: Sequence[str | ParentConfig] | None = None,
+        show_progress_bar: bool = False,
+        **options: Any,
+    ) -> dict[int, Subnetwork]:
+        """Train found networks to their end, and parents likewise, to compare with.
+
+        What is done is kept in the run's folder, where `report` and `export` find it. After an
+        interruption the same call goes on where it was.
+
+        Args:
+            trials: The number of a trial, several, or ``front`` for the stitched networks of the
+                study's front; those of the study file, if None.
+            settings: How; as the study file says, if None.
+            controls: Whether parents are finished likewise; as the study file says, if None.
+            students: Names of other networks that are, from random weights; those of the study
+                file, if None.
+            show_progress_bar: Whether to show progress bars.
+            **options: Fields of `Finishing`, in place of what the study file says: ``epochs=5``.
+
+        Returns:
+            The finished networks, by trial.
+
+        Raises:
+            RunError: If the run has no study yet, or its folder is read-only.
+            StudyError: If a trial is none, or not complete.
+            ConfigError: If no trial is named, or an option is unknown or has a wrong value.
+            FitError: As `optuna_stitch.finish` says; other networks are finished first.
+        """
+        said = self.study_file.finish or FinishConfig()
+        if isinstance(trials, int):
+            trials = [trials]
+        chosen = said.trials if trials is None else trials
+        if not chosen:
+            raise ConfigError(
+                "No trial is named to be finished. Name one, or all of the front: "
+                "`optuna-stitch finish RUN --trial 14`, `--front`, or `finish: {trials: front}` "
+                "in the study file."
+            )
+        how = settings or Finishing(**{**said.how.model_dump(exclude_unset=True), **options})
+        named = said.students if students is None else students
+        return finish_trials(
+            self,
+            chosen,
+            how,
+            controls=said.controls if controls is None else controls,
+            students=[
+                one
+                if isinstance(one, ParentConfig)
+                else ParentConfig(network=one, random_weights=True)
+                for one in named
+            ],
+            show_progress_bar=show_progress_bar,
+        )
+
+    @own_threads()
     def report(self, *, show_progress_bar: bool = False) -> Front:
         """Evaluate the front on the test split, and write tables, pictures and the report.
 
@@ -410,6 +480,7 @@ class Run(RunFolder):
         private: bool = True,
         max_drop: float | None = None,
         command: str | None = None,
+        finished: bool = False,
         show_progress_bar: bool = False,
     ) -> Path:
         """Export the network of one trial, with its figures on the test split.
@@ -425,6 +496,7 @@ class Run(RunFolder):
             max_drop: If given, points of quality that a file may lose on the validation images;
                 nothing is written, where one loses more.
             command: What the user called, for the model card.
+            finished: Whether to export the network as `finish` trained it.
             show_progress_bar: Whether to show a progress bar.
 
         Returns:
@@ -445,6 +517,7 @@ class Run(RunFolder):
             private=private,
             max_drop=max_drop,
             command=command,
+            finished=finished,
             show_progress_bar=show_progress_bar,
         )
         self._track([network], f"trial-{trial}")

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from optuna_stitch.evaluation.settings import EvaluationSettings, LatencySettings
 from optuna_stitch.models.recipe import Recipe
 from optuna_stitch.stitching.genotype import BOTH, OUTPUTS, Output, Side
-from optuna_stitch.stitching.settings import FitSettings, PointKind, Tuning
+from optuna_stitch.stitching.settings import Finishing, FitSettings, PointKind, Tuning
 from optuna_stitch.utils.errors import ConfigError
 from optuna_stitch.utils.files import PROGRAM
 
@@ -203,6 +203,26 @@ class StudyConfig(_Section):
     seed: int = 0
 
 
+class FinishConfig(Finishing):
+    """Which networks are trained to their end, and how; see `Finishing`.
+
+    Args:
+        trials: Their numbers, or ``front`` for the stitched networks of the study's front.
+        controls: Whether parents are finished likewise, to compare with.
+        students: Other networks that are.
+    """
+
+    trials: Literal["front"] | list[int] = Field([])
+    controls: bool = True
+    students: list[ParentConfig] = Field([])
+
+    @property
+    def how(self) -> Finishing:
+        """What is said of the training itself."""
+        names = Finishing.model_fields.keys() & self.model_fields_set
+        return Finishing(**{name: getattr(self, name) for name in names})
+
+
 class LaunchConfig(_Section):
     """Options of what starts workers; see `--launch`. Those of the command line come before."""
 
@@ -247,6 +267,7 @@ class StudyFile(_Section):
     stitching: StitchingConfig = StitchingConfig()
     fit: FitSettings = FitSettings()
     tune: Tuning | None = None
+    finish: FinishConfig | None = None
     keep: KeepConfig = KeepConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     study: StudyConfig = StudyConfig()
@@ -276,6 +297,7 @@ class StudyFile(_Section):
         for value, what in (
             (self.evaluation.racing, "`evaluation.racing`"),
             (self.report.baselines or None, "`report.baselines`"),
+            (self.finish.students or None if self.finish else None, "`finish.students`"),
         ):
             if value is not None:
                 raise ValueError(f"{what} is not there for two jobs; leave it out")
@@ -385,6 +407,9 @@ def smoke_test(study_file: StudyFile) -> StudyFile:
         here = tiny.evaluation.latency.model_copy(update={"runtime": "onnxruntime"})
         tiny.evaluation = tiny.evaluation.model_copy(update={"latency": here})
     tiny.report, tiny.trackers = ReportConfig(), TrackersConfig()
+    if tiny.finish is not None:
+        little: dict[str, Any] = {"epochs": 1, "minutes": None, "batch_size": 4, "students": []}
+        tiny.finish = tiny.finish.model_copy(update=little)
     tiny.keep = KeepConfig()  # random stitches would all be dropped
     tiny.study.trials, tiny.study.batch, tiny.study.start.population = 6, 3, 6
     return tiny

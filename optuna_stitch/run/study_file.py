@@ -30,7 +30,14 @@ _CHANGEABLE = {
 }
 
 # Sections of it that may change.
-_CHANGEABLE_SECTIONS = ("study.sampler", "study.steering", "launch", "report", "trackers")
+_CHANGEABLE_SECTIONS = (
+    "study.sampler",
+    "study.steering",
+    "launch",
+    "report",
+    "finish",
+    "trackers",
+)
 
 
 def check_same_study(new: StudyFile, old: StudyFile, path: Path, folder: Path) -> None:
@@ -143,7 +150,9 @@ def _with_absolute_paths(study_file: StudyFile, folder: Path) -> StudyFile:
                     setattr(section, name, absolute(getattr(section, name)))
     if study_file.study.start.front_of is not None:
         study_file.study.start.front_of = absolute(study_file.study.start.front_of)
-    for parent in (study_file.parents.a, study_file.parents.b, *study_file.report.baselines):
+    students = study_file.finish.students if study_file.finish else []
+    parents = study_file.parents
+    for parent in (parents.a, parents.b, *study_file.report.baselines, *students):
         if parent.checkpoint is not None:
             parent.checkpoint = absolute(parent.checkpoint)
         if parent.network.endswith(PROGRAM):

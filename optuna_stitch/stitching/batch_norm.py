@@ -64,6 +64,11 @@ class BatchNorm:
                 return BatchNorm(node, mean, variance, float(arguments[_EPS]), None)
         return None
 
+    @property
+    def normalizer(self) -> nn.Module | None:
+        """The module that a node calls; None where it calls a function."""
+        return self._module
+
     def run(self, mean: Tensor, variance: Tensor) -> Callable[..., Any]:
         """The node's function with other statistics, of the same inputs.
 

@@ -92,3 +92,50 @@ class Tuning(Settings):
     thaw: bool = False
     bfloat16: bool = False
     seed: int = 0
+
+
+class Finishing(Settings):
+    """How one network is trained to its end: distillation from both parents, labels beside.
+
+    Args:
+        trains: ``all`` of it, or its ``stitches`` and what lies downstream of them; a network
+            without stitches, such as a parent, trains whole.
+        epochs: Passes over the train split at most.
+        minutes: How long it may take, about: after a few steps it is settled how many fit, and
+            from then on the clock has no say.
+        batch_size: Images per step, over all processes.
+        learning_rate: Of AdamW, for stitches; it falls to zero along a cosine.
+        parents_rate: What share of it the parents' own layers have.
+        weight_decay: Of AdamW.
+        labels: Weight of the labels' cross-entropy; distillation has the rest. 0 of two jobs, and
+            where the train split has no labels.
+        temperature: By which logits are divided in the distillation.
+        average: How much of the weights' moving average is kept in a step.
+        patience: Epochs without a gain on validation images after which it ends; None for never.
+        flip: Whether half the images are mirrored, left to right.
+        shift: By what share of their side images are moved at most.
+        mixup: Whether images are blended with others, and what is wanted of them likewise.
+        precision: ``auto`` for bfloat16 on an accelerator; or ``float32``, ``bfloat16``.
+        seed: Orders the images, and draws what happens to them.
+
+    Example:
+        >>> st.Finishing(epochs=5, trains="stitches").learning_rate
+        0.001
+    """
+
+    trains: Literal["all", "stitches"] = "all"
+    epochs: int = Field(20, gt=0)
+    minutes: float | None = Field(None, gt=0)
+    batch_size: int = Field(64, gt=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    parents_rate: float = Field(0.3, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+    labels: float = Field(0.5, ge=0, le=1)
+    temperature: float = Field(1.0, gt=0)
+    average: float = Field(0.99, ge=0, lt=1)
+    patience: int | None = Field(5, gt=0)
+    flip: bool = False
+    shift: float = Field(0.0, ge=0, lt=1)
+    mixup: bool = False
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    seed: int = 0

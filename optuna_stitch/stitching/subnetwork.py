@@ -19,6 +19,50 @@ from optuna_stitch.utils.errors import StudyError
 
 
 @dataclass(frozen=True)
+class Finished:
+    """How a network was trained to its end; see `finish`.
+
+    Args:
+        settings: As they were given, by name.
+        steps: How many steps were done.
+        planned: How many there could have been.
+        best_step: After how many it was as it is now; 0 where nothing was better than before.
+        images: Number of train images.
+        loss_before: On validation images, before.
+        loss: The same, after.
+        labels: Weight of labels in it; the parents have the rest.
+        seconds: How long it took.
+        halved: How often the learning rate was halved, since the loss was not finite.
+    """
+
+    settings: Mapping[str, Any]
+    steps: int
+    planned: int
+    best_step: int
+    images: int
+    loss_before: float
+    loss: float
+    labels: float
+    seconds: float
+    halved: int = 0
+
+    @property
+    def text(self) -> str:
+        """What was done, in a sentence or two."""
+        batch = self.settings["batch_size"]
+        what = "Its stitches and what follows them were"
+        if self.settings["trains"] == "all":
+            what = "All of its layers were"
+        labels = "" if not self.labels else f", and as labels say (weight {self.labels:g})"
+        return (
+            f"{what} trained for {self.steps:,} steps of {batch} of {self.images:,} train images "
+            f"to answer as both parents do{labels}. Its weights are averages; taken are those of "
+            f"step {self.best_step:,}, the best on validation images (loss "
+            f"{self.loss_before:.3f} before, {self.loss:.3f} now)."
+        )
+
+
+@dataclass(frozen=True)
 class Subnetwork:
     """One network out of a supernetwork, as `Supernetwork.subnetwork` makes it.
 
@@ -35,6 +79,7 @@ class Subnetwork:
         resolved: What the genotype computes; of a cascade, both heads.
         exit: Of a cascade, when its first answer is enough, as `Evaluator.tune_exits` finds it;
             without it a cascade has costs, and no answers.
+        finished: How it was trained to its end, where it was; see `finish`.
 
     Example:
         >>> subnetwork = supernetwork.subnetwork({"output": "a"})
@@ -48,6 +93,7 @@ class Subnetwork:
     genotype: Genotype
     resolved: Resolved = field(repr=False, compare=False)
     exit: Exit | None = field(default=None, compare=False)
+    finished: Finished | None = field(default=None, compare=False)
 
     @staticmethod
     def of(supergraph: Supergraph, genotype: Genotype) -> Subnetwork:
@@ -233,6 +279,18 @@ class Subnetwork:
             self._assembled(statistics, stages.rest, handed, [stages.heads[1]]),
             self.exit,
         )
+
+    def heads_module(self) -> fx.GraphModule:
+        """All heads that have a say as one module, which shares the supernetwork's weights.
+
+        It takes images as `extract` does, and returns logits by side: of one head, or of both.
+        BatchNorms have their parents' statistics.
+        """
+        if self.output in SIDES:
+            heads = {self.output: self.resolved.output}
+            return self._assembled({}, self.resolved.steps, {}, heads)
+        *steps, (_, both) = self.resolved.steps
+        return self._assembled({}, steps, {}, dict(zip(SIDES, both, strict=True)))
 
     @cached_property
     def stages(self) -> Stages:

@@ -103,6 +103,20 @@ class Supernetwork:
             two_jobs=two_jobs,
         )
 
+    @staticmethod
+    def around(subnetwork: Subnetwork, a: Parent, b: Parent) -> Supernetwork:
+        """What a subnetwork is of, for one that was finished: it has weights of its own.
+
+        Args:
+            subnetwork: Any.
+            a: Parent a, as it was.
+            b: Parent b, as it was.
+        """
+        graph = subnetwork.supergraph
+        found = Supernetwork(a, b, graph.graphs, (), two_jobs=graph.two_jobs)
+        found.supergraph = graph
+        return found
+
     @property
     def device(self) -> torch.device:
         """Where it computes."""

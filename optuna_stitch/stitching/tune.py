@@ -31,10 +31,10 @@ from optuna_stitch.stitching.program import Program
 from optuna_stitch.stitching.recalibration import match_batch, statistics_of
 from optuna_stitch.stitching.settings import Tuning
 from optuna_stitch.stitching.supergraph import Supergraph
+from optuna_stitch.utils.checkpoint import load_state, save_state, unreadable
 from optuna_stitch.utils.device import send
 from optuna_stitch.utils.distributed import all_reduce, rank, world_size
-from optuna_stitch.utils.errors import FitError, first_line
-from optuna_stitch.utils.files import write_whole
+from optuna_stitch.utils.errors import FitError
 from optuna_stitch.utils.memory import AtOnce, is_out_of_memory, memory_for
 from optuna_stitch.utils.progress import console, progress_bar
 
@@ -309,13 +309,7 @@ class Trainer:
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
         }
-        try:
-            write_whole(path, lambda unfinished: torch.save(state, unfinished))
-        except (OSError, RuntimeError) as error:  # torch's own writer raises the latter
-            raise FitError(
-                f"The checkpoint {path} cannot be written after step {self.step} of tuning "
-                f"({first_line(error)}); make room, then go on from the one before."
-            ) from error
+        save_state(path, state, "tuning")
 
     def load(self, path: Path) -> None:
         """Go on from a state that was written.
@@ -326,8 +320,8 @@ class Trainer:
         Raises:
             FitError: If it cannot be read, or belongs to another tuning.
         """
+        state = load_state(path, self._graph.device, "tuning")
         try:
-            state = torch.load(path, weights_only=True, map_location=self._graph.device)
             if state["key"] == self._key:
                 self.step = state["step"]
                 self._graph.stitches.load_state_dict(state["stitches"])
@@ -336,10 +330,7 @@ class Trainer:
                 self._optimizer.load_state_dict(state["optimizer"])
                 self._schedule.load_state_dict(state["schedule"])
         except Exception as error:  # a broken file can fail in any of the steps above
-            raise FitError(
-                f"The checkpoint {path} cannot be read ({first_line(error)}); remove it to tune "
-                "from the start."
-            ) from error
+            raise unreadable(path, error, "tuning") from error
         if state["key"] != self._key:
             raise FitError(
                 f"The checkpoint {path} belongs to another tuning: to other stitches, images or "

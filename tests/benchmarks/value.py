@@ -41,7 +41,7 @@ from optuna_stitch.stitching.genotype import FIRST, SIDES, Genotype
 from optuna_stitch.utils.text import markdown_table, p_value_text
 
 sys.path.insert(0, str(Path(__file__).parent))
-from pairs import DATA, MISSING, load_pair, say, spread, state
+from pairs import DATA, MISSING, Pair, load_pair, say, spread, state
 
 LEVELS = (1.1, 1.2, 1.3, 1.5, 1.75, 2.0)
 
@@ -106,7 +106,18 @@ def main() -> None:
     print(json.dumps(result))
 
 
-def measure(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, float]:
+@dataclass
+class Searched:
+    """A pair, its images, and a study of it."""
+
+    pair: Pair
+    test: st.data.splits.Split
+    objective: st.Objective
+    study: optuna.Study
+
+
+def search(name: str, seed: int, arguments: argparse.Namespace) -> Searched:
+    """Fit the stitches of a pair, and search with validation images."""
     begin = time.perf_counter()
     fit_images, val_images, test_images = IMAGES[name]
     trials = arguments.trials
@@ -140,6 +151,13 @@ def measure(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, fl
         f"{name}, seed {seed}: searched after {time.perf_counter() - begin:.0f} s, "
         f"{images:.0f} of {len(val)} images per trial"
     )
+    return Searched(pair, test, objective, study)
+
+
+def measure(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, float]:
+    begin = time.perf_counter()
+    searched = search(name, seed, arguments)
+    objective, study, test = searched.objective, searched.study, searched.test
     front = st.evaluate_front(study, objective, test)
     say(f"{name}, seed {seed}: reported after {time.perf_counter() - begin:.0f} s")
     rows, optimism = _rows(front, objective, test)
