@@ -104,7 +104,8 @@ def finish(
             the loss is not finite, also at an eighth of the learning rate.
 
     Example:
-        >>> subnetwork = supernetwork.subnetwork({supernetwork.switches[0].name: "on"})
+        >>> crossing = {"output": "b", supernetwork.switches[0].name: "on"}
+        >>> subnetwork = supernetwork.subnetwork(crossing)
         >>> finished = st.finish(subnetwork, data, epochs=1)
         >>> finished.params == subnetwork.params, finished.finished.steps
         (True, 4)

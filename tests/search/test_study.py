@@ -102,7 +102,7 @@ def test_one_by_one_or_together_values_are_the_same(
     assert [t.values for t in alone.trials] == [t.values for t in together.trials]
 
 
-@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("together", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_genetic_sampler_breeds_from_the_sparse_population(
     objective: st.Objective, tmp_path: Path, together: bool
 ) -> None:

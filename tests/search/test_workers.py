@@ -84,7 +84,7 @@ def _is_complete(trial: FrozenTrial) -> bool:
 
 @pytest.mark.parametrize(
     ("kind", "wanted"),
-    [("sqlite", 60), *(pytest.param(kind, 400, marks=pytest.mark.slow) for kind in KINDS)],
+    [("sqlite", 40), *(pytest.param(kind, 400, marks=pytest.mark.slow) for kind in KINDS)],
 )
 def test_four_workers_one_of_which_is_killed(
     kind: str, wanted: int, saved: Path, supernetwork: st.Supernetwork
