@@ -236,7 +236,7 @@ def advise(
     out = Console()
     for table in advice_tables(found):
         out.print(table)
-    out.print(found.sentence, highlight=False, markup=False, soft_wrap=True)
+    out.print(found.sentence, highlight=False, markup=False)
     if csv is not None:
         found.table().to_csv(csv, index=False)
 

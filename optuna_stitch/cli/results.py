@@ -7,9 +7,10 @@ import sys
 from enum import Enum
 from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Literal, Optional
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -99,9 +100,10 @@ def export(
     proofs = read_proofs(written)
     if proofs:
         head, rows = proof_cells(proofs)
-        table = Table()
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
         for place, name in enumerate(head):
-            table.add_column(name, justify="left" if place < 2 else "right")
+            justify: Literal["left", "right"] = "left" if place < 2 else "right"
+            table.add_column(name, justify=justify, no_wrap=place == 0, overflow="fold")
         for row in rows:
             table.add_row(*row)
         out.print(table)

@@ -349,7 +349,7 @@ def proof_cells(proofs: Sequence[Proof]) -> tuple[list[str], list[list[str]]]:
         for proof in proofs
         for side, kept in proof.answers.items()
     ]
-    return [*head, "difference", "p", "same answers", "ms", "MB"], rows
+    return [*head, "difference", "p", "same", "ms", "MB"], rows
 
 
 def unproven_note(names: Sequence[str]) -> str:
@@ -376,7 +376,8 @@ def proof_note(proofs: Sequence[Proof]) -> str:
     return (
         f"On {proofs[0].images:,} validation images, each file by its runtime on this machine. "
         "*difference*: to the network that was judged, in points; *p* by a paired test on the "
-        "same images (McNemar's; of pixels, the bootstrap), not corrected; *ms*: for one image, "
+        "same images (McNemar's; of pixels, the bootstrap), not corrected; *same*: answers that "
+        "both give; *ms*: for one image, "
         f"with {threads} thread{'s' if threads > 1 else ''}; of a cascade on average."
     )
 
