@@ -338,7 +338,7 @@ def proof_cells(proofs: Sequence[Proof]) -> tuple[list[str], list[list[str]]]:
     rows = [
         [
             f"{proof.file}, {side}" if side else proof.file,
-            proof.runtime,
+            proof.runtime.split()[0],
             percent_text(kept.quality),
             points_text(kept.difference),
             p_value_text(kept.p_value),
@@ -373,8 +373,10 @@ def proof_note(proofs: Sequence[Proof]) -> str:
         proofs: At least one.
     """
     threads = proofs[0].threads
+    runtimes = ", ".join(dict.fromkeys(proof.runtime for proof in proofs))
     return (
-        f"On {proofs[0].images:,} validation images, each file by its runtime on this machine. "
+        f"On {proofs[0].images:,} validation images, each file by its runtime on this machine: "
+        f"{runtimes}. "
         "*difference*: to the network that was judged, in points; *p* by a paired test on the "
         "same images (McNemar's; of pixels, the bootstrap), not corrected; *same*: answers that "
         "both give; *ms*: for one image, "
