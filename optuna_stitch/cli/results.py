@@ -103,7 +103,8 @@ def export(
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
         for place, name in enumerate(head):
             justify: Literal["left", "right"] = "left" if place < 2 else "right"
-            table.add_column(name, justify=justify, no_wrap=place == 0, overflow="fold")
+            widest = max(len(row[place]) for row in rows)  # only heads may fold
+            table.add_column(name, justify=justify, min_width=widest, overflow="fold")
         for row in rows:
             table.add_row(*row)
         out.print(table)

@@ -342,7 +342,7 @@ def proof_cells(proofs: Sequence[Proof]) -> tuple[list[str], list[list[str]]]:
             percent_text(kept.quality),
             points_text(kept.difference),
             p_value_text(kept.p_value),
-            percent_text(kept.agreement),
+            f"{100 * kept.agreement:.1f}%",
             f"{proof.latency_ms:.3g}",
             f"{proof.bytes / 1e6:.3g}",
         ]
