@@ -7,7 +7,7 @@ import sys
 from enum import Enum
 from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Optional
 
 import typer
 from rich import box
@@ -102,9 +102,7 @@ def export(
         head, rows = proof_cells(proofs)
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
         for place, name in enumerate(head):
-            justify: Literal["left", "right"] = "left" if place < 2 else "right"
-            widest = max(len(row[place]) for row in rows)  # only heads may fold
-            table.add_column(name, justify=justify, min_width=widest, overflow="fold")
+            table.add_column(name, justify="left" if place < 2 else "right", overflow="fold")
         for row in rows:
             table.add_row(*row)
         out.print(table)

@@ -342,14 +342,13 @@ def proof_cells(proofs: Sequence[Proof]) -> tuple[list[str], list[list[str]]]:
             percent_text(kept.quality),
             points_text(kept.difference),
             p_value_text(kept.p_value),
-            f"{100 * kept.agreement:.1f}%",
             f"{proof.latency_ms:.3g}",
             f"{proof.bytes / 1e6:.3g}",
         ]
         for proof in proofs
         for side, kept in proof.answers.items()
     ]
-    return [*head, "difference", "p", "same", "ms", "MB"], rows
+    return [*head, "points", "p", "ms", "MB"], rows
 
 
 def unproven_note(names: Sequence[str]) -> str:
@@ -377,9 +376,8 @@ def proof_note(proofs: Sequence[Proof]) -> str:
     return (
         f"On {proofs[0].images:,} validation images, each file by its runtime on this machine: "
         f"{runtimes}. "
-        "*difference*: to the network that was judged, in points; *p* by a paired test on the "
-        "same images (McNemar's; of pixels, the bootstrap), not corrected; *same*: answers that "
-        "both give; *ms*: for one image, "
+        "*points*: difference to the network that was judged; *p* by a paired test on the "
+        "same images (McNemar's; of pixels, the bootstrap), not corrected; *ms*: for one image, "
         f"with {threads} thread{'s' if threads > 1 else ''}; of a cascade on average."
     )
 
