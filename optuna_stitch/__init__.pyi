@@ -17,7 +17,7 @@ from .models.parent import Parent as Parent
 from .models.parent import load_parent as load_parent
 from .models.recipe import Recipe as Recipe
 from .models.train import train_parent as train_parent
-from .report.advise import Advice as Advice
+from .report.advice import Advice as Advice
 from .report.advise import advise as advise
 from .report.evaluate import evaluate_front as evaluate_front
 from .report.front import Front as Front

@@ -220,7 +220,7 @@ def advise(
     if not data:
         raise ConfigError("Say which images: `--data`, a study file or a folder of images.")
     with console.status("Loading torch and timm"):
-        from optuna_stitch.report.advise import advice_tables
+        from optuna_stitch.report.advice import advice_tables
         from optuna_stitch.run.advise import advise_on
 
     found = advise_on(

@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from optuna_stitch.cli.options import (
     DeviceOption,
@@ -95,14 +93,13 @@ def export(
         show_progress_bar=True,
     )
     from optuna_stitch.export.proof import proof_cells, proof_note, read_proofs, unproven_note
+    from optuna_stitch.report.tables import figures_table
 
     out = Console()
     proofs = read_proofs(written)
     if proofs:
         head, rows = proof_cells(proofs)
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-        for place, name in enumerate(head):
-            table.add_column(name, justify="left" if place < 2 else "right", overflow="fold")
+        table = figures_table(*head, words=2)
         for row in rows:
             table.add_row(*row)
         out.print(table)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
 from optuna_stitch.data.view import View
 from optuna_stitch.utils.errors import DataError, first_line
@@ -91,7 +91,6 @@ def decode(
             num_workers=processes,
             collate_fn=list,
             prefetch_factor=4,
-            worker_init_fn=_reopen,
             multiprocessing_context="fork" if _forks() else None,
         )
         for chunk in loader:
@@ -118,7 +117,7 @@ class _Images(Dataset[Decoded | DataError]):
     """
 
     def __init__(self, split: Split, views: Sequence[View], order: Sequence[int]) -> None:
-        self.split = split
+        self._split = split
         self._views = views
         self._order = order
         self._transforms: list[Any] = [view.transform() for view in views]
@@ -129,7 +128,7 @@ class _Images(Dataset[Decoded | DataError]):
     def __getitem__(self, place: int) -> Decoded | DataError:
         position = int(self._order[place])
         try:
-            image, target = self.split.read(position)
+            image, target = self._split.read(position)
         except DataError as error:
             # raised where the image is wanted: what another process raises comes with a traceback
             return error
@@ -139,31 +138,16 @@ class _Images(Dataset[Decoded | DataError]):
                 pixels.append(view.pixels(transform(image.convert(view.mode))).numpy())
             except Exception as error:  # timm's transforms raise many kinds
                 return DataError(
-                    f"{self.split.place_of(position)} of the {self.split.name} split, "
+                    f"{self._split.place_of(position)} of the {self._split.name} split, "
                     f"{image.mode} of {image.width} × {image.height} pixels, cannot be seen as "
                     f"{view.mode} of {view.input_size[2]} × {view.input_size[1]}: "
                     f"{first_line(error)}."
                 )
-        remarks = self.split.take_remarks()
+        remarks = self._split.take_remarks()
         if isinstance(target, Image.Image):
             masks = [view.transform_mask(target).numpy().astype(np.uint8) for view in self._views]
             return Decoded(position, pixels, masks, 0, remarks)
         return Decoded(position, pixels, [], int(target), remarks)
-
-
-def _reopen(worker: int) -> None:
-    """Let a loader process read a tar for itself: those that fork share their place in a file."""
-    info = get_worker_info()
-    assert info is not None
-    split: Split = info.dataset.split  # type: ignore[attr-defined]
-    reader: Any = getattr(split.dataset, "reader", None)
-    # timm's readers open it at their next image
-    if getattr(reader, "tarfile", None) is not None:
-        reader.tarfile = None
-    states = getattr(reader, "tar_state", {})
-    for state in states.values() if isinstance(states, dict) else [states]:
-        for held in (state, *state.children.values()):
-            held.reset()
 
 
 def _checked(item: Decoded | DataError) -> Decoded:

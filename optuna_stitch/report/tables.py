@@ -68,6 +68,20 @@ def stitch_quality_sentence(stitch_qualities: Sequence[StitchQuality]) -> str:
     )
 
 
+def figures_table(*heads: str, words: int = 1) -> Table:
+    """A table for the terminal, of names and figures, without rows yet.
+
+    Args:
+        heads: Of its columns.
+        words: How many of these, the first ones, are words and no figures.
+    """
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.caption_justify = "left"
+    for place, head in enumerate(heads):
+        table.add_column(head, justify="left" if place < words else "right", overflow="fold")
+    return table
+
+
 def stitch_quality_table(stitch_qualities: Sequence[StitchQuality]) -> Table:
     """The best single-stitch networks as a table for the terminal.
 

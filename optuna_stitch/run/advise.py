@@ -10,7 +10,8 @@ import torch
 from optuna_stitch.data.load import Data, load_data
 from optuna_stitch.models.parent import Parent, load_parent
 from optuna_stitch.models.zoo import list_networks, random_head
-from optuna_stitch.report.advise import Advice, advise
+from optuna_stitch.report.advice import Advice
+from optuna_stitch.report.advise import advise
 from optuna_stitch.run.build import make_parent
 from optuna_stitch.run.folder import COPY
 from optuna_stitch.run.schema import ParentConfig, StudyFile

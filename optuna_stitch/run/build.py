@@ -182,18 +182,7 @@ def make_parent(
             )
     if config.train is not None:
         arguments.setdefault("num_classes", data.classes)
-    parent = load_parent(
-        config.network,
-        pretrained=config.pretrained,
-        checkpoint=config.checkpoint,
-        model_args=arguments,
-        input_size=config.input_size,
-        mean=config.mean,
-        std=config.std,
-        interpolation=config.interpolation,
-        crop_pct=config.crop_pct,
-        output=config.output,
-    ).to(device)
+    parent = load_parent(config.network, model_args=arguments, **config.options).to(device)
     if config.train is not None:
         train_parent(parent, data.train, config.train, show_progress_bar=show_progress_bar)
     return parent

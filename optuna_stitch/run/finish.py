@@ -6,14 +6,15 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from optuna.trial import TrialState
 
 from optuna_stitch.models.parent import Parent, load_parent
 from optuna_stitch.run.schema import ParentConfig
-from optuna_stitch.stitching.finish import alone, facts_of, finish, load_finished, save_finished
+from optuna_stitch.stitching.finish import alone, finish
+from optuna_stitch.stitching.finished import facts_of, load_finished, save_finished
 from optuna_stitch.stitching.genotype import SIDES, Genotype, Side
 from optuna_stitch.stitching.settings import Finishing
 from optuna_stitch.stitching.subnetwork import Finished, Subnetwork
@@ -272,23 +273,10 @@ def _student(config: ParentConfig, run: RunFolder) -> Parent:
         arguments.setdefault("num_classes", run.supernetwork.classes)
     with torch.random.fork_rng([]):
         torch.manual_seed(0)  # the same weights whenever it goes on
-        return _load(config, arguments, run)
-
-
-def _load(config: ParentConfig, arguments: dict[str, Any], run: RunFolder) -> Parent:
-    return load_parent(
-        config.network,
-        pretrained=config.pretrained,
-        checkpoint=config.checkpoint,
-        model_args=arguments,
-        input_size=config.input_size,
-        mean=config.mean,
-        std=config.std,
-        interpolation=config.interpolation,
-        crop_pct=config.crop_pct,
-        output=config.output,
-        view=None if config.input_size else run.supernetwork.a.view,
-    ).to(run.device)
+        view = None if config.input_size else run.supernetwork.a.view
+        return load_parent(config.network, model_args=arguments, view=view, **config.options).to(
+            run.device
+        )
 
 
 def _chosen(run: RunFolder, trials: Trials) -> dict[int, Subnetwork]:

@@ -57,6 +57,12 @@ class ParentConfig(_Section):
             )
         return self
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """What `load_parent` takes of it, but for the arguments of the model."""
+        taken = {"pretrained", "checkpoint", "output", "input_size"}
+        return self.model_dump(include={*taken, "mean", "std", "interpolation", "crop_pct"})
+
 
 class ParentsConfig(_Section):
     """The two networks to stitch; ``check``: whether each must be better than guessing."""

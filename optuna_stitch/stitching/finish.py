@@ -13,13 +13,11 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -38,8 +36,8 @@ from optuna_stitch.stitching.supernetwork import Supernetwork
 from optuna_stitch.utils.checkpoint import load_state, save_state, unreadable
 from optuna_stitch.utils.device import are_finite
 from optuna_stitch.utils.distributed import all_reduce, rank, world_size
-from optuna_stitch.utils.errors import ArtifactError, FitError, first_line
-from optuna_stitch.utils.files import content_key, write_whole
+from optuna_stitch.utils.errors import FitError
+from optuna_stitch.utils.files import content_key
 from optuna_stitch.utils.memory import memory_for
 from optuna_stitch.utils.progress import console, progress_bar
 
@@ -175,77 +173,6 @@ def twin(subnetwork: Subnetwork, *, statistics: bool = True) -> Subnetwork:
             norm.mean.copy_(mean)
             norm.variance.copy_(variance)
     return found
-
-
-def save_finished(subnetwork: Subnetwork, path: Path, **facts: str) -> None:
-    """Write what a finished network has learned.
-
-    Args:
-        subnetwork: What `finish` returned.
-        path: The file.
-        **facts: What is to be known of it besides.
-
-    Raises:
-        FitError: If it cannot be written, for want of room perhaps.
-    """
-    assert subnetwork.finished is not None, subnetwork
-    weights = {
-        name: value.detach().clone().contiguous().cpu()
-        for name, value in subnetwork.heads_module().state_dict().items()
-    }
-    said = {"finished": json.dumps(asdict(subnetwork.finished)), **facts}
-    try:
-        write_whole(path, lambda unfinished: save_file(weights, unfinished, metadata=said))
-    except (OSError, SafetensorError) as error:
-        raise FitError(
-            f"The finished network cannot be written to {path} ({first_line(error)}); make room, "
-            "then run the same again."
-        ) from error
-
-
-def facts_of(path: Path) -> dict[str, str]:
-    """What `save_finished` was given of a network.
-
-    Args:
-        path: The file.
-
-    Raises:
-        ArtifactError: If it is broken.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            found: dict[str, str] = file.metadata()
-            _ = found["finished"]
-    except Exception as error:  # a broken file can fail in any step
-        raise _broken(path, error) from error
-    return found
-
-
-def load_finished(path: Path, subnetwork: Subnetwork) -> Subnetwork:
-    """Read what `save_finished` wrote.
-
-    Args:
-        path: The file.
-        subnetwork: The network as it was found; it stays as it is.
-
-    Raises:
-        ArtifactError: If the file is broken, or of another network.
-    """
-    facts = facts_of(path)
-    found = twin(subnetwork, statistics=False)
-    try:
-        found.heads_module().load_state_dict(load_file(path))
-        said = Finished(**json.loads(facts["finished"]))
-    except Exception as error:  # a broken file can fail in any step
-        raise _broken(path, error) from error
-    return replace(found, finished=said)
-
-
-def _broken(path: Path, error: Exception) -> ArtifactError:
-    return ArtifactError(
-        f"The finished network in {path} cannot be loaded ({first_line(error)}); remove the file, "
-        "and finish it again."
-    )
 
 
 class _Finisher:

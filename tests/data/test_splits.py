@@ -114,17 +114,18 @@ def test_pixels_are_the_same_however_many_processes_decode(tmp_path: Path) -> No
         assert torch.equal(one.targets, other.targets)
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_processes_read_a_tar_each_for_itself(tmp_path: Path) -> None:
-    root = _pngs(tmp_path / "images", 600, side=90)
+    root = _pngs(tmp_path / "images", 60, side=90)
     with tarfile.open(tmp_path / "images.tar", "w") as tar:
         tar.add(root, "images")
-    alone, together = _split_of(root, 0), _split_of(tmp_path / "images.tar", 6, of=root)
-    for position in (0, 50):  # the tar is open before the processes are
-        together.read(position)
+    alone, together = _split_of(root, 0), _split_of(tmp_path / "images.tar", 2, of=root)
+    together.read(0)  # the tar is open before the processes are
+    held = together.dataset.reader.tar_state.tf.fileobj.fileno()  # type: ignore[attr-defined]
+    place = os.lseek(held, 0, os.SEEK_CUR)
     for one, other in zip(alone.batches([VIEW]), together.batches([VIEW]), strict=True):
         assert torch.equal(one.images[0], other.images[0])
         assert torch.equal(one.targets, other.targets)
+    assert os.lseek(held, 0, os.SEEK_CUR) == place  # which copies of a process share
 
 
 def test_images_are_decoded_as_they_are_needed(split: st.Split) -> None:

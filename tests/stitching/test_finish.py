@@ -13,7 +13,7 @@ from torch import Tensor
 import optuna_stitch as st
 from optuna_stitch.data.splits import Split
 from optuna_stitch.stitching import finish as finishing
-from optuna_stitch.stitching.finish import load_finished, save_finished
+from optuna_stitch.stitching.finished import load_finished, save_finished
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.utils.errors import ArtifactError, FitError
 
