@@ -124,6 +124,7 @@ def test_a_search_and_its_report_are_the_same(data: st.Data, gpu: torch.device) 
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_a_network_is_exported_from_there(
     data: st.Data, tmp_path: Path, gpu: torch.device
 ) -> None:

@@ -26,7 +26,9 @@ def test_capture_equals_eager_at_another_batch_size(name: str) -> None:
         assert torch.equal(graph.module(images), module(images))
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext"])
+@pytest.mark.parametrize(
+    "name", ["test_resnet", "test_vit", pytest.param("test_convnext", marks=pytest.mark.slow)]
+)
 def test_both_ways_of_capture_agree(name: str) -> None:
     torch.manual_seed(0)
     module = timm.create_model(name).eval()

@@ -340,7 +340,12 @@ else:
     class TestConformance(StorageTestCase):  # type: ignore[misc]
         """Optuna's own tests of storages."""
 
-        @pytest.fixture(params=["memory", "sqlite", "journal"])
+        @pytest.fixture(
+            params=[
+                "sqlite",
+                *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("memory", "journal")),
+            ]
+        )
         def storage(self, request: pytest.FixtureRequest) -> Iterator[BaseStorage]:
             if request.param == "memory":
                 yield BufferedStorage(optuna.storages.InMemoryStorage())
