@@ -50,11 +50,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="under 5 minutes on 2 cores: 3 runs")
     parser.add_argument("--storage", choices=KINDS, default="sqlite")
-    parser.add_argument("--trials", type=int, default=None, help="1200, or 400 if quick")
+    parser.add_argument("--trials", type=int, default=None, help="1200, or 800 if quick")
     parser.add_argument("--repeats", type=int, default=None, help="5, or 3 if quick")
     arguments = parser.parse_args()
     repeats = arguments.repeats or (3 if arguments.quick else 5)
-    trials = arguments.trials or (400 if arguments.quick else 1200)
+    trials = arguments.trials or (800 if arguments.quick else 1200)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     rates: dict[int, list[float]] = {count: [] for count in COUNTS}
     costs: dict[int, list[float]] = {count: [] for count in COUNTS}

@@ -15,12 +15,13 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from optuna.search_space import IntersectionSearchSpace
 from optuna.trial import TrialState
 
 from optuna_stitch.search.samplers.by_name import make_sampler
 from optuna_stitch.search.samplers.linkage import LinkageSampler, LocalSearchSampler
 from optuna_stitch.search.samplers.linkage.ranking import best_places, first_front
-from optuna_stitch.search.samplers.linkage.space import Space
+from optuna_stitch.search.samplers.linkage.space import CommonSpace, Space
 from tests.helpers.landscapes import bits_of, distributions, params_of
 
 SAMPLERS = [LinkageSampler, LocalSearchSampler]
@@ -51,6 +52,28 @@ def started(sampler: optuna.samplers.BaseSampler, trials: int = 30) -> optuna.St
 
 def ask(study: optuna.Study, count: int) -> list[dict[str, Any]]:
     return [study.ask(distributions(WIDTH)).params for _ in range(count)]
+
+
+def test_common_parameters_are_those_that_optuna_finds() -> None:
+    study = optuna.create_study()
+    ours, theirs = CommonSpace(), IntersectionSearchSpace()
+    rng = np.random.default_rng(0)
+    assert ours.follow([]) == {}
+    sizes, running = set(), []
+    for _ in range(60):
+        trial = study.ask()
+        for name in rng.choice(list("abcdefgh"), 8 - int(rng.random() < 0.1), replace=False):
+            trial.suggest_float(name, 0, 1 + int(name == "c" and rng.random() < 0.05))
+        running.append(trial)
+        for _ in range(rng.integers(3)):
+            if running:
+                told = running.pop(rng.integers(len(running)))
+                failed = rng.random() < 0.2
+                study.tell(told, None if failed else 0.0, TrialState.FAIL if failed else None)
+        found = ours.follow(study.get_trials(deepcopy=False))
+        assert list(found.items()) == list(theirs.calculate(study).items())
+        sizes.add(len(found))
+    assert len(sizes) > 1  # parameters fell away
 
 
 @both

@@ -10,13 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
-from optuna.search_space import IntersectionSearchSpace
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from .archive import Archive, Key
 from .ranking import Places
-from .space import Row, Space
+from .space import CommonSpace, Row, Space
 
 _ATTEMPTS = 100  # random settings drawn before one that was there before is asked again
 _DRIFTS = 8  # changes tried in search of one that makes no difference
@@ -50,7 +49,7 @@ class ArchiveSampler(BaseSampler):
     def _forget(self) -> None:
         """Forget all that follows from the trials."""
         self._lock = threading.Lock()
-        self._spaces = IntersectionSearchSpace()
+        self._common = CommonSpace()
         self._of: tuple[Any, int] | None = None
         self._archive: Archive | None = None
 
@@ -75,16 +74,16 @@ class ArchiveSampler(BaseSampler):
         with self._lock:
             if self._of != (study._storage, study._study_id):
                 self._forget_study(study)
-            space = self._spaces.calculate(study)
+            trials = study._get_trials(deepcopy=False, use_cache=False)
+            space = self._common.follow(trials)
             if space:
                 return space
-        trials = study._get_trials(deepcopy=False, use_cache=True)
         running = [t.distributions for t in trials if t.state == TrialState.RUNNING]
         return max(running, key=lambda distributions: len(distributions), default={})
 
     def _forget_study(self, study: Study) -> None:
         self._of = (study._storage, study._study_id)
-        self._spaces = IntersectionSearchSpace()
+        self._common = CommonSpace()
         self._archive = None
 
     def sample_relative(

@@ -14,6 +14,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from optuna.trial import FrozenTrial, TrialState
 
 Row = NDArray[np.float64]
 
@@ -134,6 +135,41 @@ class Space:
         """How much rows, ``(n, d)``, differ from one: Hamming's for choices, else absolute."""
         apart = np.abs(rows - row)
         return np.asarray(np.where(self.categorical, apart > 0, apart).sum(axis=1))
+
+
+class CommonSpace:
+    """The parameters that all complete trials have, as Optuna's `IntersectionSearchSpace`.
+
+    That looks again, for every question, at all that was finished since the oldest trial that
+    still runs or waits; with several workers these are many.
+    """
+
+    def __init__(self) -> None:
+        self._common: dict[str, BaseDistribution] | None = None
+        self._unfinished: list[int] = []
+        self._seen = 0
+
+    def follow(self, trials: Sequence[FrozenTrial]) -> dict[str, BaseDistribution]:
+        """Take in what is new; the parameters by name, in alphabetical order.
+
+        Args:
+            trials: All of the study, by number.
+        """
+        numbers = [*self._unfinished, *range(self._seen, len(trials))]
+        self._seen, self._unfinished = max(self._seen, len(trials)), []
+        for number in numbers:
+            # another thread may have seen more
+            if number >= len(trials) or not trials[number].state.is_finished():
+                self._unfinished.append(number)
+            elif trials[number].state == TrialState.COMPLETE:
+                self._take(trials[number].distributions)
+        return dict(self._common or {})
+
+    def _take(self, found: Mapping[str, BaseDistribution]) -> None:
+        if self._common is None:
+            self._common = dict(sorted(found.items()))
+        elif found != self._common:  # fast where the objects are the same
+            self._common = {n: d for n, d in self._common.items() if found.get(n) == d}
 
 
 def _ends(distribution: BaseDistribution) -> tuple[float, float]:
