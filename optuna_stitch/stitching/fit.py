@@ -35,7 +35,7 @@ GIB = 1 << 30
 _WIDEST = 1200
 
 # Beyond these, more positions of the same images hardly change a fit.
-_SAMPLES, _FEWEST_POSITIONS = 24_000, 16
+_SAMPLES, _FEWEST_POSITIONS = 12_000, 16
 
 # All features that a pass reads are held at once, for so many images as keep within this.
 _FEATURE_BYTES = GIB // 2

@@ -125,7 +125,7 @@ class Positions:
         taps = [down * width + right for down in range(kernel) for right in range(kernel)]
         first = self.rows * width + self.columns
         cells = (first[:, None] + send(torch.tensor(taps), first.device)).flatten()
-        read = grid.flatten(2).transpose(1, 2).index_select(1, cells)
+        read = grid.permute(0, 2, 3, 1).flatten(1, 2).index_select(1, cells)
         return read.reshape(len(grid), len(first), len(taps), -1).transpose(2, 3).flatten(2)
 
 

@@ -20,7 +20,7 @@ class FitSettings(Settings):
     Args:
         images: How many images of the split to use (all, if None).
         positions: How many grid positions per image to use at most, drawn at random. If None,
-            as many as make 24,000 samples over all images, and at least 16.
+            as many as make 12,000 samples over all images, and at least 16.
         kernel: Side of the largest kernel, 1 or 3. A stitch takes the smaller one where that
             loses no more than ``rank_loss`` of the explained variance, or where the larger one
             would read too many channels (more than 133).
