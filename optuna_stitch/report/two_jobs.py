@@ -37,7 +37,7 @@ from optuna_stitch.stitching.genotype import BOTH, SIDES, Genotype, Side
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supernetwork import Supernetwork
 from optuna_stitch.utils.errors import DataError
-from optuna_stitch.utils.progress import console, track
+from optuna_stitch.utils.progress import console, progress_bar
 
 # Both parents side by side: what all others are held to.
 WHOLE = "both parents"
@@ -231,32 +231,33 @@ def _measure(
     own = networks[0].supernetwork
     first = Evaluator(own, split, (), batch_size=batch_size, kernels="plain", side=side)
     labels = Labels(metrics, own.supergraph, first.answers)
+    classes = own.supergraph.classes_of(side)
+    parts = {id(n.supernetwork): dict[Subnetwork, None]() for n in networks}
+    for network in networks:
+        parts[id(network.supernetwork)][network.parts[side]] = None
     found: dict[tuple[int, Subnetwork], Accumulator] = {}
-    for supernetwork in {id(n.supernetwork): n.supernetwork for n in networks}.values():
-        evaluator = Evaluator(
-            supernetwork, split, (), batch_size=batch_size, kernels="plain", side=side
-        )
-        mine = [n.parts[side] for n in networks if n.supernetwork is supernetwork]
-        parts = list(dict.fromkeys(mine))
-        for start in range(0, len(parts), _TOGETHER):
-            some = parts[start : start + _TOGETHER]
-            classes = own.supergraph.classes_of(side)
-            accumulators = [Accumulator(metrics, classes, per_image=True) for _ in some]
-            seen = 0
-            for targets, answers in track(
-                evaluator.answers(some),
-                f"Test {len(some)} answers of {side}",
-                total=-(-len(split) // evaluator.batch_size),
-                show_progress_bar=show_progress_bar,
-            ):
-                known = labels.batch(targets, range(seen, seen + len(targets)))
-                seen += len(targets)
-                for accumulator, logits in zip(accumulators, answers, strict=True):
-                    accumulator.update(logits, known)
-            found |= {
-                (id(supernetwork), part): accumulator
-                for part, accumulator in zip(some, accumulators, strict=True)
-            }
+    with progress_bar(show_progress_bar=show_progress_bar) as progress:
+        answers_in_all = len(split) * sum(map(len, parts.values()))
+        task = progress.add_task(f"Test answers of {side}", total=answers_in_all, note="")
+        for supernetwork in {id(n.supernetwork): n.supernetwork for n in networks}.values():
+            evaluator = Evaluator(
+                supernetwork, split, (), batch_size=batch_size, kernels="plain", side=side
+            )
+            mine = list(parts[id(supernetwork)])
+            for start in range(0, len(mine), _TOGETHER):
+                some = mine[start : start + _TOGETHER]
+                accumulators = [Accumulator(metrics, classes, per_image=True) for _ in some]
+                seen = 0
+                for targets, answers in evaluator.answers(some):
+                    known = labels.batch(targets, range(seen, seen + len(targets)))
+                    seen += len(targets)
+                    for accumulator, logits in zip(accumulators, answers, strict=True):
+                        accumulator.update(logits, known)
+                    progress.advance(task, len(targets) * len(some))
+                found |= {
+                    (id(supernetwork), part): accumulator
+                    for part, accumulator in zip(some, accumulators, strict=True)
+                }
     return [found[id(n.supernetwork), n.parts[side]] for n in networks]
 
 
