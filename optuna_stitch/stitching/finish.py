@@ -113,9 +113,13 @@ def finish(
         if teacher is None:
             raise FitError(f"Nothing teaches {network.name}: give a supernetwork as `teacher`.")
         student, teaches, rate = alone(network), teacher.supergraph, 1.0
+        batch_norms = "settled"
     else:
         student, rate = network, settings.parents_rate
         teaches = network.supergraph if teacher is None else teacher.supergraph
+        batch_norms = "kept"
+    if settings.batch_norms == "auto":
+        settings = settings.model_copy(update={"batch_norms": batch_norms})
     work = _Finisher(student, teaches, data, settings, rate, steps)
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None and path.is_file():
@@ -264,7 +268,7 @@ class _Finisher:
         return settings.labels
 
     def _learning(self, rate: float) -> list[dict[str, Any]]:
-        """What learns, at which rate; BatchNorms of it see batches from here on."""
+        """What learns, at which rate; whether its BatchNorms see batches from here on."""
         graph, steps = self._graph, self._twin.resolved.steps
         whole = self._settings.trains == "all" or not self._twin.on
         reached: set[int] = set()
@@ -281,7 +285,8 @@ class _Finisher:
         norms = {
             id(norm.normalizer)
             for place in reached
-            if (norm := graph.operations[place].norm) is not None
+            if self._settings.batch_norms == "settled"
+            and (norm := graph.operations[place].norm) is not None
         }
         self._norms = [
             name
@@ -418,7 +423,7 @@ class _Finisher:
         return torch.Generator().manual_seed(seed)
 
     def _set_modes(self, module: nn.Module) -> None:
-        """Let BatchNorms of what learns see batches; nothing is dropped at random."""
+        """Let BatchNorms see batches, where they shall; nothing is dropped at random."""
         module.eval()
         parts = dict(module.named_modules())
         for name in self._norms:
@@ -510,7 +515,7 @@ class _Finisher:
 
     @torch.no_grad()
     def _settle(self, module: nn.Module) -> None:
-        """Measure the statistics of BatchNorms that learn anew, on train images.
+        """Measure the statistics of BatchNorms that saw batches anew, on train images.
 
         As ``torch.optim.swa_utils.update_bn`` does, but for what it does to all other layers.
         """

@@ -115,6 +115,9 @@ class Finishing(Settings):
         flip: Whether half the images are mirrored, left to right.
         shift: By what share of their side images are moved at most.
         mixup: Whether images are blended with others, and what is wanted of them likewise.
+        batch_norms: ``kept`` leaves BatchNorms the statistics with which the network was found;
+            with ``settled`` they see those of each batch, and are measured anew on train images
+            before the network is judged. ``auto`` settles those of students only.
         precision: ``auto`` for bfloat16 on an accelerator; or ``float32``, ``bfloat16``.
         seed: Orders the images, and draws what happens to them.
 
@@ -137,5 +140,6 @@ class Finishing(Settings):
     flip: bool = False
     shift: float = Field(0.0, ge=0, lt=1)
     mixup: bool = False
+    batch_norms: Literal["auto", "kept", "settled"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: int = 0
