@@ -113,14 +113,13 @@ def finish(
         if teacher is None:
             raise FitError(f"Nothing teaches {network.name}: give a supernetwork as `teacher`.")
         student, teaches, rate = alone(network), teacher.supergraph, 1.0
-        batch_norms = "settled"
     else:
         student, rate = network, settings.parents_rate
         teaches = network.supergraph if teacher is None else teacher.supergraph
-        batch_norms = "kept"
-    if settings.batch_norms == "auto":
-        settings = settings.model_copy(update={"batch_norms": batch_norms})
-    work = _Finisher(student, teaches, data, settings, rate, steps)
+    settles = settings.batch_norms == "settled" or (
+        settings.batch_norms == "auto" and isinstance(network, Parent)
+    )
+    work = _Finisher(student, teaches, data, settings, rate, steps, settles=settles)
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None and path.is_file():
         work.load(path)
@@ -189,6 +188,7 @@ class _Finisher:
         settings: How.
         rate: What share of the learning rate all but stitches have.
         steps: How many steps it may take, if that is known.
+        settles: Whether BatchNorms see batches, and are settled at the end.
     """
 
     def __init__(
@@ -199,8 +199,10 @@ class _Finisher:
         settings: Finishing,
         rate: float,
         steps: int | None,
+        *,
+        settles: bool,
     ) -> None:
-        self._settings = settings
+        self._settings, self._settles = settings, settles
         self._teacher = teacher
         self._train, self._val = _together(data.train), _together(data.val)
         self._check(settings)
@@ -285,8 +287,7 @@ class _Finisher:
         norms = {
             id(norm.normalizer)
             for place in reached
-            if self._settings.batch_norms == "settled"
-            and (norm := graph.operations[place].norm) is not None
+            if self._settles and (norm := graph.operations[place].norm) is not None
         }
         self._norms = [
             name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import itertools
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,23 @@ def test_interrupted_it_goes_on_to_the_same_bits(
     path.write_bytes(b"nothing")
     with pytest.raises(ArtifactError, match=r"finished\.safetensors cannot be loaded"):
         load_finished(path, found)
+
+
+@pytest.mark.slow
+def test_batch_norms_keep_their_statistics_unless_they_shall_be_settled(
+    supernetwork: st.Supernetwork, few: st.Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, losses = _crossed(supernetwork), itertools.count(0, -1)
+    # the last weights are taken, whatever they are worth
+    monkeypatch.setattr(finishing._Finisher, "_validate", lambda *_: float(next(losses)))
+    before = {k: v for k, v in _weights(finishing.twin(found)).items() if "running" in k}
+    assert before
+    for batch_norms, are_kept in (("auto", True), ("settled", False)):
+        finished = st.finish(found, few, SHORT.model_copy(update={"batch_norms": batch_norms}))
+        assert finished.finished is not None
+        assert finished.finished.best_step == 8
+        after = {k: v for k, v in _weights(finished).items() if k in before}
+        assert _same(before, after) == are_kept
 
 
 def test_what_diverges_goes_back_and_ends_after_three(
