@@ -123,13 +123,7 @@ def tuned(
 
 
 def copy_of(stitch: Stitch) -> Stitch:
-    twin = Stitch(
-        stitch.source,
-        stitch.target,
-        kernel=stitch.kernel,
-        rank=stitch.rank,
-        everywhere=stitch.everywhere,
-    )
+    twin = Stitch(stitch.source, stitch.target, **stitch.form)
     twin.load_state_dict(stitch.state_dict())
     return twin
 
@@ -155,7 +149,7 @@ def against_adamw(
     not_worse, spent = 0, 0.0
     for index in chosen:
         ours = supernetwork.stitches[index]
-        theirs = Stitch(ours.source, ours.target, kernel=ours.kernel, everywhere=ours.everywhere)
+        theirs = Stitch(ours.source, ours.target, **ours.form)
         goal = error(ours, *val[index])
         for seconds_, reached in adamw(theirs, *train[index], seed, *val[index]):
             spent += seconds_
@@ -178,7 +172,7 @@ def read(
         other = "a" if switch.into == "b" else "b"
         ends[index] = ((other, switch.source), (switch.into, switch.target))
     wanted = list(dict.fromkeys(end for both in ends.values() for end in both))
-    program = supernetwork.features(wanted)
+    program = supernetwork.supergraph.parents_program(wanted)
     kept: list[list[Tensor]] = [[] for _ in wanted]
     with torch.no_grad():
         for batch in split.batches(supernetwork.views, supernetwork.batch_size):
