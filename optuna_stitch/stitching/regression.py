@@ -246,8 +246,7 @@ class Regression:
         self._xx = moments.product(pair.source, pair.source)
         self._xy = moments.product(pair.source, pair.target)
         self._yy = moments.squares[pair.target]
-        squares = self._xx.diagonal(dim1=1, dim2=2).sum(0) / self._count.sum()
-        self._rounding = _ROUNDING * float(squares.mean())
+        self._rounding = _ROUNDING * float(self._squares.mean())
         self._share = moments.count / moments.count.sum()
         sums = [moments.sums[reading].sum(0) for reading in (pair.source.base, pair.target)]
         self._maps = [total / moments.count.sum() for total in sums]
@@ -263,9 +262,8 @@ class Regression:
         """
         seen = self._pair.source.seen
         own = self._xx.shape[1] - seen
-        squares = self._xx.diagonal(dim1=1, dim2=2).sum(0) / self._count.sum()
         mean = torch.tensordot(self._share, self._x, 1).mean(0)
-        variance = (squares - mean.square()).clamp_min(0)
+        variance = (self._squares - mean.square()).clamp_min(0)
         factor = torch.ones_like(variance)
         if seen and float(variance[own:].mean()) > self._rounding:
             factor[own:] = (variance[:own].mean() / variance[own:].mean()).sqrt()
@@ -274,7 +272,13 @@ class Regression:
             self._xy = self._xy * factor[:, None]
             wide = torch.cat([factor[: self._pair.source.channels], factor[own:]])
             self._maps[0] = self._maps[0] * wide[:, None, None]
+            self._rounding = _ROUNDING * float(self._squares.mean())
         return factor[own:]
+
+    @property
+    def _squares(self) -> Tensor:
+        """Mean square of every column."""
+        return self._xx.diagonal(dim1=1, dim2=2).sum(0) / self._count.sum()
 
     def solve(self, choices: Choices) -> Solution:
         """Choose ridge strength, kernel and rank on held-out images; then solve on all.
