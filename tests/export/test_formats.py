@@ -246,6 +246,26 @@ def test_stitches_of_every_form_are_saved_and_loaded(
         assert_same(network, two_grids.subnetwork(genotype), images_of(two_grids, 3))
 
 
+def test_folders_of_before_these_forms_are_loaded(
+    two_grids: st.Supernetwork, tmp_path: Path
+) -> None:
+    before = two_grids.keep(range(len(two_grids.switches)))
+    plain = [Stitch(stitch.source, stitch.target, kernel=3) for stitch in before.stitches]
+    for stitch in plain:
+        torch.nn.init.normal_(stitch.weight)
+    before._lay(plain, None)
+    before.save(tmp_path)
+    file = tmp_path / "supernetwork.json"
+    described = json.loads(file.read_text())
+    for stitch in described["stitches"]:
+        assert [stitch.pop("folded"), stitch.pop("context")] == [False, False]
+    file.write_text(json.dumps(described))
+    loaded = st.Supernetwork.load(tmp_path, a=two_grids.a, b=two_grids.b)
+    for genotype in crossings(two_grids):
+        network = loaded.subnetwork(genotype).extract()
+        assert_same(network, before.subnetwork(genotype), images_of(two_grids, 3))
+
+
 @pytest.mark.slow
 def test_folded_grids_and_context_leave_in_every_format(
     two_grids: st.Supernetwork, tmp_path: Path
