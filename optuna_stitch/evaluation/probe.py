@@ -25,7 +25,14 @@ _TRIED = 16
 
 # The plain regression: full rank, its strength chosen on held-out images, nothing rescaled.
 _RIDGE = FitSettings(
-    kernel=1, rank_loss=None, budget=None, match_variance=False, by_position=False, recalibrate=0
+    kernel=1,
+    rank_loss=None,
+    budget=None,
+    match_variance=False,
+    by_position=False,
+    fold=False,
+    context=False,
+    recalibrate=0,
 )
 
 

@@ -88,6 +88,46 @@ class Layout:
         return tokens if prefix is None else torch.cat([prefix, tokens], dim=1)
 
 
+def folds(grid: tuple[int, int], size: tuple[int, int]) -> int:
+    """How many positions of a grid, along each side, fall on one of a coarser grid.
+
+    Args:
+        grid: Height and width of the grid.
+        size: Height and width of the coarser grid.
+
+    Returns:
+        The whole number of times that it is finer in both directions; 1 where there is none, or
+        where the coarser grid is a single position.
+    """
+    times, rest = divmod(grid[0], size[0])
+    if rest or size == (1, 1) or grid != (times * size[0], times * size[1]):
+        return 1
+    return times
+
+
+def fold(grid: Tensor, times: int) -> Tensor:
+    """Make the positions of a grid that fall on one of a coarser grid its channels.
+
+    Args:
+        grid: ``(N, C, times · H, times · W)``.
+        times: How many positions, along each side.
+
+    Returns:
+        ``(N, C · times², H, W)``; `unfold` is the inverse.
+    """
+    return grid if times == 1 else F.pixel_unshuffle(grid, times)
+
+
+def unfold(grid: Tensor, times: int) -> Tensor:
+    """The inverse of `fold`.
+
+    Args:
+        grid: ``(N, C · times², H, W)``.
+        times: How many positions, along each side.
+    """
+    return grid if times == 1 else F.pixel_shuffle(grid, times)
+
+
 def resample(grid: Tensor, size: tuple[int, int]) -> Tensor:
     """Resample a grid linearly: average where it shrinks, bilinear where it grows.
 

@@ -34,6 +34,9 @@ GIB = 1 << 30
 # grow with its square, their solution with its cube.
 _WIDEST = 1200
 
+# Where the positions of a finer grid are channels, neighbours are read up to here: they add less.
+_WIDEST_FOLDED = 600
+
 # Beyond these, more positions of the same images hardly change a fit.
 _SAMPLES, _FEWEST_POSITIONS = 12_000, 16
 
@@ -124,7 +127,7 @@ def fit_stitches(
         task = progress.add_task("Fit stitches", total=len(group), note=note)
         found: list[tuple[Stitch, StitchFit]] = []
         for job in group:
-            solutions = [Regression(moments, pair).solve(own) for pair, own in job.maps]
+            solutions = job.solve(moments)
             made = job.make(solutions).to(supergraph.device)
             found.append((made, _report(job, made, solutions[0])))
             progress.advance(task)
@@ -179,39 +182,93 @@ def _jobs(supergraph: Supergraph, settings: FitSettings) -> list[_Job]:
         (1,), settings.rank_loss, None, settings.by_position, settings.match_variance
     )
     return [
-        _Job.of(switch, stitch, settings.kernel, allowed, choices)
+        _Job.of(
+            switch,
+            stitch,
+            settings.kernel,
+            allowed,
+            choices,
+            fold=settings.fold,
+            context=settings.context,
+        )
         for switch, stitch in zip(supergraph.switches, supergraph.stitches, strict=True)
     ]
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One stitch to be fitted: the linear maps it consists of, and what each may choose."""
+    """One stitch to be fitted: the linear maps it consists of, and what each may choose.
+
+    Args:
+        switch: Its switch.
+        source: Layout of what it reads.
+        target: Layout of what it writes.
+        grids: The map of the grid, in ways of which the best is taken.
+        prefix: The maps of the prefix tokens.
+    """
 
     switch: Switch
     source: Layout
     target: Layout
-    maps: list[tuple[Pair, Choices]]
+    grids: list[tuple[Pair, Choices]]
+    prefix: list[tuple[Pair, Choices]]
+
+    @property
+    def maps(self) -> list[tuple[Pair, Choices]]:
+        """All that may be fitted."""
+        return [*self.grids, *self.prefix]
+
+    def solve(self, moments: Moments) -> list[Solution]:
+        """The map of the grid, and those of the prefix tokens.
+
+        Args:
+            moments: Sums that have its pairs.
+        """
+        grids = [Regression(moments, pair).solve(own) for pair, own in self.grids]
+        best = min(grids, key=lambda solution: solution.error)
+        return [best, *(Regression(moments, pair).solve(own) for pair, own in self.prefix)]
 
     @staticmethod
     def of(
-        switch: Switch, stitch: Stitch, kernel: int, allowed: int | None, choices: Choices
+        switch: Switch,
+        stitch: Stitch,
+        kernel: int,
+        allowed: int | None,
+        choices: Choices,
+        *,
+        fold: bool = True,
+        context: bool = True,
     ) -> _Job:
         other: Side = "a" if switch.into == "b" else "b"
         source, target, size = stitch.source, stitch.target, stitch.grid
         cells = size[0] * size[1]
-        if cells == 1 or source.channels * kernel**2 > _WIDEST:
-            kernel = 1
+        read = Reading(other, switch.source, source, "grid", size)
+        wanted = Reading(switch.into, switch.target, target, "grid", size)
+        down, up = (fold and times > 1 for times in stitch.times)
+        wanted = replace(wanted, folded=up)
+        if wanted.width > _WIDEST:
+            wanted = replace(wanted, folded=False)
         own = replace(
             choices,
-            kernels=tuple(dict.fromkeys((1, kernel))),
             largest=None if allowed is None else max(1, allowed // cells),
-            everywhere=choices.everywhere and cells * target.channels <= _LARGEST_BIAS,
+            everywhere=choices.everywhere and cells * wanted.width <= _LARGEST_BIAS,
         )
-        grid = Pair(
-            Reading(other, switch.source, source, "grid", size, kernel),
-            Reading(switch.into, switch.target, target, "grid", size),
-        )
+        if cells == 1:
+            kernel, context = 1, False
+        grids: list[tuple[Pair, Choices]] = []
+        for folded in (True, False) if down else (False,):
+            way = replace(read, folded=folded, kernel=kernel)
+            if way.width > (_WIDEST_FOLDED if folded else _WIDEST):
+                way = way.base
+            if folded and way.width > _WIDEST:
+                continue
+            wider = replace(way, context=context)
+            if wider.width <= _WIDEST:
+                way = wider
+            kernels = tuple(dict.fromkeys((1, way.kernel)))
+            grids.append((Pair(way, wanted), replace(own, kernels=kernels)))
+            if way.kernel == kernel:
+                break  # averages are sums of what it reads
         plain = Choices((1,), None, None, False, choices.match_variance)
         prefix = [
             Pair(
@@ -220,7 +277,7 @@ class _Job:
             )
             for place, part in enumerate(stitch.prefix_parts)
         ]
-        return _Job(switch, source, target, [(grid, own), *((pair, plain) for pair in prefix)])
+        return _Job(switch, source, target, grids, [(pair, plain) for pair in prefix])
 
     @property
     def bytes(self) -> tuple[int, int]:
@@ -237,11 +294,15 @@ class _Job:
             kernel=grid.kernel,
             rank=grid.rank,
             everywhere=grid.bias[0].numel() > 1,
+            folded=grid.folded,
+            context=grid.context is not None,
         )
         stitch.weight.copy_(grid.weight.reshape(stitch.weight.shape))
         stitch.bias.copy_(grid.bias)
         if stitch.expand is not None and grid.expand is not None:
             stitch.expand.copy_(grid.expand)
+        if stitch.context_weight is not None and grid.context is not None:
+            stitch.context_weight.copy_(grid.context)
         for place, solution in enumerate(prefix):
             stitch.prefix_weight[place].copy_(solution.weight)
             stitch.prefix_bias[place].copy_(solution.bias.flatten())

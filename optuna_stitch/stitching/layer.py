@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from optuna_stitch.models.layouts import Layout, resample
+from optuna_stitch.models.layouts import Layout, fold, folds, resample, unfold
 
 # What a linear map reads of a feature: its grid, the mean over its grid, or one prefix token.
 Part = Literal["grid", "mean"] | int
@@ -18,9 +18,13 @@ Part = Literal["grid", "mean"] | int
 class Stitch(nn.Module):
     """Turn the feature at one end of a match into what the other end expects.
 
-    On the grid it is a convolution, at whichever of the two resolutions is smaller; the
-    resampling to the target's grid is fixed. Of reduced rank, it is two convolutions, the second
-    1 × 1. Prefix tokens have a linear map each, from the source's prefix token of the same place,
+    On the grid it is a convolution, at whichever of the two resolutions is smaller. Of the finer
+    grid, the positions that fall on one of the smaller grid are channels there (``folded``), so
+    that the map knows them apart; or the resampling to or from it is fixed: an average where it
+    shrinks, bilinear where it grows. Of reduced rank, it is two convolutions, the second 1 × 1.
+    With ``context``, every position also reads the mean over the source's grid and its prefix
+    tokens, which is computed once per image.
+    Prefix tokens have a linear map each, from the source's prefix token of the same place,
     or from the mean over its grid where it has none.
 
     Args:
@@ -29,11 +33,15 @@ class Stitch(nn.Module):
         kernel: Side k of the convolution's kernel, odd.
         rank: Rank r of the map, or None for full rank.
         everywhere: Whether every position of the grid has a bias of its own.
+        folded: Whether positions of the finer grid are channels of the smaller one; it takes grids
+            of which one is a whole number of times the other, and that not a single position.
+        context: Whether every position reads the source's mean and prefix tokens too.
 
     Attributes:
-        weight: ``(C_t, C_s, k, k)``, or ``(r, C_s, k, k)``.
+        weight: ``(C_t, C_s, k, k)``, or ``(r, C_s, k, k)``; of folded channels, f² times as many.
         expand: ``(C_t, r)``, or None at full rank.
         bias: ``(C_t, 1, 1)``, or ``(C_t, h, w)`` on the smaller grid.
+        context_weight: ``(C_t, (1 + P_s) C_s)`` or ``(r, (1 + P_s) C_s)``, or None without.
         prefix_weight: ``(P, C_t, C_s)``.
         prefix_bias: ``(P, C_t)``.
     """
@@ -46,6 +54,8 @@ class Stitch(nn.Module):
         kernel: int = 1,
         rank: int | None = None,
         everywhere: bool = False,
+        folded: bool = False,
+        context: bool = False,
     ) -> None:
         super().__init__()
         self.source = source
@@ -53,24 +63,48 @@ class Stitch(nn.Module):
         self.kernel = kernel
         self.rank = rank
         self.everywhere = everywhere
-        rows, columns, prefix = target.channels, source.channels, target.prefix
+        self.folded = folded and self.times != (1, 1)
+        rows, columns = target.channels, source.channels
+        if self.folded:
+            rows, columns = rows * self.times[1] ** 2, columns * self.times[0] ** 2
         self.weight = _zeros(rank or rows, columns, kernel, kernel)
         self.expand = _zeros(rows, rank) if rank else None
         self.bias = _zeros(rows, *(self.grid if everywhere else (1, 1)))
-        self.prefix_weight = _zeros(prefix, rows, columns)
-        self.prefix_bias = _zeros(prefix, rows)
+        seen = source.channels * (1 + source.prefix)
+        self.context_weight = _zeros(rank or rows, seen) if context else None
+        self.prefix_weight = _zeros(target.prefix, target.channels, source.channels)
+        self.prefix_bias = _zeros(target.prefix, target.channels)
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """What it was made with, beside its layouts."""
+        return {
+            "kernel": self.kernel,
+            "rank": self.rank,
+            "everywhere": self.everywhere,
+            "folded": self.folded,
+            "context": self.context_weight is not None,
+        }
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates per image."""
         weights = self.weight.numel() + (self.expand.numel() if self.expand is not None else 0)
-        return self.grid[0] * self.grid[1] * weights + self.prefix_weight.numel()
+        once = self.prefix_weight.numel()
+        if self.context_weight is not None:
+            once += self.context_weight.numel()
+        return self.grid[0] * self.grid[1] * weights + once
 
     @property
     def grid(self) -> tuple[int, int]:
         """The grid on which the channels are mixed: the smaller one in each direction."""
         (height, width), (rows, columns) = self.source.grid, self.target.grid
         return min(height, rows), min(width, columns)
+
+    @property
+    def times(self) -> tuple[int, int]:
+        """How many times finer than the smaller grid, by a whole number, source and target are."""
+        return folds(self.source.grid, self.grid), folds(self.target.grid, self.grid)
 
     @property
     def prefix_parts(self) -> list[Part]:
@@ -86,14 +120,17 @@ class Stitch(nn.Module):
         Args:
             feature: N images in the source's layout.
         """
-        grid = read_part(self.source, feature, "grid", self.grid)
+        grid = read_part(self.source, feature, "grid", self.grid, folded=self.folded)
         bias = None if self.everywhere else self.bias.flatten()
         padding = self.kernel // 2
-        if self.expand is None:
-            mapped = F.conv2d(grid, self.weight, bias, padding=padding)
-        else:
-            latent = F.conv2d(grid, self.weight, padding=padding)
-            mapped = F.conv2d(latent, self.expand[:, :, None, None], bias)
+        mapped = F.conv2d(
+            grid, self.weight, bias if self.expand is None else None, padding=padding
+        )
+        if self.context_weight is not None:
+            seen = read_context(self.source, feature)
+            mapped = mapped + F.linear(seen, self.context_weight)[:, :, None, None]
+        if self.expand is not None:
+            mapped = F.conv2d(mapped, self.expand[:, :, None, None], bias)
         if self.everywhere:
             mapped = mapped + self.bias
         prefix: Tensor | None = None
@@ -101,13 +138,13 @@ class Stitch(nn.Module):
             tokens = [read_part(self.source, feature, part) for part in self.prefix_parts]
             read = torch.stack([token.flatten(1) for token in tokens], dim=1)
             prefix = torch.einsum("npc,prc->npr", read, self.prefix_weight) + self.prefix_bias
+        mapped = unfold(mapped, self.times[1] if self.folded else 1)
         return self.target.join(resample(mapped, self.target.grid), prefix)
 
     def extra_repr(self) -> str:
         """What `print` shows: the two layouts, and what is not the simplest choice."""
-        rank = f", rank={self.rank}" if self.rank else ""
-        everywhere = ", everywhere=True" if self.everywhere else ""
-        return f"{self.source} -> {self.target}, kernel={self.kernel}{rank}{everywhere}"
+        said = ", ".join(f"{name}={value}" for name, value in self.form.items() if value)
+        return f"{self.source} -> {self.target}, {said}"
 
 
 class Stitches(nn.ModuleList):
@@ -118,7 +155,12 @@ class Stitches(nn.ModuleList):
 
 
 def read_part(
-    layout: Layout, feature: Tensor, part: Part, size: tuple[int, int] = (1, 1)
+    layout: Layout,
+    feature: Tensor,
+    part: Part,
+    size: tuple[int, int] = (1, 1),
+    *,
+    folded: bool = False,
 ) -> Tensor:
     """Part of a feature as a grid.
 
@@ -127,16 +169,34 @@ def read_part(
         feature: N images in that layout.
         part: What to read of it.
         size: Height and width to resample the grid to, where it is read.
+        folded: Whether positions of a grid that is finer by a whole number of times become
+            channels, instead of being averaged.
 
     Returns:
-        ``(N, C, *size)`` for the grid, ``(N, C, 1, 1)`` for its mean or for a prefix token.
+        ``(N, C, *size)`` for the grid, or ``(N, C · f², *size)``; ``(N, C, 1, 1)`` for its mean or
+        for a prefix token.
     """
     grid, prefix = layout.split(feature)
     if part == "grid":
-        return resample(grid, size)
+        return resample(fold(grid, folds(layout.grid, size) if folded else 1), size)
     if part == "mean" or prefix is None:
         return grid.mean(dim=(2, 3), keepdim=True)
     return prefix[:, part, :, None, None]
+
+
+def read_context(layout: Layout, feature: Tensor) -> Tensor:
+    """What all positions of a feature have in common: its mean, and its prefix tokens.
+
+    Args:
+        layout: The feature's layout.
+        feature: N images in that layout.
+
+    Returns:
+        ``(N, (1 + P) C)``.
+    """
+    grid, prefix = layout.split(feature)
+    mean = grid.mean(dim=(2, 3))
+    return mean if prefix is None else torch.cat([mean, prefix.flatten(1)], dim=1)
 
 
 def _zeros(*shape: int) -> nn.Parameter:

@@ -13,15 +13,15 @@ images add their sums.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from optuna_stitch.data.splits import CPU
-from optuna_stitch.models.layouts import Layout
+from optuna_stitch.models.layouts import Layout, folds
 from optuna_stitch.stitching.genotype import Side
-from optuna_stitch.stitching.layer import Part, read_part
+from optuna_stitch.stitching.layer import Part, read_context, read_part
 from optuna_stitch.utils.device import are_finite, fetch, send, sums_in_float64
 
 # Sums are kept apart for the images that are fitted and for those that are held out.
@@ -48,6 +48,8 @@ class Reading:
         part: Which part of its feature.
         size: Grid that the part is resampled to.
         kernel: Side k of the neighbourhood that is read at every position, odd.
+        folded: Whether positions of a finer grid are channels; see `Stitch`.
+        context: Whether every position reads what all have in common too; see `Stitch`.
     """
 
     side: Side
@@ -56,16 +58,53 @@ class Reading:
     part: Part
     size: tuple[int, int]
     kernel: int = 1
+    folded: bool = False
+    context: bool = False
+
+    @property
+    def channels(self) -> int:
+        """Number of columns without neighbours."""
+        times = folds(self.layout.grid, self.size) if self.folded else 1
+        return self.layout.channels * times**2
+
+    @property
+    def seen(self) -> int:
+        """Number of columns that are the same at every position; the last ones."""
+        return self.layout.channels * (1 + self.layout.prefix) if self.context else 0
 
     @property
     def width(self) -> int:
-        """Number of columns: channels times taps."""
-        return self.layout.channels * self.kernel**2
+        """Number of columns: channels times taps, and what is the same at every position."""
+        return self.channels * self.kernel**2 + self.seen
 
     @property
     def base(self) -> Reading:
         """The same without neighbours."""
-        return Reading(self.side, self.node, self.layout, self.part, self.size)
+        return replace(self, kernel=1)
+
+    def read(self, feature: Tensor) -> Tensor:
+        """What it reads without neighbours, ``(N, width, *size)``.
+
+        Args:
+            feature: N images in its layout.
+        """
+        grid = read_part(self.layout, feature, self.part, self.size, folded=self.folded)
+        if not self.context:
+            return grid
+        seen = read_context(self.layout, feature)[:, :, None, None]
+        return torch.cat([grid, seen.expand(-1, -1, *self.size)], dim=1)
+
+    def gather(self, positions: Positions, grid: Tensor) -> Tensor:
+        """Its columns at some positions, ``(N, positions, width)``.
+
+        Args:
+            positions: Which.
+            grid: What `read` returned, or a mean of such.
+        """
+        own = positions.gather(grid[:, : self.channels], self.kernel)
+        if not self.context:
+            return own
+        return torch.cat([own, positions.gather(grid[:, self.channels :])], dim=2)
 
 
 @dataclass(frozen=True)
@@ -183,7 +222,7 @@ class Moments:
         """
         products = sum(one.width * other.width for one, other in _products(pair))
         cells = pair.source.size[0] * pair.source.size[1]
-        by_position = cells * (pair.source.layout.channels + pair.target.layout.channels)
+        by_position = cells * (pair.source.base.width + pair.target.width)
         return 2 * 8 * (products + by_position), 8 * 6 * pair.source.width**2
 
     @property
@@ -204,7 +243,7 @@ class Moments:
         grids: dict[Reading, Tensor] = {}
         for reading in self.sums:
             feature = features[reading.side, reading.node]
-            grids[reading] = read_part(reading.layout, feature, reading.part, reading.size)
+            grids[reading] = reading.read(feature)
         for reading, finite in zip(grids, are_finite(list(grids.values())), strict=True):
             if not finite:
                 return reading
@@ -239,9 +278,9 @@ class Moments:
     def _samples(self, grids: Mapping[Reading, Tensor]) -> dict[Reading, Tensor]:
         """What is multiplied, ``(images · positions, width)``."""
         return {
-            reading: self.positions[reading.size]
-            .gather(grids[reading.base], reading.kernel)
-            .flatten(0, 1)
+            reading: reading.gather(self.positions[reading.size], grids[reading.base]).flatten(
+                0, 1
+            )
             for reading in dict.fromkeys(reading for pair in self.products for reading in pair)
         }
 
@@ -293,7 +332,7 @@ class Moments:
             reading: The reading.
         """
         sums = self.sums[reading.base] / self.count[:, None, None, None]
-        return self.positions[reading.size].gather(sums, reading.kernel)
+        return reading.gather(self.positions[reading.size], sums)
 
 
 # The leading eight bits of numbers, the next eight, and the rest.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -79,6 +80,7 @@ class Candidate:
     Args:
         kernel: Its side.
         columns: Which columns it reads.
+        context: Whether they are also those that are the same at every position.
         index: Place of its ridge strength in `RIDGES`.
         directions: Target directions by the variance predicted in them, ``(C_t, C_t)``, as
             columns, orthonormal where channels are in units of their deviation.
@@ -89,6 +91,7 @@ class Candidate:
 
     kernel: int
     columns: Tensor
+    context: bool
     index: int
     directions: Tensor
     rank: int | None
@@ -103,6 +106,7 @@ def candidate_of(
     columns: Tensor,
     kernel: int,
     choices: Choices,
+    seen: int = 0,
 ) -> Candidate:
     """Solve for one kernel on the fitted images; choose strength and rank on the held-out ones.
 
@@ -113,6 +117,7 @@ def candidate_of(
         columns: Which columns the kernel reads.
         kernel: Its side.
         choices: What may be chosen from.
+        seen: How many of the columns are the same at every position; they cost nothing there.
     """
     fitted, held_out = fitted.columns(columns), held_out.columns(columns)
     index = int(_errors(fitted, held_out).argmin())
@@ -126,14 +131,15 @@ def candidate_of(
         - (turned * (held_out.xx @ turned)).sum(0)
     ).cumsum(0)
     units = float((held_out.yy / scale.square()).sum())
-    rank = _rank(gains, len(columns), choices)
+    rank = _rank(gains, len(columns) - seen, choices)
     kept = directions[:, : rank or len(directions)]
     raw = solution @ kept @ (kept.T * scale)
     raw_error = (
         held_out.yy.sum() - 2 * (raw * held_out.xy).sum() + (raw * (held_out.xx @ raw)).sum()
     )
     error = units - float(gains[(rank or len(gains)) - 1])
-    return Candidate(kernel, columns, index, directions, rank, error, float(raw_error))
+    found = float(raw_error)
+    return Candidate(kernel, columns, seen > 0, index, directions, rank, error, found)
 
 
 def _rank(gains: Tensor, width: int, choices: Choices) -> int | None:
@@ -197,7 +203,11 @@ class Solution:
         weight: ``(C_t, c)``, or its first factor ``(r, c)`` at reduced rank.
         expand: The second factor ``(C_t, r)``, or None at full rank.
         bias: ``(C_t, 1, 1)``, or ``(C_t, h, w)`` where every position has its own.
+        context: What is multiplied with what all positions have in common, ``(C_t, ...)`` or
+            ``(r, ...)``; None without.
         kernel: Side of the kernel.
+        folded: Whether positions of a finer grid are channels.
+        error: Squared error on held-out images, in units of the channels' variance.
         r2: Share of the target's variance explained on held-out images, before its variance was
             matched.
         ridge: The strength chosen, relative to the mean variance of the columns.
@@ -206,7 +216,10 @@ class Solution:
     weight: Tensor
     expand: Tensor | None
     bias: Tensor
+    context: Tensor | None
     kernel: int
+    folded: bool
+    error: float
     r2: float
     ridge: float
 
@@ -226,17 +239,46 @@ class Regression:
 
     def __init__(self, moments: Moments, pair: Pair) -> None:
         self._pair = pair
+        self._folded = pair.source.folded or pair.target.folded
         self._count = moments.count * len(moments.positions[pair.source.size])
         self._x = moments.means(pair.source)  # (2, positions, c)
         self._y = moments.means(pair.target)
         self._xx = moments.product(pair.source, pair.source)
         self._xy = moments.product(pair.source, pair.target)
         self._yy = moments.squares[pair.target]
-        squares = self._xx.diagonal(dim1=1, dim2=2).sum(0) / self._count.sum()
-        self._rounding = _ROUNDING * float(squares.mean())
+        self._rounding = _ROUNDING * float(self._squares.mean())
         self._share = moments.count / moments.count.sum()
         sums = [moments.sums[reading].sum(0) for reading in (pair.source.base, pair.target)]
         self._maps = [total / moments.count.sum() for total in sums]
+        self._seen = self._alike()
+
+    def _alike(self) -> Tensor:
+        """Give columns that are the same at every position the variance of the others.
+
+        An average varies less than what is averaged, and ridge would hold that against it.
+
+        Returns:
+            What these columns were multiplied with.
+        """
+        seen = self._pair.source.seen
+        own = self._xx.shape[1] - seen
+        mean = torch.tensordot(self._share, self._x, 1).mean(0)
+        variance = (self._squares - mean.square()).clamp_min(0)
+        factor = torch.ones_like(variance)
+        if seen and float(variance[own:].mean()) > self._rounding:
+            factor[own:] = (variance[:own].mean() / variance[own:].mean()).sqrt()
+            self._x = self._x * factor
+            self._xx = self._xx * factor * factor[:, None]
+            self._xy = self._xy * factor[:, None]
+            wide = torch.cat([factor[: self._pair.source.channels], factor[own:]])
+            self._maps[0] = self._maps[0] * wide[:, None, None]
+            self._rounding = _ROUNDING * float(self._squares.mean())
+        return factor[own:]
+
+    @property
+    def _squares(self) -> Tensor:
+        """Mean square of every column."""
+        return self._xx.diagonal(dim1=1, dim2=2).sum(0) / self._count.sum()
 
     def solve(self, choices: Choices) -> Solution:
         """Choose ridge strength, kernel and rank on held-out images; then solve on all.
@@ -254,28 +296,41 @@ class Regression:
         scale = (total.yy + 1e-12 * total.yy.max()).sqrt()
         if fitted.constant or total.constant or float(total.yy.max()) == 0:
             return self._constant(everywhere, choices)
-        candidates = [
-            candidate_of(fitted, held_out, scale, self._columns(kernel), kernel, choices)
-            for kernel in choices.kernels
-        ]
+
+        def candidate(kernel: int, seen: int = 0) -> Candidate:
+            columns = self._columns(kernel, context=seen > 0)
+            return candidate_of(fitted, held_out, scale, columns, kernel, choices, seen)
+
+        candidates = [candidate(kernel) for kernel in choices.kernels]
         least = min(candidate.error for candidate in candidates)
         units = float((held_out.yy / scale.square()).sum())
         # as with the rank: what is explained less for being cheaper
         slack = (choices.rank_loss or 0.0) * max(units - least, 0.0)
         allowed = [candidate for candidate in candidates if candidate.error <= least + slack]
         best = min(allowed, key=lambda candidate: candidate.kernel)
+        seen = self._pair.source.seen
+        wider = candidate(best.kernel, seen) if seen else best
+        if wider.error < best.error - slack:
+            # neighbours may have stood for what all positions have in common
+            smaller = [candidate(k, seen) for k in choices.kernels if k < wider.kernel]
+            near = [one for one in smaller if one.error <= wider.error + slack]
+            best = min([*near, wider], key=lambda candidate: candidate.kernel)
         r2 = 1 - best.raw_error / spread if spread > 0 else 0.0
         return self._finish(total, best, scale, everywhere, choices, r2)
 
-    def _columns(self, kernel: int) -> Tensor:
-        """The columns that a smaller kernel reads of the largest one's."""
+    def _columns(self, kernel: int, *, context: bool = False) -> Tensor:
+        """The columns that a smaller kernel reads of the largest one's, context or not."""
         side = self._pair.source.kernel
         device = self._xx.device
         taps = torch.arange(side * side, device=device).reshape(side, side)
         edge = (side - kernel) // 2
         inner = taps[edge : side - edge, edge : side - edge].flatten()
-        channels = torch.arange(self._pair.source.layout.channels, device=device)
-        return (channels[:, None] * side * side + inner).flatten()
+        channels = torch.arange(self._pair.source.channels, device=device)
+        own = (channels[:, None] * side * side + inner).flatten()
+        if not context:
+            return own
+        width = self._pair.source.width
+        return torch.cat([own, torch.arange(width - self._pair.source.seen, width, device=device)])
 
     def _varies_by_position(self) -> bool:
         """Whether held-out targets are much nearer to the means by position than to one mean."""
@@ -326,9 +381,10 @@ class Regression:
     def _constant(self, everywhere: bool, choices: Choices) -> Solution:
         """Where the source or the target never changes, the best prediction is the mean."""
         kernel = min(choices.kernels)
-        rows, width = self._pair.target.width, self._pair.source.layout.channels * kernel**2
+        rows, width = self._pair.target.width, self._pair.source.channels * kernel**2
         weight = self._xx.new_zeros(rows, width)
-        return Solution(weight, None, self._bias(weight, kernel, everywhere), kernel, 0.0, 0.0)
+        bias = self._bias(weight, kernel, everywhere)
+        return Solution(weight, None, bias, None, kernel, self._folded, math.inf, 0.0, 0.0)
 
     def _finish(
         self,
@@ -357,19 +413,29 @@ class Regression:
             else:
                 expand = expand * factor[:, None]
         bias = self._bias(solution.T, best.kernel, everywhere)
-        return Solution(first.T, expand, bias, best.kernel, r2, RIDGES[best.index])
+        weight, context = first.T, None
+        if best.context:
+            own = self._pair.source.channels * best.kernel**2
+            weight, context = weight[:, :own], weight[:, own:] * self._seen
+        kernel, error, strength = best.kernel, best.error, RIDGES[best.index]
+        return Solution(weight, expand, bias, context, kernel, self._folded, error, r2, strength)
 
     def _bias(self, weight: Tensor, kernel: int, everywhere: bool) -> Tensor:
         """What is added so that the prediction's mean is the target's, here or everywhere."""
         source, target = self._maps
-        reads = weight.reshape(len(weight), -1, kernel, kernel)
+        channels = self._pair.source.channels
+        context = weight.shape[1] > channels * kernel**2
         if everywhere:
-            predicted: Tensor = torch.conv2d(source[None], reads, padding=kernel // 2)[0]
+            own = weight[:, : channels * kernel**2].reshape(len(weight), channels, kernel, kernel)
+            predicted: Tensor = torch.conv2d(source[None, :channels], own, padding=kernel // 2)[0]
+            if context:
+                rest = weight[:, channels * kernel**2 :]
+                predicted = predicted + torch.tensordot(rest, source[channels:], 1)
             return target - predicted
         x: Tensor
         y: Tensor
         x, y = (torch.tensordot(self._share, means, 1).mean(0) for means in (self._x, self._y))
-        return (y - weight @ x[self._columns(kernel)])[:, None, None]
+        return (y - weight @ x[self._columns(kernel, context=context)])[:, None, None]
 
 
 def _shifted(product: Tensor, mx: Tensor, my: Tensor, x: Tensor, y: Tensor) -> Tensor:

@@ -31,6 +31,11 @@ class FitSettings(Settings):
         match_variance: Whether to restore the variance that ridge takes.
         by_position: Whether stitches may have a bias for every position of the grid, where that
             predicts held-out images better.
+        fold: Whether, between grids of which one is a whole number of times the other, stitches
+            tell the positions of the finer grid apart, instead of reading their average or
+            writing what lies between its neighbours.
+        context: Whether stitches may also read the mean over the source's grid, and its class
+            token, at every position, where that predicts held-out images better.
         recalibrate: How many of the images are kept with the supernetwork to estimate BatchNorm
             statistics anew downstream of stitches, for each subnetwork; 0 to keep the parents'
             own statistics.
@@ -53,6 +58,8 @@ class FitSettings(Settings):
     budget: float | None = Field(0.1, gt=0)
     match_variance: bool = True
     by_position: bool = True
+    fold: bool = True
+    context: bool = True
     recalibrate: int = Field(64, ge=0)
     memory: float | None = Field(None, gt=0)
     batch_size: int | None = Field(None, gt=0)

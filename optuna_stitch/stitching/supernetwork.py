@@ -371,10 +371,7 @@ class Supernetwork:
             "kept": list(self.kept),
             "two_jobs": self.two_jobs,
             "switches": [switch.name for switch in self.switches],
-            "stitches": [
-                {"kernel": stitch.kernel, "rank": stitch.rank, "everywhere": stitch.everywhere}
-                for stitch in self.stitches
-            ],
+            "stitches": [stitch.form for stitch in self.stitches],
             "calibration": calibration and {"batch_size": calibration.batch_size},
         }
         write_supernetwork(Path(folder), weights, description)

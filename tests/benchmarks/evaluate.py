@@ -266,7 +266,7 @@ def kernels_of(program: Program, images: Sequence[Tensor]) -> list[Callable[[], 
     for step, run, reads, _ in program._laid_out():
         inputs = [values[read] for read in reads]
         if isinstance(run, Stitch):
-            grid = read_part(run.source, inputs[0], "grid", run.grid)
+            grid = read_part(run.source, inputs[0], "grid", run.grid, folded=run.folded)
             kernels.append(
                 lambda run=run, grid=grid: F.conv2d(grid, run.weight, padding=run.kernel // 2)
             )

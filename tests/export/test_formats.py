@@ -19,6 +19,7 @@ from optuna_stitch.export.export import export_subnetwork
 from optuna_stitch.export.formats import select_formats, write_onnx
 from optuna_stitch.export.trace import trace
 from optuna_stitch.stitching.genotype import Genotype
+from optuna_stitch.stitching.layer import Stitch
 from optuna_stitch.utils.errors import ExportError
 from tests.helpers.exports import (
     Foreign,
@@ -189,3 +190,93 @@ def test_onnx_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ExportError, match=expected):
         select_formats(["all"])
     assert select_formats(["program", "python"]) == ["python", "program"]
+
+
+@pytest.fixture(scope="module")
+def two_grids() -> st.Supernetwork:
+    """Parents of which one has half the other's grid, with stitches of every form, not fitted."""
+    torch.manual_seed(0)
+    fine, coarse = (
+        torch.nn.Sequential(
+            torch.nn.Conv2d(3, width, 3, stride, 1),
+            torch.nn.ReLU(),
+            torch.nn.AdaptiveAvgPool2d(1),
+            torch.nn.Flatten(),
+            torch.nn.Linear(width, 5),
+        )
+        for width, stride in ((4, 1), (6, 2))
+    )
+    view = st.View((3, 8, 8))
+    parents = [
+        st.load_parent(network, name=name, view=view)
+        for network, name in ((fine, "fine"), (coarse, "coarse"))
+    ]
+    supernetwork = st.stitch(*parents, points="all")
+    forms: list[dict[str, Any]] = [{"kernel": 3, "rank": 2}, {"everywhere": True}]
+    stitches = []
+    for place, plain in enumerate(supernetwork.stitches):
+        form = forms[place // 2 % 2]
+        made = Stitch(plain.source, plain.target, folded=True, context=True, **form)
+        for weight in made.parameters():
+            torch.nn.init.normal_(weight)
+        stitches.append(made)
+    supernetwork._lay(stitches, None)
+    return supernetwork
+
+
+def crossings(supernetwork: st.Supernetwork) -> list[Genotype]:
+    """Of every direction the networks that cross once between different grids."""
+    return [
+        Genotype(switch.into, frozenset([index]))
+        for index, switch in enumerate(supernetwork.switches)
+        if supernetwork.stitches[index].folded
+    ]
+
+
+def test_stitches_of_every_form_are_saved_and_loaded(
+    two_grids: st.Supernetwork, tmp_path: Path
+) -> None:
+    two_grids.save(tmp_path)
+    loaded = st.Supernetwork.load(tmp_path, a=two_grids.a, b=two_grids.b)
+    forms = [stitch.form for stitch in two_grids.stitches]
+    assert [stitch.form for stitch in loaded.stitches] == forms
+    assert len(crossings(two_grids)) >= 4
+    for genotype in crossings(two_grids):
+        network = loaded.subnetwork(genotype).extract()
+        assert_same(network, two_grids.subnetwork(genotype), images_of(two_grids, 3))
+
+
+def test_folders_of_before_these_forms_are_loaded(
+    two_grids: st.Supernetwork, tmp_path: Path
+) -> None:
+    before = two_grids.keep(range(len(two_grids.switches)))
+    plain = [Stitch(stitch.source, stitch.target, kernel=3) for stitch in before.stitches]
+    for stitch in plain:
+        torch.nn.init.normal_(stitch.weight)
+    before._lay(plain, None)
+    before.save(tmp_path)
+    file = tmp_path / "supernetwork.json"
+    described = json.loads(file.read_text())
+    for stitch in described["stitches"]:
+        assert [stitch.pop("folded"), stitch.pop("context")] == [False, False]
+    file.write_text(json.dumps(described))
+    loaded = st.Supernetwork.load(tmp_path, a=two_grids.a, b=two_grids.b)
+    for genotype in crossings(two_grids):
+        network = loaded.subnetwork(genotype).extract()
+        assert_same(network, before.subnetwork(genotype), images_of(two_grids, 3))
+
+
+@pytest.mark.slow
+def test_folded_grids_and_context_leave_in_every_format(
+    two_grids: st.Supernetwork, tmp_path: Path
+) -> None:
+    images = images_of(two_grids, 5)
+    for place, genotype in enumerate(crossings(two_grids)[:4]):
+        subnetwork = two_grids.subnetwork(genotype)
+        folder = tmp_path / str(place)
+        export_subnetwork(subnetwork, folder, formats=["python", "program", "onnx"])
+        assert_same(load_code(folder), subnetwork, images)
+        assert_same(load_program(folder), subnetwork, images)
+        with torch.no_grad():
+            expected = subnetwork.extract()(*images)
+        assert torch.allclose(load_onnx(folder)(*images), expected, atol=1e-4, rtol=1e-4)

@@ -14,7 +14,7 @@ from optuna_stitch.stitching.fit import StitchFit, _Job, _report
 from optuna_stitch.stitching.genotype import Genotype, Switch
 from optuna_stitch.stitching.layer import Stitch
 from optuna_stitch.stitching.moments import Moments
-from optuna_stitch.stitching.regression import Choices, Regression
+from optuna_stitch.stitching.regression import Choices
 from optuna_stitch.utils.errors import FitError
 from tests.helpers.networks import networks
 
@@ -30,16 +30,18 @@ def _fit(
     kernel: int = 1,
     largest: int | None = None,
     parts: int = 1,
+    context: bool = False,
     **options: Any,
 ) -> tuple[Stitch, StitchFit]:
     """Fit one stitch from its features, added in some parts."""
     switch = Switch("test", "x", "y", "b")
-    job = _Job.of(switch, Stitch(source, target), kernel, largest, replace(PLAIN, **options))
+    choices = replace(PLAIN, **options)
+    job = _Job.of(switch, Stitch(source, target), kernel, largest, choices, context=context)
     moments = Moments([pair for pair, _ in job.maps], 1000, 0)
     held_out = torch.arange(len(x)) % 5 == 4
     for some in torch.arange(len(x)).chunk(parts):
         assert moments.add({("a", "x"): x[some], ("b", "y"): y[some]}, held_out[some]) is None
-    solutions = [Regression(moments, pair).solve(choices) for pair, choices in job.maps]
+    solutions = job.solve(moments)
     stitch = job.make(solutions)
     return stitch, _report(job, stitch, solutions[0])
 
@@ -97,6 +99,68 @@ def test_dead_and_constant_channels_do_no_harm() -> None:
     assert torch.allclose(stitch(x), y, atol=1e-3)
     nothing, _ = _fit(source, target, torch.zeros_like(x), y, match_variance=True)
     assert torch.allclose(nothing(torch.zeros_like(x)).mean((0, 2, 3)), y.mean((0, 2, 3)))
+
+
+def test_positions_of_a_finer_grid_are_told_apart() -> None:
+    fine, coarse = Layout("NCHW", 3, (8, 8)), Layout("NLC", 12, (4, 4))
+    x = torch.randn(200, 3, 8, 8)
+    y = torch.conv2d(x, torch.randn(12, 3, 2, 2), stride=2).flatten(2).transpose(1, 2) + 1
+    for kernel in (1, 3):
+        down, fitted = _fit(fine, coarse, x, y, kernel=kernel, rank_loss=0.01)
+        assert fitted.r2 > 0.9999
+        assert (down.kernel, down.folded) == (1, True)
+        assert torch.allclose(down(x), y, atol=1e-2)
+        assert down.macs == 16 * 12 * 12
+    up, fitted = _fit(coarse, fine, y, x, everywhere=True, match_variance=True)
+    assert fitted.r2 > 0.9999
+    assert torch.allclose(up(y), x, atol=1e-2)
+    assert up.macs == 16 * 12 * 12
+
+
+def test_where_folding_reads_too_much_held_out_images_say_which_way_is_better() -> None:
+    fine, coarse = Layout("NCHW", 40, (8, 8)), Layout("NCHW", 4, (4, 4))
+    x = torch.randn(100, 40, 8, 8)
+    averages = torch.nn.functional.avg_pool2d(x, 2)
+    neighbours = torch.conv2d(averages, torch.randn(4, 40, 3, 3), padding=1)
+    stitch, _ = _fit(fine, coarse, x, neighbours, kernel=3)
+    assert (stitch.kernel, stitch.folded) == (3, False)
+    corners = torch.conv2d(x, torch.randn(4, 40, 2, 2), stride=2)
+    stitch, _ = _fit(fine, coarse, x, corners, kernel=3)
+    assert (stitch.kernel, stitch.folded) == (1, True)
+
+
+def test_grids_that_are_no_multiple_of_each_other_are_resampled() -> None:
+    for grid, other in (((6, 6), (4, 4)), ((8, 8), (4, 2)), ((8, 8), (1, 1))):
+        source, target = Layout("NCHW", 3, grid), Layout("NCHW", 2, other)
+        stitch = Stitch(source, target, folded=True)
+        assert not stitch.folded
+        assert stitch(torch.randn(2, 3, *grid)).shape == (2, 2, *other)
+
+
+@pytest.mark.parametrize("rank", [None, 3])
+def test_what_all_positions_have_in_common_is_read_where_it_helps(rank: int | None) -> None:
+    source, target = Layout("NLC", 8, (4, 4), prefix=1), Layout("NCHW", 8, (4, 4))
+    x = torch.randn(300, 17, 8)
+    x[:, 1:] += torch.randn(300, 1, 8)
+    expand = torch.eye(8) if rank is None else torch.randn(8, rank)
+    maps = [expand @ torch.randn(rank or 8, 8) for _ in range(3)]
+    parts = (x[:, 1:], x[:, 1:].mean(1, keepdim=True), x[:, :1])
+    y = sum((part @ one.T for part, one in zip(parts, maps, strict=True)), torch.tensor(2.0))
+    y = y.mT.unflatten(2, (4, 4))
+    for options in ({}, {"everywhere": True, "match_variance": True}):
+        stitch, fitted = _fit(
+            source, target, x, y, kernel=3, rank_loss=1e-5, context=True, parts=3, **options
+        )
+        assert (fitted.r2 > 0.9999, fitted.kernel) == (True, 1)
+        assert torch.allclose(stitch(x), y, atol=2e-2)
+        first, second = (rank * 8, rank * 8) if rank else (64, 0)
+        assert stitch.macs == 16 * (first + second) + 2 * first
+    blind, fitted = _fit(source, target, x, y)
+    assert fitted.r2 < 0.9
+    assert blind.context_weight is None
+    itself = parts[0].mT.unflatten(2, (4, 4))
+    alone, _ = _fit(source, target, x, itself, rank_loss=0.01, context=True)
+    assert alone.context_weight is None
 
 
 def test_features_that_hardly_differ_from_a_constant() -> None:
