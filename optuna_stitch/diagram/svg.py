@@ -25,6 +25,12 @@ _COLOURS = {
     "spine": ("#8c959f", "#6e7681"),
     "a": ("#1f77b4", "#58a6dd"),
     "b": ("#12867a", "#3fbfae"),
+    "c": ("#b26a00", "#e3a23c"),
+    "d": ("#8c4a6b", "#d38bb0"),
+    "e": ("#5f7d1c", "#a5c75a"),
+    "f": ("#7a5c3e", "#c2a384"),
+    "g": ("#4b5fc0", "#98a6f0"),
+    "h": ("#5d6b78", "#a3b1be"),
     "stitch": ("#d62728", "#ff7b72"),
     "ensemble": ("#9467bd", "#b392e0"),
 }
@@ -235,7 +241,7 @@ def _colours(scheme: int) -> str:
     kinds = [
         f"& .bar.{kind}, & .dot.{kind} {{ fill: {colour[kind]}; }}\n"
         f"& line.{kind}, & path.{kind}, & .answer.{kind} {{ stroke: {colour[kind]}; }}"
-        for kind in ("a", "b", "stitch", "ensemble")
+        for kind in (*"abcdefgh", "stitch", "ensemble")
     ]
     return "\n".join(
         [

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from optuna_stitch.data.splits import Split
 from optuna_stitch.models.layouts import Layout
-from optuna_stitch.stitching.genotype import Side, Switch
+from optuna_stitch.stitching.genotype import Switch
 from optuna_stitch.stitching.layer import Stitch
 from optuna_stitch.stitching.moments import EVERY, Moments, Pair, Reading
 from optuna_stitch.stitching.recalibration import Calibration
@@ -197,7 +197,6 @@ class _Job:
     def of(
         switch: Switch, stitch: Stitch, kernel: int, allowed: int | None, choices: Choices
     ) -> _Job:
-        other: Side = "a" if switch.into == "b" else "b"
         source, target, size = stitch.source, stitch.target, stitch.grid
         cells = size[0] * size[1]
         if cells == 1 or source.channels * kernel**2 > _WIDEST:
@@ -209,13 +208,13 @@ class _Job:
             everywhere=choices.everywhere and cells * target.channels <= _LARGEST_BIAS,
         )
         grid = Pair(
-            Reading(other, switch.source, source, "grid", size, kernel),
+            Reading(switch.out_of, switch.source, source, "grid", size, kernel),
             Reading(switch.into, switch.target, target, "grid", size),
         )
         plain = Choices((1,), None, None, False, choices.match_variance)
         prefix = [
             Pair(
-                Reading(other, switch.source, source, part, (1, 1)),
+                Reading(switch.out_of, switch.source, source, part, (1, 1)),
                 Reading(switch.into, switch.target, target, place, (1, 1)),
             )
             for place, part in enumerate(stitch.prefix_parts)
