@@ -295,7 +295,7 @@ class _Page:
         top = header.height + 16 * lines + 8
         self.bottom = top + max(lane.heights[-1] for lane in lanes.values())
         height = self.bottom + (footer or lanes["a"].pitch / 2) + _MARGIN
-        self.root = svg.document(width, height, told)
+        self.root = svg.document(width, height, told, lanes)
         header.group.set("transform", f"translate({svg.number(width / 2)} 0)")
         self.root.append(header.group)
         self.across = self._group("across", middle, top)

@@ -414,7 +414,8 @@ def write_stitch_quality(
     figure.suptitle(f"{title}: what a single-stitch network costs", fontsize=11)
     bar = figure.colorbar(cast("matplotlib.cm.ScalarMappable", drawn), ax=list(panels.values()))
     bar.ax.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, 0))
-    bar.set_label("loss against the weakest parent (grey edge: not kept)")
+    least = "weaker" if len(ways) == 2 else "weakest"
+    bar.set_label(f"loss against the {least} parent (grey edge: not kept)")
     figure.savefig(path)
 
 

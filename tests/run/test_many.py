@@ -142,3 +142,9 @@ def test_a_study_of_three_runs_from_its_file_to_its_exports(
         assert ("cascade" in config) == (output == "c then b+c")
     assert config["cascade"]["first"] == "c"
     assert call("pick", str(folder), "--knee") == 0
+
+    number = str(found["b+c"])
+    finish = ("finish", str(folder), "--trial", number, "--epochs", "1", "--no-controls")
+    assert call(*finish) == 0
+    assert call("report", str(folder)) == 0
+    assert f"trial {number} finished" in set(pd.read_csv(folder / "front.csv")["name"])

@@ -17,9 +17,7 @@ from optuna_stitch.stitching.genotype import Genotype, first_of, outputs_of
 from optuna_stitch.stitching.matching import Similarity, match, match_all
 from optuna_stitch.stitching.supergraph import node_operation
 from optuna_stitch.utils.errors import ArtifactError, MatchError, StudyError
-from tests.helpers.networks import SmallNetwork
-
-VIEW = st.View((3, 8, 8))
+from tests.helpers.networks import SmallNetwork, small_parents, small_trio
 
 
 class Branched(nn.Module):
@@ -53,23 +51,6 @@ def branched(draw: some.DrawFn) -> Branched:
         for place in range(draw(some.integers(1, 5)))
     ]
     return Branched(reads, draw(some.integers(2, 4)))
-
-
-def of(modules: Sequence[nn.Module]) -> list[st.Parent]:
-    return [
-        st.load_parent(module, view=VIEW, name=f"network {place}")
-        for place, module in enumerate(modules)
-    ]
-
-
-def three(*, widths: Sequence[int] = (4, 6, 8)) -> st.Supernetwork:
-    torch.manual_seed(0)
-    supernetwork = st.stitch(
-        *of([SmallNetwork(width, segments=False) for width in widths]), points="all"
-    )
-    for weight in supernetwork.stitches.parameters():
-        nn.init.normal_(weight, std=0.3)
-    return supernetwork
 
 
 def answers(
@@ -116,7 +97,9 @@ def test_matches_of_very_many_networks_never_make_a_cycle(draw: some.DataObject)
 def _check_many(draw: some.DataObject) -> None:
     torch.manual_seed(0)
     count = draw.draw(some.integers(2, 5))
-    supernetwork = st.stitch(*of([draw.draw(branched()) for _ in range(count)]), points="all")
+    supernetwork = st.stitch(
+        *small_parents([draw.draw(branched()) for _ in range(count)]), points="all"
+    )
     for pair in itertools.combinations(supernetwork.sides, 2):
         own = [match for match in supernetwork.matches if match.sides == pair]
         ends = [(match.a.depth, match.b.depth) for match in own]
@@ -142,7 +125,7 @@ def _check_many(draw: some.DataObject) -> None:
 
 
 def test_orders_of_two_that_make_a_cycle_together_become_one_order() -> None:
-    parents = of([SmallNetwork(4, segments=False) for _ in range(3)])
+    parents = small_parents([SmallNetwork(4, segments=False) for _ in range(3)])
     graphs = {side: parent.graph() for side, parent in zip("abc", parents, strict=True)}
 
     def like_the(shift: int) -> Similarity:
@@ -164,7 +147,7 @@ def test_orders_of_two_that_make_a_cycle_together_become_one_order() -> None:
 
 
 def test_only_the_first_stitch_into_a_point_counts() -> None:
-    supernetwork = three()
+    supernetwork = small_trio()
     into: dict[tuple[str, str], list[int]] = {}
     for index, switch in enumerate(supernetwork.switches):
         into.setdefault((switch.into, switch.target), []).append(index)
@@ -184,7 +167,7 @@ def test_only_the_first_stitch_into_a_point_counts() -> None:
 
 
 def test_outputs_are_means_and_cascades_of_what_the_heads_answer() -> None:
-    supernetwork = three()
+    supernetwork = small_trio()
     on = frozenset(range(0, len(supernetwork.switches), 3))
     images = torch.randn(5, 3, 8, 8)
     with torch.no_grad():
@@ -202,7 +185,7 @@ def test_outputs_are_means_and_cascades_of_what_the_heads_answer() -> None:
 
 
 def test_a_cascade_asks_two_of_three(data: st.Data) -> None:
-    supernetwork = three()
+    supernetwork = small_trio()
     split = data.val.take(60)
     evaluator = st.Evaluator(supernetwork, split, ["accuracy", "macs"])
     params = {"output": "c then b+c", "threshold": 0.3}
@@ -226,11 +209,11 @@ def test_a_cascade_asks_two_of_three(data: st.Data) -> None:
 
 
 def test_three_are_saved_and_loaded(tmp_path: Path, data: st.Data) -> None:
-    supernetwork = three()
+    supernetwork = small_trio()
     supernetwork.fit(data.train.take(40), kernel=1, recalibrate=0)
     kept = supernetwork.keep([1, 4, 7])
     kept.save(tmp_path)
-    parents = dict(zip("abc", three().parents.values(), strict=True))
+    parents = dict(zip("abc", small_trio().parents.values(), strict=True))
     loaded = st.Supernetwork.load(tmp_path, **parents)
     assert loaded.content_hash() == kept.content_hash()
     assert loaded.switches == kept.switches
@@ -242,6 +225,6 @@ def test_three_are_saved_and_loaded(tmp_path: Path, data: st.Data) -> None:
 def test_what_three_parents_cannot_be_is_said() -> None:
     small, labelled = (SmallNetwork(4, segments=segments) for segments in (False, True))
     with pytest.raises(MatchError, match="Parents a, network 0, and c, network 2, have two jobs"):
-        st.stitch(*of([small, SmallNetwork(6, segments=False), labelled]))
+        st.stitch(*small_parents([small, SmallNetwork(6, segments=False), labelled]))
     with pytest.raises(MatchError, match="9 parents are more than 8"):
-        st.stitch(*of([small] * 9))
+        st.stitch(*small_parents([small] * 9))
