@@ -25,6 +25,9 @@ from optuna_stitch.stitching.supernetwork import Supernetwork
 # Stitches of which so much is lost, more or less, are taken for alike where memory is short.
 _ALIKE = 0.02
 
+# Depths between which a stitch is in the middle: what it saves and what it adds are both much.
+_MIDDLE = (0.25, 0.75)
+
 
 @dataclass(frozen=True)
 class StitchQuality:
@@ -169,9 +172,9 @@ def stitches_within(
     """Choose as many stitches as a share of the parents' weights allows, the best ones first.
 
     Of stitches that lose alike, by steps of two points, smaller ones are better. Every direction,
-    out of one parent into another one, has its turn in the upper and in the lower half of the
-    networks: first the best stitch of each, then the second best, and so on. One that is too large
-    is passed over.
+    out of one parent into another one, has its turn in the middle of the networks, near their
+    ends, where stitches are small, and near the images, where they save little: first the best
+    stitch of each, then the second best, and so on. One that is too large is passed over.
 
     Args:
         supernetwork: The fitted supernetwork.
@@ -188,15 +191,16 @@ def stitches_within(
     def loss(index: int) -> tuple[int, int]:
         return max(0, math.floor(stitch_qualities[index].drop / _ALIKE)), sizes[index]
 
-    ways: dict[tuple[Side, Side, bool], list[int]] = {}
+    groups: dict[tuple[int, Side, Side], list[int]] = {}
     for index in sorted(chosen, key=loss):
         quality = stitch_qualities[index]
-        lower = quality.depth_a + quality.depth_b > 1
-        ways.setdefault((quality.out_of, quality.into, lower), []).append(index)
+        depth = (quality.depth_a + quality.depth_b) / 2
+        turn = 2 if depth < _MIDDLE[0] else 1 if depth > _MIDDLE[1] else 0
+        groups.setdefault((turn, quality.out_of, quality.into), []).append(index)
     parents = bytes_of(graph.module for graph in supernetwork.graphs.values())
     left = share * parents
     kept: list[int] = []
-    for index in chain.from_iterable(zip_longest(*ways.values())):
+    for index in chain.from_iterable(zip_longest(*(groups[key] for key in sorted(groups)))):
         if index is not None and sizes[index] <= left:
             kept.append(index)
             left -= sizes[index]
