@@ -88,7 +88,7 @@ def test_matches_of_many_networks_never_make_a_cycle(draw: some.DataObject) -> N
 
 
 @pytest.mark.slow
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(some.data())
 def test_matches_of_very_many_networks_never_make_a_cycle(draw: some.DataObject) -> None:
     _check_many(draw)
