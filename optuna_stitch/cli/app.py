@@ -128,7 +128,7 @@ def build(study: StudyArgument, folder: FolderOption = None, device: DeviceOptio
             out.print(stitch_quality_table(started.stitch_quality))
             out.print(stitch_quality_sentence(started.stitch_quality))
             out.print(
-                f"{supernetwork.a.name} × {supernetwork.b.name}: {len(supernetwork.matches)} "
+                f"{supernetwork.title}: {len(supernetwork.matches)} "
                 f"matches, {len(supernetwork.switches)} stitches, in {escape(str(started.folder))}"
             )
 
@@ -233,7 +233,7 @@ def finish(
     folder: FolderOption = None,
     device: DeviceOption = None,
 ) -> None:
-    """Train found networks to answer as both parents do, and parents likewise, to compare with.
+    """Train found networks to answer as the parents do, and parents likewise, to compare with.
 
     What is not said here is as `finish:` in the study file says. Several processes share each
     batch under `torchrun --nproc-per-node 2 -m -- optuna_stitch finish STUDY --trial 14`.

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import permutations
-from typing import Literal
 
 from PIL import Image
 
@@ -15,7 +14,8 @@ from optuna_stitch.data.splits import Split
 from optuna_stitch.data.view import View
 from optuna_stitch.utils.errors import DataError
 
-Side = Literal["a", "b"]
+# `a` or `b`: of two jobs there are two parents.
+Side = str
 
 # PIL's modes that say how opaque a pixel is.
 _OPAQUE = ("RGBA", "LA", "PA", "La", "RGBa")

@@ -1,17 +1,26 @@
-"""Two parents side by side: a pair with its matches, or the path that a subnetwork takes."""
+"""Parents side by side: a pair with its matches, or the path that a subnetwork takes."""
 
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from optuna_stitch.diagram import svg
-from optuna_stitch.diagram.lanes import BETWEEN, DROP, Lane, Shown, anchor_of, lay_out
-from optuna_stitch.diagram.output import OUTPUTS, draw_output, footer
+from optuna_stitch.diagram.lanes import (
+    BETWEEN,
+    DROP,
+    Lane,
+    Level,
+    Shown,
+    anchor_of,
+    arranged,
+    lay_out,
+)
+from optuna_stitch.diagram.output import draw_output, footer, output_text
 from optuna_stitch.diagram.segments import Crossing, Segment, dissect, divide
 from optuna_stitch.models.graph import NetworkGraph
-from optuna_stitch.stitching.genotype import SIDES, Side
+from optuna_stitch.stitching.genotype import LETTERS, SIDES, Side
 from optuna_stitch.stitching.matching import Match, candidates_of, select_points
 from optuna_stitch.stitching.settings import PointKind
 from optuna_stitch.stitching.subnetwork import Subnetwork
@@ -60,8 +69,11 @@ def draw_pair(
         candidates = {point.node for point in select_points(graph, points)}
         segments[side] = divide(graph, candidates | ends[side])
         place[side] = {s.point.node: index for index, s in enumerate(segments[side]) if s.point}
-    levels = [(place["a"][pair.a.node], place["b"][pair.b.node]) for pair in matches]
-    last = len(segments["a"]) - 1, len(segments["b"]) - 1
+    levels = [
+        frozenset((side, place[side][point.node]) for side, point in pair.points.items())
+        for pair in matches
+    ]
+    last = {side: len(segments[side]) - 1 for side in SIDES}
     heights, pitch = lay_out(last, levels)
     widest = max(
         segment.macs / max(graphs[side].macs, 1) for side in SIDES for segment in segments[side]
@@ -72,13 +84,13 @@ def draw_pair(
             graph=graphs[side],
             segments=segments[side],
             first=segments[side],
-            shown=_shown_in_pair(graphs[side], segments[side], {level[n] for level in levels}),
+            shown=_shown_in_pair(graphs[side], segments[side], _of(levels, side)),
             heights=heights[side],
             crossed=frozenset(),
             pitch=pitch,
             widest=widest * graphs[side].macs,
         )
-        for n, side in enumerate(SIDES)
+        for side in SIDES
     }
     title = f"{a.name} × {b.name}"
     subtitle = f"{len(matches)} matches among their {_CANDIDATES[points]}"
@@ -94,13 +106,13 @@ def draw_pair(
     )
     headings = {side: (graph.name, _sizes(graph)) for side, graph in graphs.items()}
     page = _Page(f"{title}: {subtitle}", header, lanes, headings)
-    for pair, (index, _) in zip(matches, levels, strict=True):
-        _draw_match(page.across, pair, heights["a"][index + 1])
+    for pair in matches:
+        _draw_match(page.across, pair, heights["a"][place["a"][pair.a.node] + 1])
     return svg.Drawing(page.root)
 
 
 def draw_subnetwork(subnetwork: Subnetwork, *, title: str | None = None) -> svg.Drawing:
-    """Draw what a subnetwork computes: both parents from input (top) to output (bottom).
+    """Draw what a subnetwork computes: all parents from input (top) to output (bottom).
 
     What is used has the colour of its parent, all else is grey. A bar is as wide as the
     multiply-accumulates since the row above; where only some of these are computed, that share of
@@ -124,11 +136,11 @@ def draw_subnetwork(subnetwork: Subnetwork, *, title: str | None = None) -> svg.
     parts = dissect(subnetwork)
     first = dissect(subnetwork.first) if subnetwork.is_cascade else parts
     graphs = subnetwork.supergraph.graphs
-    levels = {(c.at["a"], c.at["b"]) for c in parts.crossings}
-    crossed = {(c.at["a"], c.at["b"]) for c in parts.crossings if c.used}
-    last = len(parts.segments["a"]) - 1, len(parts.segments["b"]) - 1
+    levels = {frozenset(c.at.items()) for c in parts.crossings}
+    crossed = {frozenset(c.at.items()) for c in parts.crossings if c.used}
+    last = {side: len(own) - 1 for side, own in parts.segments.items()}
     heights, pitch = lay_out(last, levels, crossed)
-    widest = max(segment.macs for side in SIDES for segment in parts.segments[side])
+    widest = max(segment.macs for own in parts.segments.values() for segment in own)
     lanes = {
         side: Lane(
             side=side,
@@ -137,13 +149,13 @@ def draw_subnetwork(subnetwork: Subnetwork, *, title: str | None = None) -> svg.
             first=first.segments[side],
             shown=_shown_in_subnetwork(parts.segments[side], first.segments[side]),
             heights=heights[side],
-            crossed={level[n] for level in crossed},
+            crossed=_of(crossed, side),
             pitch=pitch,
             widest=widest,
         )
-        for n, side in enumerate(SIDES)
+        for side in graphs
     }
-    names = f"{graphs['a'].name} × {graphs['b'].name}"
+    names = " × ".join(graph.name for graph in graphs.values())
     header = _Header(title or names)
     if title:
         header.text("note", names)
@@ -156,15 +168,18 @@ def draw_subnetwork(subnetwork: Subnetwork, *, title: str | None = None) -> svg.
     headings = {side: (f"{side}: {graph.name}",) for side, graph in graphs.items()}
     told = f"{title}: {names}" if title else names
     page = _Page(told, header, lanes, headings, footer=footer(subnetwork))
-    idle = sorted(heights["a"][level[0] + 1] for level in levels - crossed)
+    lanes = page.lanes
+    idle: list[str | float] = []
+    for level in sorted(levels - crossed, key=sorted):
+        (one, index), (other, _) = sorted(level)
+        idle += ["M", lanes[one].x, heights[one][index + 1], "H", lanes[other].x]
     if idle:
-        half = BETWEEN / 2
-        svg.path(page.across, "idle", *[part for y in idle for part in ("M", -half, y, "H", half)])
+        svg.path(page.across, "idle", *idle)
     for crossing, at_first in zip(parts.crossings, first.crossings, strict=True):
         if crossing.used:
-            source = lanes["b" if crossing.switch.into == "a" else "a"]
+            ends = lanes[crossing.switch.out_of], lanes[crossing.switch.into]
             kind = "stitch" if at_first.used else "later stitch"
-            _draw_stitch(page.stitches, crossing, source, kind)
+            _draw_stitch(page.stitches, crossing, *ends, kind)
     draw_output(page.output, subnetwork, lanes)
     return svg.Drawing(page.root)
 
@@ -220,19 +235,20 @@ class _Header:
         self._add(whole)
 
     def budget(self, macs: Mapping[str, int], first: Mapping[str, int], parents: int) -> None:
-        """Add what is computed as shares of both parents and the stitches, and its legend.
+        """Add what is computed as shares of all parents and the stitches, and its legend.
 
         Args:
             macs: All that is computed, by owner.
             first: What of it is computed for every image.
-            parents: What both parents compute.
+            parents: What all parents compute.
         """
         whole = parents + macs["stitch"]
         shares = {**macs, "unused": whole - sum(macs.values())}
+        a, *others = (owner for owner in macs if owner in LETTERS)
         legend = {
-            "a": "parent a",
+            a: f"parent {a}",
             "stitch": "stitches",
-            "b": "parent b",
+            **{side: f"parent {side}" for side in others},
             "unused": "not computed",
         }
         x = -_BUDGET / 2
@@ -253,7 +269,7 @@ class _Header:
 
 
 class _Page:
-    """An empty drawing of two lanes under a header, with places for what lies between them."""
+    """An empty drawing of lanes under a header, with places for what lies between them."""
 
     def __init__(
         self,
@@ -263,18 +279,24 @@ class _Page:
         headings: Mapping[Side, Sequence[str]],
         footer: float = 0.0,
     ) -> None:
-        beside = max(
-            *(lane.width for lane in lanes.values()),
-            *(svg.text_width(text) for lines in headings.values() for text in lines),
-            (header.width - BETWEEN) / 2,
-        )
-        middle = _MARGIN + beside + BETWEEN / 2
+        self.lanes = lanes = arranged(lanes)
+        reach = {
+            side: max(lane.width, *(svg.text_width(text) for text in headings[side]))
+            for side, lane in lanes.items()
+        }
+        left = max(reach[side] - lanes[side].x for side in lanes if lanes[side].direction < 0)
+        right = max(reach[side] + lanes[side].x for side in lanes if lanes[side].direction > 0)
+        if len(lanes) == 2:
+            left = right = max(left, right)
+        more = max(header.width - left - right, 0.0) / 2
+        middle = _MARGIN + more + left  # between the first two lanes
+        width = middle + right + more + _MARGIN
         lines = max(map(len, headings.values()))
         top = header.height + 16 * lines + 8
         self.bottom = top + max(lane.heights[-1] for lane in lanes.values())
         height = self.bottom + (footer or lanes["a"].pitch / 2) + _MARGIN
-        self.root = svg.document(2 * middle, height, told)
-        header.group.set("transform", f"translate({svg.number(middle)} 0)")
+        self.root = svg.document(width, height, told, lanes)
+        header.group.set("transform", f"translate({svg.number(width / 2)} 0)")
         self.root.append(header.group)
         self.across = self._group("across", middle, top)
         for side, lane in lanes.items():
@@ -337,12 +359,13 @@ def _share(segment: Segment) -> float:
 def _stage_marks(subnetwork: Subnetwork) -> list[_Mark]:
     """What solid and light marks mean in the drawing of a cascade."""
     first = subnetwork.genotype.first
+    (other,) = [side for side in subnetwork.sides if side != first]
     always = subnetwork.first.worst_macs
     rest = subnetwork.worst_macs - always
     return [
         _Mark(f"path {first}", f"for every image {macs_text(always)}", line=True),
         _Mark(
-            f"path later {'b' if first == 'a' else 'a'}",
+            f"path later {other}",
             f"for unsure images only {macs_text(rest)}",
             line=True,
         ),
@@ -360,7 +383,7 @@ def _figures(subnetwork: Subnetwork) -> str:
         macs += f" on average, {macs_text(subnetwork.worst_macs)} at worst"
     parameters = f"{millions_text(subnetwork.parameters, 2)} parameters"
     stitches = f"{len(subnetwork.on)} of {len(subnetwork.supergraph.switches)} stitches"
-    return f"{macs}, {parameters}, {stitches}, {OUTPUTS[subnetwork.output]}"
+    return f"{macs}, {parameters}, {stitches}, {output_text(subnetwork)}"
 
 
 def _draw_match(parent: ET.Element, pair: Match, y: float) -> None:
@@ -372,18 +395,26 @@ def _draw_match(parent: ET.Element, pair: Match, y: float) -> None:
     svg.tooltip(line, f"{a} -> {b}\n{b} -> {a}")
 
 
-def _draw_stitch(parent: ET.Element, crossing: Crossing, source: Lane, kind: str) -> None:
+def _draw_stitch(
+    parent: ET.Element, crossing: Crossing, source: Lane, target: Lane, kind: str
+) -> None:
     """Draw an arrow from the value that a stitch reads to below the one that it replaces."""
-    direction, start = -source.direction, source.x
-    tip = -start - 2 * direction
+    direction, start = 1 if target.x > source.x else -1, source.x
+    half = (start + target.x) / 2
+    tip = target.x - 2 * direction
     neck = tip - direction * _ARROW
     y = source.heights[crossing.at[source.side] + 1]
     to = y + DROP
     arrow = ET.SubElement(parent, "g", {"class": "crossing"})
     svg.tooltip(arrow, f"{crossing.switch.name}\n{macs_text(crossing.macs)} MACs")
-    svg.path(arrow, kind, "M", start, y, "C", 0.0, y, 0.0, to, neck, to)
+    svg.path(arrow, kind, "M", start, y, "C", half, y, half, to, neck, to)
     corners = [(tip, to), (neck, to - _ARROW / 2), (neck, to + _ARROW / 2)]
     svg.polygon(arrow, kind, corners)
     svg.dot(arrow, kind, (start, y))
     label = (start + 12 * direction, y - 4)
     svg.text(arrow, "macs", label, macs_text(crossing.macs), anchor_of(direction))
+
+
+def _of(levels: Iterable[Level], side: Side) -> set[int]:
+    """The segments of one parent among matched ones."""
+    return {index for level in levels for one, index in level if one == side}

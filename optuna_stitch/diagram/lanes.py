@@ -5,7 +5,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Literal, NamedTuple
@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from optuna_stitch.diagram import svg
 from optuna_stitch.diagram.segments import Segment
 from optuna_stitch.models.graph import NetworkGraph
-from optuna_stitch.stitching.genotype import SIDES, Side
+from optuna_stitch.stitching.genotype import Side
 from optuna_stitch.utils.text import shape_text
 
 # All lengths are in pixels. Rows are far apart where there are few of them, and close where there
@@ -27,6 +27,9 @@ _WIDEST_BAR, _NARROWEST_BAR, _THICKEST_BAR = 90.0, 5.0, 12.0
 _SPACE = 8.0  # between the widest bar and the labels
 
 BETWEEN = 260.0  # the lanes, for the stitches
+
+# Segments of different parents whose last points are matched.
+Level = frozenset[tuple[Side, int]]
 
 # A stitch drops from where it reads to where it enters the other lane; more room below keeps its
 # arrow clear of the next one.
@@ -99,6 +102,7 @@ class Lane:
         crossed: The segments that a stitch which is used reads from, or enters below.
         pitch: Least distance between rows, in pixels.
         widest: The multiply-accumulates that the widest bar stands for.
+        x: Where its spine is, in pixels from the middle between the first two lanes.
     """
 
     side: Side
@@ -110,16 +114,12 @@ class Lane:
     crossed: AbstractSet[int]
     pitch: float
     widest: float
+    x: float = 0.0
 
     @property
     def direction(self) -> int:
         """Where its bars and labels go: -1 to the left, 1 to the right."""
         return -1 if self.side == "a" else 1
-
-    @property
-    def x(self) -> float:
-        """Where its spine is, in pixels from the middle between both lanes."""
-        return self.direction * BETWEEN / 2
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -265,32 +265,87 @@ class Places(NamedTuple):
     pitch: float
 
 
+def arranged(lanes: Mapping[Side, Lane]) -> dict[Side, Lane]:
+    """The lanes beside each other: bars and labels of the first to its left, of others to theirs.
+
+    Args:
+        lanes: By side, in order.
+    """
+    found: dict[Side, Lane] = {}
+    x = -BETWEEN / 2
+    for side, lane in lanes.items():
+        found[side] = replace(lane, x=x)
+        x += BETWEEN + (0.0 if lane.direction < 0 else lane.width)
+    return found
+
+
 def lay_out(
-    last: tuple[int, int],
-    matched: Collection[tuple[int, int]],
-    crossed: AbstractSet[tuple[int, int]] = frozenset(),
+    last: Mapping[Side, int],
+    matched: Collection[Level],
+    crossed: AbstractSet[Level] = frozenset(),
 ) -> Places:
-    """Place the rows of both parents.
+    """Place the rows of all parents.
 
     Matched points are at one height; rows between two matches are spread evenly. Below a stitch
     that is used there is room for where it enters.
 
     Args:
-        last: Index of the last segment of a and of b.
-        matched: Pairs of segments, of a and of b, whose last points are matched. They keep the
-            order of both.
+        last: Index of the last segment, by parent.
+        matched: Segments whose last points are matched. They keep one order of all parents.
         crossed: Those of them with a stitch that is used.
     """
-    levels = [(-1, -1), *sorted(matched), last]
-    steps = [max(q - p for p, q in zip(*both, strict=True)) for both in pairwise(levels)]
-    pitch = min(max(_LENGTH / (sum(steps) + 1), _NARROWEST_PITCH), _WIDEST_PITCH)
+    columns = _columns(last, matched)
+    steps = _descend(columns, last, 1.0, {})
+    pitch = min(max(_LENGTH / (steps[-1] + 1), _NARROWEST_PITCH), _WIDEST_PITCH)
     y = pitch / 2
-    heights: dict[Side, list[float]] = {side: [y] for side in SIDES}
-    y += max(_ample_room(pitch) - pitch, 0.0)  # the row below the images has a label too
-    for (above, below), step in zip(pairwise(levels), steps, strict=True):
-        y += _ROOM if above in crossed else 0.0
-        for side, begin, end in zip(SIDES, above, below, strict=True):
-            count = end - begin
-            heights[side] += [y + pitch * step * row / count for row in range(1, count + 1)]
-        y += pitch * step
+    # the row below the images has a label too
+    below = {0: max(_ample_room(pitch) - pitch, 0.0)}
+    ends = {end for level in crossed for end in level}
+    below |= {place: _ROOM for place, column in enumerate(columns) if place and column & ends}
+    levels = _descend(columns, last, pitch, below)
+    heights: dict[Side, list[float]] = {}
+    for side in last:
+        own = [
+            (dict(column)[side], level, below.get(place, 0.0))
+            for place, (column, level) in enumerate(zip(columns, levels, strict=True))
+            if side in dict(column)
+        ]
+        heights[side] = [y]
+        for (begin, top, room), (end, bottom, _) in pairwise(own):
+            step = (bottom - top - room) / (end - begin)
+            heights[side] += [y + top + room + step * row for row in range(1, end - begin + 1)]
     return Places(heights, pitch)
+
+
+def _columns(last: Mapping[Side, int], matched: Collection[Level]) -> list[Level]:
+    """Matched points that are at one height, from the images of all parents to their outputs."""
+    joined: list[Level] = []
+    for level in matched:
+        whole = frozenset(level).union(*(other for other in joined if other & level))
+        joined = [other for other in joined if not other & level]
+        joined.append(whole)
+    found = [frozenset((side, -1) for side in last)]
+    waiting = {side: sorted(i for level in joined for s, i in level if s == side) for side in last}
+    while joined:
+        # one whose points are the next of their parents: there is one, since matches do not cross
+        column = min(
+            (c for c in joined if all(waiting[side][0] == index for side, index in c)), key=sorted
+        )
+        joined.remove(column)
+        for side, _ in column:
+            waiting[side].pop(0)
+        found.append(column)
+    return [*found, frozenset(last.items())]
+
+
+def _descend(
+    columns: Sequence[Level], last: Mapping[Side, int], pitch: float, below: Mapping[int, float]
+) -> list[float]:
+    """How far down columns are, with a pitch between rows and room below some columns."""
+    reached = dict.fromkeys(last, (-1, 0.0))
+    found: list[float] = []
+    for place, column in enumerate(columns):
+        y = max(reached[side][1] + pitch * (index - reached[side][0]) for side, index in column)
+        found.append(y)
+        reached |= {side: (index, y + below.get(place, 0.0)) for side, index in column}
+    return found

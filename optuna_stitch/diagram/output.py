@@ -8,18 +8,26 @@ from collections.abc import Mapping
 from optuna_stitch.diagram import svg
 from optuna_stitch.diagram.lanes import Lane
 from optuna_stitch.stitching.cascade import Exit
-from optuna_stitch.stitching.genotype import BOTH, Output, Side
+from optuna_stitch.stitching.genotype import BOTH, ENSEMBLE, Side
 from optuna_stitch.stitching.subnetwork import Subnetwork
-from optuna_stitch.utils.text import number_text, percent_text
+from optuna_stitch.utils.text import listed_text, number_text, percent_text
 
-OUTPUTS: dict[Output, str] = {
-    "a": "output of a",
-    "b": "output of b",
-    "ensemble": "ensemble of a and b",
-    "a then both": "output of a, both where unsure",
-    "b then both": "output of b, both where unsure",
-    "both": "outputs of a and of b",
-}
+
+def output_text(subnetwork: Subnetwork) -> str:
+    """Who answers: ``output of a``, ``ensemble of a and b``, ``output of a, both where unsure``.
+
+    Args:
+        subnetwork: Whose output.
+    """
+    first, sides = subnetwork.genotype.first, subnetwork.sides
+    if subnetwork.output == BOTH:
+        return "outputs of a and of b"
+    if first is None:
+        alone = len(sides) == 1
+        return f"output of {sides[0]}" if alone else f"ensemble of {listed_text(sides)}"
+    together = "both" if len(subnetwork.supergraph.sides) == 2 else listed_text(sides)
+    return f"output of {first}, {together} where unsure"
+
 
 # In pixels: heights of the first and of the second answer, and of a turn.
 _FIRST, _SECOND, _TURN = 36.0, 108.0, 10.0
@@ -52,19 +60,17 @@ def draw_output(parent: ET.Element, subnetwork: Subnetwork, lanes: Mapping[Side,
     Args:
         parent: What it is put into; at y = 0 the lanes end.
         subnetwork: Whose output.
-        lanes: Both parents.
+        lanes: All parents.
     """
     first = subnetwork.genotype.first
     if first is not None:
         _draw_cascade(parent, subnetwork, lanes, first)
         return
-    output = subnetwork.output
-    half = _half(OUTPUTS[output])
-    for side, lane in lanes.items():
-        if output in (side, "ensemble", BOTH):
-            _draw_way(parent, f"path {side}", lane, _FIRST, half)
-    kind = "ensemble" if output == BOTH else output
-    _draw_box(parent, f"answer {kind}", _FIRST, OUTPUTS[output])
+    told, sides = output_text(subnetwork), subnetwork.sides
+    for side in sides:
+        _draw_way(parent, f"path {side}", lanes[side], _FIRST, _half(told))
+    kind = sides[0] if len(sides) == 1 else ENSEMBLE
+    _draw_box(parent, f"answer {kind}", _FIRST, told)
 
 
 def _draw_cascade(
@@ -72,7 +78,7 @@ def _draw_cascade(
 ) -> None:
     """Draw the exit, and below it what unsure images get."""
     share = subnetwork.threshold or 0.0
-    other: Side = "b" if first == "a" else "a"
+    (other,) = [side for side in subnetwork.sides if side != first]
     leaves = f"exit: {first} answers {percent_text(1 - share, 0)}"
     goes_on = f"both answer the other {percent_text(share, 0)}"
     when = (

@@ -1,4 +1,4 @@
-"""What a subnetwork computes of both parents, from one point to the next."""
+"""What a subnetwork computes of the parents, from one point to the next."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from optuna_stitch.models.graph import NetworkGraph
 from optuna_stitch.models.points import Point
-from optuna_stitch.stitching.genotype import SIDES, Side, Switch
+from optuna_stitch.stitching.genotype import Side, Switch
 from optuna_stitch.stitching.subnetwork import Subnetwork
 
 
@@ -44,7 +44,7 @@ class Crossing:
     Args:
         switch: Its switch.
         macs: Multiply-accumulates per image.
-        at: The index, by parent, of the segment whose last value it reads or replaces.
+        at: The index, by its two parents, of the segment whose last value it reads or replaces.
         used: Whether it is on and reaches the output.
     """
 
@@ -59,10 +59,10 @@ class Dissection:
     """A subnetwork in its parts.
 
     Args:
-        segments: Of both parents, in order of execution, divided at the outputs of blocks and at
+        segments: Of all parents, in order of execution, divided at the outputs of blocks and at
             the points that have a stitch.
         crossings: All stitches of the supernetwork, in the switches' order.
-        macs: Multiply-accumulates per image by owner: ``a``, ``b`` and ``stitch``.
+        macs: Multiply-accumulates per image by owner: the parents and ``stitch``.
     """
 
     segments: Mapping[Side, list[Segment]]
@@ -97,19 +97,22 @@ def dissect(subnetwork: Subnetwork) -> Dissection:
         subnetwork: The subnetwork.
     """
     supergraph = subnetwork.supergraph
-    macs: Counter[str] = Counter(a=0, b=0, stitch=0)
+    macs: Counter[str] = Counter(dict.fromkeys((*supergraph.sides, "stitch"), 0))
     for step, _ in subnetwork.resolved.steps:
         macs[supergraph.operations[step].owner] += supergraph.operations[step].macs
-    segments = {side: _segments(subnetwork, side) for side in SIDES}
+    segments = {side: _segments(subnetwork, side) for side in supergraph.sides}
     place = {
         side: {s.point.node: index for index, s in enumerate(segments[side]) if s.point}
-        for side in SIDES
+        for side in supergraph.sides
     }
     crossings = [
         Crossing(
             switch=switch,
             macs=stitch.macs,
-            at={side: place[side][_node(switch, side)] for side in SIDES},
+            at={
+                side: place[side][_node(switch, side)]
+                for side in sorted((switch.out_of, switch.into))
+            },
             used=number in subnetwork.on,
         )
         for number, (switch, stitch) in enumerate(
@@ -123,7 +126,11 @@ def _segments(subnetwork: Subnetwork, side: Side) -> list[Segment]:
     """A parent's segments, marked with what the subnetwork computes of them."""
     supergraph = subnetwork.supergraph
     graph, operations = supergraph.graphs[side], supergraph.operations
-    stitched = {_node(switch, side) for switch in supergraph.switches}
+    stitched = {
+        _node(switch, side)
+        for switch in supergraph.switches
+        if side in (switch.out_of, switch.into)
+    }
     segments = divide(graph, {p.node for p in graph.points if p.block} | stitched)
     nodes = [segment.point.node if segment.point else graph.output.name for segment in segments]
     order = {node: index for index, node in enumerate(graph.costs)}

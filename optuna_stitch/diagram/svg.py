@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 # Sizes of the fonts, in pixels, and the widths of their characters, rounded up.
@@ -25,6 +25,12 @@ _COLOURS = {
     "spine": ("#8c959f", "#6e7681"),
     "a": ("#1f77b4", "#58a6dd"),
     "b": ("#12867a", "#3fbfae"),
+    "c": ("#b26a00", "#e3a23c"),
+    "d": ("#8c4a6b", "#d38bb0"),
+    "e": ("#5f7d1c", "#a5c75a"),
+    "f": ("#7a5c3e", "#c2a384"),
+    "g": ("#4b5fc0", "#98a6f0"),
+    "h": ("#5d6b78", "#a3b1be"),
     "stitch": ("#d62728", "#ff7b72"),
     "ensemble": ("#9467bd", "#b392e0"),
 }
@@ -83,13 +89,14 @@ class Drawing:
         return str(self)
 
 
-def document(width: float, height: float, title: str) -> ET.Element:
+def document(width: float, height: float, title: str, sides: Iterable[str]) -> ET.Element:
     """An empty SVG document with a background.
 
     Args:
         width: In pixels.
         height: In pixels.
         title: What a screen reader says.
+        sides: The parents that are drawn.
 
     Returns:
         The root, to put marks into.
@@ -104,7 +111,8 @@ def document(width: float, height: float, title: str) -> ET.Element:
         role="img",
     )
     tooltip(root, title)
-    style = f"{_SHAPES}{_colours(0)}\n@media (prefers-color-scheme: dark) {{\n{_colours(1)}\n}}\n"
+    light, dark = (_colours(scheme, list(sides)) for scheme in range(2))
+    style = f"{_SHAPES}{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n"
     ET.SubElement(root, "style").text = style.replace("&", _SCOPE)
     ET.SubElement(root, "rect", {"class": "background", "width": "100%", "height": "100%"})
     return root
@@ -230,12 +238,12 @@ def number(value: float) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".")
 
 
-def _colours(scheme: int) -> str:
+def _colours(scheme: int, sides: Sequence[str]) -> str:
     colour = {name: pair[scheme] for name, pair in _COLOURS.items()}
     kinds = [
         f"& .bar.{kind}, & .dot.{kind} {{ fill: {colour[kind]}; }}\n"
         f"& line.{kind}, & path.{kind}, & .answer.{kind} {{ stroke: {colour[kind]}; }}"
-        for kind in ("a", "b", "stitch", "ensemble")
+        for kind in (*sides, "stitch", "ensemble")
     ]
     return "\n".join(
         [

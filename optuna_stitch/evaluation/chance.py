@@ -20,13 +20,13 @@ from optuna_stitch.data.view import View
 from optuna_stitch.evaluation.accumulator import confusions_of
 from optuna_stitch.evaluation.evaluator import Evaluator
 from optuna_stitch.evaluation.metrics import VOID, mean_iou_of, quality_metric, unit_of
-from optuna_stitch.stitching.genotype import SIDES, Genotype, Side
+from optuna_stitch.stitching.genotype import LETTERS, Genotype, Side
 from optuna_stitch.stitching.supernetwork import Supernetwork
 from optuna_stitch.utils.device import are_finite
 from optuna_stitch.utils.distributed import rank
 from optuna_stitch.utils.errors import DataError
 from optuna_stitch.utils.progress import console
-from optuna_stitch.utils.text import percent_text, shape_text
+from optuna_stitch.utils.text import listed_text, percent_text, shape_text
 
 # How likely answers that know nothing of the images may be taken for knowledge.
 LEVEL = 0.01
@@ -66,9 +66,9 @@ class Agreement:
 
 
 def check_parents(
-    supernetwork: Supernetwork, split: Split | SplitPair, *, stop: Collection[Side] = SIDES
+    supernetwork: Supernetwork, split: Split | SplitPair, *, stop: Collection[Side] = LETTERS
 ) -> dict[Side, Agreement]:
-    """Measure both parents, say it on stderr, and stop at one that is no better than guessing.
+    """Measure all parents, say it on stderr, and stop at one that is no better than guessing.
 
     For images, the number of right answers is held against that of answers with the same
     frequencies which are independent of the labels, by the binomial test. Where pixels are
@@ -93,11 +93,11 @@ def check_parents(
         >>> found["b"].images, found["b"].quality > found["b"].guessing
         (200, True)
     """
-    parents = {"a": supernetwork.a, "b": supernetwork.b}
+    parents = supernetwork.parents
     asked: list[tuple[Split, Sequence[Side]]] = (
-        [(split.of(side), [side]) for side in SIDES]
+        [(split.of(side), [side]) for side in parents]
         if isinstance(split, SplitPair)
-        else [(split, SIDES)]
+        else [(split, list(parents))]
     )
     names: dict[Side, Sequence[str] | None] = {}
     found: dict[Side, Agreement] = {}
@@ -107,7 +107,7 @@ def check_parents(
         known = names_of(images.dataset)
         classes = supernetwork.supergraph.classes_of(sides[0])
         if known is not None and len(known) != classes:
-            who = " and ".join(parents[side].name for side in sides)
+            who = listed_text([parents[side].name for side in sides])
             raise DataError(
                 f"{who} {'tell' if len(sides) > 1 else 'tells'} {classes} classes apart, the "
                 f"{images.name} split has {len(known)}: labels would not mean the same."
@@ -125,15 +125,15 @@ def check_parents(
             for side, agreement in here.items()
         }
     if rank() == 0:
-        for side in SIDES:
+        for side in parents:
             console.print(f"{said[side]}{_remark(found[side], names[side])}", highlight=False)
-    for side in stop:
-        if not finite[side]:
+    for side in parents:
+        if side in stop and not finite[side]:
             raise DataError(
                 f"Parent {side}, {parents[side].name}, gives answers that are no finite numbers "
                 f"on the {split.name} split."
             )
-    guessing = [side for side in SIDES if side in stop and found[side].at_chance]
+    guessing = [side for side in parents if side in stop and found[side].at_chance]
     if guessing:
         views = [parents[side].view for side in guessing]
         agreements = [found[side] for side in guessing]

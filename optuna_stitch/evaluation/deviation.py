@@ -13,7 +13,7 @@ from optuna_stitch.evaluation.engine import Engine
 from optuna_stitch.evaluation.metrics import VOID
 from optuna_stitch.evaluation.runner import Runner
 from optuna_stitch.evaluation.settings import Kernels
-from optuna_stitch.stitching.genotype import Genotype, Side, single_stitch_genotypes
+from optuna_stitch.stitching.genotype import ENSEMBLE, Genotype, Side, single_stitch_genotypes
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supergraph import Supergraph
 from optuna_stitch.utils.progress import console
@@ -24,8 +24,6 @@ _IMAGES, _WITH_PIXELS = 200, 20
 
 # Single-stitch networks that are looked at, besides the parents and their ensemble.
 _STITCHED = 4
-
-_NO_STITCHES: tuple[Genotype, ...] = (Genotype("a"), Genotype("b"), Genotype("ensemble"))
 
 # Accuracy may move by this share, or by one image.
 _FAR = 0.01
@@ -106,9 +104,10 @@ def measure_deviation(
         batch_size: Images per batch.
         side: Of parents with two jobs, whose answers.
     """
-    whole, single = _NO_STITCHES, single_stitch_genotypes(supergraph.switches)
+    whole = [Genotype(output) for output in (*supergraph.sides, ENSEMBLE)]
+    single = single_stitch_genotypes(supergraph.switches)
     if supergraph.two_jobs:
-        whole = (Genotype(side),)
+        whole = [Genotype(side)]
         single = [genotype for genotype in single if genotype.output == side]
     some = single[:: max(1, len(single) // _STITCHED)][:_STITCHED]
     genotypes = [*whole, *some]

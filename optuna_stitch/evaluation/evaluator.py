@@ -36,11 +36,12 @@ from optuna_stitch.evaluation.settings import (
     Racing,
 )
 from optuna_stitch.stitching.cascade import Exit
-from optuna_stitch.stitching.genotype import SIDES, Genotype, Side
+from optuna_stitch.stitching.genotype import Genotype, Side
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supernetwork import Supernetwork
 from optuna_stitch.utils.errors import ConfigError, StudyError
 from optuna_stitch.utils.progress import progress_bar
+from optuna_stitch.utils.text import listed_text
 
 _V = TypeVar("_V")
 
@@ -103,7 +104,7 @@ class Evaluator:
         for metric in self.metrics:
             dense = supergraph.segments_of(self._side)
             if isinstance(metric, (ImageMetric, Metric)) and dense:
-                names = f"{supernetwork.a.name} and {supernetwork.b.name} label"
+                names = f"{listed_text([p.name for p in supernetwork.parents.values()])} label"
                 if supernetwork.two_jobs:
                     names = f"parent {side}, {supergraph.graphs[self._side].name}, labels"
                 raise ConfigError(
@@ -493,8 +494,8 @@ class Evaluator:
 
 def _first(subnetwork: Subnetwork) -> int:
     """The number of the head that a cascade asks first."""
-    assert subnetwork.genotype.first is not None, subnetwork
-    return SIDES.index(subnetwork.genotype.first)
+    assert subnetwork.first_head is not None, subnetwork
+    return subnetwork.first_head
 
 
 def _renamed(values: Mapping[str, _V], names: Mapping[str, str | None]) -> dict[str, _V]:

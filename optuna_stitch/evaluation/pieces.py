@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from optuna_stitch.evaluation.settings import LatencySettings
-from optuna_stitch.stitching.genotype import SIDES
 from optuna_stitch.stitching.program import Program
 from optuna_stitch.stitching.supergraph import Supergraph
 from optuna_stitch.utils.errors import ArtifactError, ConfigError, first_line
@@ -63,7 +62,7 @@ def pieces_of(supergraph: Supergraph) -> list[Piece]:
     for place, operation in enumerate(supergraph.operations):
         for read in operation.inputs:
             readers.setdefault(read, set()).add(place)
-    heads = {supergraph.head(side) for side in SIDES}
+    heads = {supergraph.head(side) for side in supergraph.sides}
     root_of: dict[int, int] = {}
     for place in range(len(supergraph.operations) - 1, -1, -1):
         around = {root_of[reader] for reader in readers.get(place, ())}
@@ -230,7 +229,7 @@ def _free(supergraph: Supergraph) -> set[str]:
 
 
 def _whole(supergraph: Supergraph, outputs: Sequence[int] | None = None) -> Program:
-    """Both parents and all stitches, each on the raw feature that it reads."""
+    """All parents and all stitches, each on the raw feature that it reads."""
     steps = [(place, operation.inputs) for place, operation in enumerate(supergraph.operations)]
     wanted = range(len(steps)) if outputs is None else outputs
     return Program(supergraph.operations, steps, list(wanted))
@@ -255,7 +254,7 @@ class _Roots(nn.Module):
 
     def __init__(self, supergraph: Supergraph, roots: Sequence[int]) -> None:
         super().__init__()
-        graphs = [supergraph.graphs[side].module for side in SIDES]
+        graphs = [graph.module for graph in supergraph.graphs.values()]
         self.parts = nn.ModuleList([*graphs, supergraph.stitches])  # the tracer looks for them
         self._program = _whole(supergraph, roots)
 

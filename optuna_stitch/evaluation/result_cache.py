@@ -21,7 +21,7 @@ from torch import Tensor
 from optuna_stitch.evaluation.accumulator import Hits, MixableResult, Scores
 from optuna_stitch.evaluation.cascades import Curve
 from optuna_stitch.evaluation.settings import CascadeSettings, Kernels
-from optuna_stitch.stitching.genotype import OUTPUTS, Genotype
+from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.storage.rdb import open_engine
 from optuna_stitch.storage.retry import RETRY_TIMEOUT, retry
 from optuna_stitch.utils.errors import StudyError, first_line
@@ -245,7 +245,7 @@ def _genotype(text: str) -> Genotype:
     words = text.split()
     on = [int(word) for word in words if word.isdecimal()]
     output = " ".join(word for word in words if not word.isdecimal())
-    return Genotype(OUTPUTS[OUTPUTS.index(output)], frozenset(on))
+    return Genotype(output, frozenset(on))
 
 
 def _read(row: sa.Row) -> CachedResult:  # type: ignore[type-arg]

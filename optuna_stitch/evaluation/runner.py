@@ -22,12 +22,13 @@ from optuna_stitch.evaluation.engine import (
 from optuna_stitch.evaluation.metrics import LearnedMetric
 from optuna_stitch.evaluation.racing import Race, Rival
 from optuna_stitch.evaluation.settings import CascadeSettings
-from optuna_stitch.stitching.genotype import SIDES, Side
+from optuna_stitch.stitching.genotype import Side
 from optuna_stitch.stitching.program import Program, shared_program
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supergraph import Supergraph
 from optuna_stitch.utils.device import are_finite, fetch
 from optuna_stitch.utils.errors import ConfigError, DataError
+from optuna_stitch.utils.text import listed_text
 
 Rivals = Mapping[float | None, Rival]
 
@@ -226,10 +227,10 @@ class Runner:
 
     def _accumulator(self, subnetwork: Subnetwork) -> Accumulator | CascadeAccumulator:
         classes = self._engine.supergraph.classes_of(self._side)
-        first = subnetwork.genotype.first
+        first = subnetwork.first_head
         if first is None:
             return Accumulator(self._metrics, classes)
-        return CascadeAccumulator(self._metrics, classes, SIDES.index(first), self._cascades)
+        return CascadeAccumulator(self._metrics, classes, first, self._cascades)
 
     def _lost(
         self, race: Race, accumulator: Accumulator | CascadeAccumulator, rivals: Rivals
@@ -317,7 +318,7 @@ def check_labels(split: Split, supergraph: Supergraph, side: Side = "a") -> None
     if smallest < 0 or largest >= classes:
         wrong = smallest if smallest < 0 else largest
         names = [graph.name for graph in supergraph.graphs.values()]
-        who = f"{' and '.join(names)} tell"
+        who = f"{listed_text(names)} tell"
         if supergraph.two_jobs:
             who = f"parent {side}, {supergraph.graphs[side].name}, tells"
         raise DataError(

@@ -19,7 +19,7 @@ from optuna_stitch.evaluation.metrics import RETAINED, unit_of
 from optuna_stitch.export.cascade_text import cascade_sentence, cascade_table
 from optuna_stitch.export.formats import FORMATS
 from optuna_stitch.export.proof import Proof, proof_cells, proof_note, unproven_note
-from optuna_stitch.stitching.genotype import BOTH, SIDES, Output, Side
+from optuna_stitch.stitching.genotype import BOTH, SIDES, Side
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.utils.text import (
     listed_text,
@@ -41,12 +41,6 @@ _HUB_LICENCES = (
     *("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0"),
     *("apple-ascl", "apple-amlr", "gemma", "unknown"),
 )
-
-_RETURNS: dict[Output, str] = {
-    "a": "It returns the output of a.",
-    "b": "It returns the output of b.",
-    "ensemble": "It returns the mean of the class probabilities of both, as logits.",
-}
 
 _TESTS = {"accuracy": "McNemar's test", "mean_iou": "the paired bootstrap"}
 
@@ -155,7 +149,7 @@ class Origin:
     """Where a network comes from: all that its card says and the network itself does not know.
 
     Args:
-        parents: Both parents, by side.
+        parents: All parents, by side.
         trial: Number of its trial, where it is one.
         study: Name of the study.
         results: Its figures on the test split.
@@ -188,7 +182,7 @@ class Origin:
     def title(self) -> str:
         """The headline of the card."""
         if self.trial is None:
-            return " × ".join(self.parents[side].name for side in SIDES)
+            return " × ".join(self.parents[side].name for side in sorted(self.parents))
         return f"Trial {self.trial} of {self.study}"
 
 
@@ -202,7 +196,7 @@ def describe(subnetwork: Subnetwork, origin: Origin) -> str:
     Returns:
         One sentence, without a full stop.
     """
-    names = {side: origin.parents[side].name for side in SIDES}
+    names = {side: one.name for side, one in origin.parents.items()}
     whose = f"A subnetwork of {origin.title}"
     if origin.trial is not None:
         whose = f"Trial {origin.trial} of the study {origin.study}"
@@ -216,7 +210,7 @@ def describe(subnetwork: Subnetwork, origin: Origin) -> str:
     whole = "cascade" if subnetwork.is_cascade else "ensemble"
     whole = "pair" if subnetwork.output == BOTH else whole
     share = {owner: percent_text(macs[owner] / sum(macs.values()), 0) for owner in macs}
-    both = " and ".join(f"{names[side]} ({side}, {share[side]} {of_macs})" for side in SIDES)
+    both = listed_text([f"{names[side]} ({side}, {share[side]} {of_macs})" for side in used])
     count = len(subnetwork.on)
     if not count:
         return f"{whose}: the {whole} of {both}, without a stitch"
@@ -225,7 +219,7 @@ def describe(subnetwork: Subnetwork, origin: Origin) -> str:
 
 
 def _macs(subnetwork: Subnetwork) -> Counter[str]:
-    """Multiply-accumulates per image by owner: ``a``, ``b``, ``stitch`` and others of none."""
+    """Multiply-accumulates per image by owner: parents, ``stitch`` and others of none."""
     operations = subnetwork.supergraph.operations
     macs: Counter[str] = Counter()
     for place, _ in subnetwork.resolved.steps:
@@ -235,7 +229,7 @@ def _macs(subnetwork: Subnetwork) -> Counter[str]:
 
 def _parents_in(subnetwork: Subnetwork) -> list[Side]:
     """The parents that a network has layers of."""
-    return [side for side in SIDES if side in _macs(subnetwork)]
+    return [side for side in subnetwork.supergraph.sides if side in _macs(subnetwork)]
 
 
 def licence_of(subnetwork: Subnetwork, origin: Origin) -> str | None:
@@ -345,11 +339,12 @@ def write_card(
         for side, one in origin.parents.items()
     ]
     stitches = zip(sorted(subnetwork.on), subnetwork.stitches, strict=True)
+    whose = "Both" if len(origin.parents) == 2 else "All"
     paragraphs = [
         f"---\n{_header(subnetwork, origin, formats)}\n---",
         f"# {origin.title}",
         f"{describe(subnetwork, origin)}. {_returns(subnetwork)}",
-        f"![Both parents from input to output, and the path of this network]({DRAWING})",
+        f"![{whose} parents from input to output, and the path of this network]({DRAWING})",
         *(_figures(origin.results) if origin.results is not None else ()),
         *_cascade(subnetwork, origin.results),
         *_how_finished(subnetwork),
@@ -386,7 +381,11 @@ def _returns(subnetwork: Subnetwork) -> str:
         }
         told = " and ".join(what.values())
         return f"It answers two questions, each by one parent's head: {told}."
-    return _RETURNS[subnetwork.output]
+    if len(subnetwork.sides) == 1:
+        return f"It returns the output of {subnetwork.output}."
+    several = len(subnetwork.supergraph.sides) > 2
+    whose = listed_text(subnetwork.sides) if several else "both"
+    return f"It returns the mean of the class probabilities of {whose}, as logits."
 
 
 def _how_finished(subnetwork: Subnetwork) -> list[str]:

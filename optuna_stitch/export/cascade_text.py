@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from optuna_stitch.stitching.cascade import MEASURES, Exit
-from optuna_stitch.stitching.genotype import SIDES
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.utils.errors import ExportError
 from optuna_stitch.utils.text import markdown_table, millions_text, number_text, percent_text
@@ -36,7 +35,7 @@ def cascade_sentence(subnetwork: Subnetwork) -> str:
         subnetwork: The cascade.
     """
     found = exit_of(subnetwork)
-    first, second = SIDES[found.first], SIDES[1 - found.first]
+    first, second = found.sides[found.first], found.sides[1 - found.first]
     mean = "the mean" if found.weight == 0.5 else "the weighted mean"
     return (
         f"It is a cascade, which returns the output of {first} where that is sure enough. "
@@ -59,7 +58,7 @@ def cascade_config(subnetwork: Subnetwork) -> dict[str, Any]:
     found = exit_of(subnetwork)
     coefficients = {"coefficients": list(found.coefficients)} if found.coefficients else {}
     return {
-        "first": SIDES[found.first],
+        "first": found.sides[found.first],
         "confidence": found.confidence,
         "threshold": found.threshold,
         "share": found.share,
@@ -84,17 +83,17 @@ def cascade_table(subnetwork: Subnetwork, test_share: float | None) -> str:
     if test_share is not None:
         share += f", {percent_text(test_share, 1)} of the test images"
     rows = [
-        ["asked first", SIDES[found.first]],
+        ["asked first", found.sides[found.first]],
         ["measure of confidence", f"{found.confidence}: {MEASURES[found.confidence]}"],
         ["an image goes on", f"where that is below {found.threshold!r}"],
         ["images that go on", share],
     ]
     if found.weight != 0.5:
-        weights = zip(SIDES, (found.weight, 1 - found.weight), strict=True)
+        weights = zip(found.sides, (found.weight, 1 - found.weight), strict=True)
         text = ", ".join(f"{side} {number_text(weight)}" for side, weight in weights)
         rows.append(["weights in the mean", text])
     if found.temperatures != (1, 1):
-        temperatures = zip(SIDES, found.temperatures, strict=True)
+        temperatures = zip(found.sides, found.temperatures, strict=True)
         text = ", ".join(f"{side} {number_text(value)}" for side, value in temperatures)
         rows.append(["temperatures of the logits", text])
     rows += [

@@ -28,7 +28,7 @@ def sure(self, logits: Tensor) -> Tensor:
     """
 {sure}
 
-def mean(self, a: Tensor, b: Tensor) -> Tensor:
+def mean(self, {both}) -> Tensor:
     """Return the mean of both heads' class probabilities, as logits."""
 {mean}
 '''
@@ -59,6 +59,7 @@ def exit_code(
         inputs=", ".join(inputs),
         threshold=_number(found.threshold),
         heads=", ".join(heads if found.first == 0 else heads[::-1]),
+        both=", ".join(f"{side}: Tensor" for side in found.sides),
         measure=MEASURES[found.confidence],
         sure=textwrap.indent("\n".join(_sure(found, shape)), " " * 4),
         mean=textwrap.indent("\n".join(_mean(found)), " " * 4),
@@ -124,9 +125,10 @@ def _mean(found: Exit) -> list[str]:
     shares = (found.weight, 1 - found.weight)
     parts = [
         f"F.log_softmax({_tempered(name, temperature)}, dim=1) + math.log({_number(share)})"
-        for name, temperature, share in zip("ab", found.temperatures, shares, strict=True)
+        for name, temperature, share in zip(found.sides, found.temperatures, shares, strict=True)
         if share > 0
     ]
     if len(parts) == 1:
         return [f"return {parts[0]}"]
-    return [f"a = {parts[0]}", f"b = {parts[1]}", "return torch.logaddexp(a, b)"]
+    a, b = found.sides
+    return [f"{a} = {parts[0]}", f"{b} = {parts[1]}", f"return torch.logaddexp({a}, {b})"]

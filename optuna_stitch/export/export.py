@@ -28,7 +28,7 @@ from optuna_stitch.export.check import calibration_of, check_format, images_of
 from optuna_stitch.export.formats import FORMATS, select_formats
 from optuna_stitch.export.proof import CONFIG, check_drop, proof_config, prove
 from optuna_stitch.export.trace import trace
-from optuna_stitch.stitching.genotype import BOTH, SIDES
+from optuna_stitch.stitching.genotype import BOTH
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.utils.errors import ExportError
 
@@ -100,13 +100,13 @@ def export_subnetwork(
     supergraph = subnetwork.supergraph
     if origin is None:
         graphs = supergraph.graphs
-        origin = Origin({side: ParentOrigin(graphs[side].name) for side in SIDES})
+        origin = Origin({side: ParentOrigin(graph.name) for side, graph in graphs.items()})
     if subnetwork.is_cascade:
         exit_of(subnetwork)  # without one there is nothing to trace
     traced = trace(subnetwork, title=describe(subnetwork, origin))
     if train is not None and "onnx-int8" in selected:
         traced = replace(traced, calibration=calibration_of(traced, train))
-    parents = [origin.parents[side].name for side in SIDES]
+    parents = [origin.parents[side].name for side in supergraph.sides]
     trial = [] if origin.trial is None else [f"trial-{origin.trial}"]
     drawing = subnetwork.draw(title=None if origin.trial is None else f"Trial {origin.trial}")
     images = images_of(traced, validation if split is None else split)

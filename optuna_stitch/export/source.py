@@ -23,9 +23,10 @@ from torch.export.graph_signature import InputKind
 
 from optuna_stitch.export.exit_code import exit_code
 from optuna_stitch.export.trace import Home, Stage, Traced
-from optuna_stitch.stitching.genotype import SIDES, Switch
+from optuna_stitch.stitching.genotype import LETTERS, SIDES, Switch
 from optuna_stitch.stitching.subnetwork import CascadeModule
 from optuna_stitch.utils.errors import ExportError
+from optuna_stitch.utils.text import listed_text
 
 CODE = "network.py"
 
@@ -42,8 +43,8 @@ _FILE = '''\
     {result} = network({inputs})  # {shapes}
 
 `config.json` says how images are resized and normalized. {operators} one line per
-operator; comments name the part of parent a or b that the lines come from, and the stitches
-between them. Values x belong to a, values y to b.
+operator; comments name the part of parent {parents} that the lines come from, and the stitches
+between them. {values}
 
 To fine-tune, train `network.parameters()`. The network computes the same in train and in eval
 mode: BatchNorm statistics are buffers that stay as they are, and there is no dropout.
@@ -119,7 +120,7 @@ went on.
 _CONSTANTS = "constants"
 
 # First letter of a value's name: by the parent whose layers compute it or, of stitches, read it.
-_LETTERS = {"a": "x", "b": "y", "ensemble": "z"}
+_LETTERS = {**dict(zip(LETTERS, "xyuvwpqr", strict=True)), "ensemble": "z"}
 
 # First letter of a number's name, such as a size.
 _SIZE = "n"
@@ -178,7 +179,9 @@ def write_code(traced: Traced) -> tuple[str, dict[str, Tensor]]:
             f'"{side}": logits {_batch(supergraph.shape_of(side))}' for side in SIDES
         )
     shapes = ", ".join(f"{name} {_batch(view.input_size)}" for name, view in traced.views.items())
-    bodies = [_body(stage, supergraph.switches, kept) for stage in traced.stages]
+    count = len(traced.subnetwork.sides)
+    heads = "both parents'" if count == 2 else f"{count} parents'"
+    bodies = [_body(stage, supergraph.switches, heads, kept) for stage in traced.stages]
     if isinstance(traced.module, CascadeModule):
         methods = [
             exit_code(
@@ -203,6 +206,10 @@ def write_code(traced: Traced) -> tuple[str, dict[str, Tensor]]:
         shapes=shapes,
         buffers=f"{{{buffers}}}" if buffers else "set()",
         methods=textwrap.indent("\n".join(methods), " " * 4).rstrip(),
+        parents=listed_text(supergraph.sides, "or"),
+        values=f"Values {', '.join(f'{_LETTERS[s]} belong to {s}' for s in supergraph.sides)}."
+        if len(supergraph.sides) > 2
+        else "Values x belong to a, values y to b.",
         **_wording(is_cascade=len(methods) > 1),
     )
     return text, {weight.name: weight.tensor for weight in kept.values()}
@@ -220,18 +227,21 @@ def _wording(*, is_cascade: bool) -> dict[str, str]:
     }
 
 
-def _body(stage: Stage, switches: Sequence[Switch], kept: dict[object, _Weight]) -> list[str]:
+def _body(
+    stage: Stage, switches: Sequence[Switch], heads: str, kept: dict[object, _Weight]
+) -> list[str]:
     """The lines of a stage.
 
     Args:
         stage: The stage.
         switches: The supernetwork's.
+        heads: Of how many parents an ensemble is.
         kept: Weights of earlier stages by their identity; those of this one are added.
     """
     nodes = _needed(inline_regions(stage.program.graph_module))
     weights = _weights_of(stage.program, nodes, kept)
     names = {node: _accessor(weight.name) for node, weight in weights.items()}
-    lines = list(_Lines(stage, switches, names).write(nodes))
+    lines = list(_Lines(stage, switches, heads, names).write(nodes))
     roots = sorted({weight.name.partition(".")[0] for weight in weights.values()})
     if roots:
         lines.insert(0, f"{', '.join(roots)} = {', '.join(f'self.{root}' for root in roots)}")
@@ -314,7 +324,7 @@ def _weights_of(
 def _name(path: str) -> str:
     """The name in a parent, or one among the constants."""
     first, _, rest = path.partition(".")
-    return path if first in ("a", "b", "stitches") and rest else f"{_CONSTANTS}.{path}"
+    return path if first in (*LETTERS, "stitches") and rest else f"{_CONSTANTS}.{path}"
 
 
 def _free(name: str, taken: Set[str]) -> str:
@@ -412,12 +422,14 @@ class _Lines:
     Args:
         stage: What is computed.
         switches: The supernetwork's.
+        heads: Of how many parents an ensemble is.
         names: Expressions of its weights, by their nodes.
     """
 
     def __init__(
-        self, stage: Stage, switches: Sequence[Switch], names: Mapping[fx.Node, str]
+        self, stage: Stage, switches: Sequence[Switch], heads: str, names: Mapping[fx.Node, str]
     ) -> None:
+        self._heads = heads
         self._stage = stage
         self._names = dict(names)
         self._switches = switches
@@ -494,7 +506,7 @@ class _Lines:
         if home.owner == "stitch":
             return f"stitch {home.number}: {self._switches[home.number].name}"
         if home.owner == "ensemble":
-            return "ensemble: the mean of both parents' class probabilities"
+            return f"ensemble: the mean of {self._heads} class probabilities"
         return f"{home.owner}.{home.block}" if home.block else home.owner
 
 

@@ -30,7 +30,7 @@ class Home:
     """Which part of a supernetwork an operator belongs to.
 
     Args:
-        owner: ``a``, ``b``, ``stitch`` or ``ensemble``.
+        owner: A parent's letter, ``stitch`` or ``ensemble``.
         block: Path of the parent's module that it is a step of; empty where it is in none.
         number: Index of the switch, where it is a stitch's.
     """

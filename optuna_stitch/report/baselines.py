@@ -1,15 +1,18 @@
-"""What one would use otherwise of two trained networks, tuned on validation images.
+"""What one would use otherwise of trained networks, tuned on validation images.
 
-- The **duo** adds both parents' logits with weights that act as temperatures (Zhou, Shelhamer and
+- The **duo** adds all parents' logits with weights that act as temperatures (Zhou, Shelhamer and
   Pleiss, "Asymmetric duos: sidekicks improve uncertainty", 2025).
-- The **cascade** asks the cheaper parent first, and both where the first is unsure: what the
-  search's cascades are without a stitch.
+- The **cascade** asks the cheaper parent of two first, and both where the first is unsure: what
+  the search's cascades are without a stitch.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from typing import Any
 
 import moocore
 import numpy as np
@@ -23,41 +26,44 @@ from optuna_stitch.evaluation.evaluator import Evaluator
 from optuna_stitch.evaluation.metrics import VOID, quality_metric
 from optuna_stitch.evaluation.settings import CascadeSettings
 from optuna_stitch.search.space import threshold_values
-from optuna_stitch.stitching.genotype import FIRST, SIDES, Genotype
+from optuna_stitch.stitching.genotype import LETTERS, Genotype, Side, first_of, heads_of
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supernetwork import Supernetwork
 from optuna_stitch.utils.errors import DataError
+from optuna_stitch.utils.text import listed_text
 
 # The duo's weights are tuned on about so many labels: neighbouring pixels say the same.
 _LABELS = 20_000
 
-# Of the cascades that are worth their cost on validation images so many are kept.
+# Of the cascades that are worth their cost on validation images so many are kept for two parents,
+# and as many more for each further one.
 _CASCADES = 4
 
 
 @dataclass(frozen=True)
 class Duo:
-    """Both parents' logits, weighted.
+    """All parents' logits, weighted.
 
     Args:
-        weights: Of a and of b.
+        weights: Of a, b and so on.
     """
 
-    weights: tuple[float, float]
+    weights: tuple[float, ...]
 
     @property
     def recipe(self) -> str:
         """How it answers."""
-        return f"the sum of {self.weights[0]:.2f} × a's and {self.weights[1]:.2f} × b's logits"
+        named = zip(LETTERS, self.weights, strict=False)
+        parts = [f"{weight:.2f} × {side}'s" for side, weight in named]
+        return f"the sum of {listed_text(parts)} logits"
 
-    def answer(self, a: Tensor, b: Tensor) -> Tensor:
+    def answer(self, heads: Sequence[Tensor]) -> Tensor:
         """The weighted sum, ``(N, classes, ...)``.
 
         Args:
-            a: Logits of parent a, ``(N, classes, ...)``.
-            b: Logits of parent b, of the same shape.
+            heads: Logits of each parent, ``(N, classes, ...)``.
         """
-        return self.weights[0] * a + self.weights[1] * b
+        return _weighted(self.weights, heads)
 
 
 def tune_duo(supernetwork: Supernetwork, split: Split, *, batch_size: int | None = None) -> Duo:
@@ -69,11 +75,11 @@ def tune_duo(supernetwork: Supernetwork, split: Split, *, batch_size: int | None
         batch_size: Images per batch.
     """
     evaluator = Evaluator(supernetwork, split, (), batch_size=batch_size, kernels="plain")
-    parents = [supernetwork.subnetwork(Genotype(side)) for side in SIDES]
+    parents = [supernetwork.subnetwork(Genotype(side)) for side in supernetwork.sides]
     stride = _stride(supernetwork, split)
-    thinned = [_thinned(a, b, targets, stride) for targets, (a, b) in evaluator.answers(parents)]
-    a, b, labels = (torch.cat(column) for column in zip(*thinned, strict=True))
-    return Duo(_fit_weights(a, b, labels))
+    thinned = [_thinned(heads, targets, stride) for targets, heads in evaluator.answers(parents)]
+    *heads, labels = (torch.cat(column) for column in zip(*thinned, strict=True))
+    return Duo(_fit_weights(heads, labels))
 
 
 def tune_cascades(
@@ -83,10 +89,11 @@ def tune_cascades(
     *,
     batch_size: int | None = None,
 ) -> list[Subnetwork]:
-    """Cascades of the whole parents, the cheaper one first.
+    """Cascades of two whole parents, the cheaper one first.
 
-    Of the thresholds those are kept that are worth their cost on the validation images, at most
-    four, and the best one in any case.
+    Of the thresholds (and of more than two parents, of the pairs) those are kept that are worth
+    their cost on the validation images, at most four (four more for each parent beyond the
+    second), and the best one in any case.
 
     Args:
         supernetwork: With the parents.
@@ -109,14 +116,18 @@ def tune_cascades(
         kernels="plain",
         cascades=settings,
     )
-    cheaper = min(SIDES, key=lambda side: supernetwork.graphs[side].macs)
-    (output,) = [output for output, first in FIRST.items() if first == cheaper]
+    outputs = [
+        output
+        for output in supernetwork.supergraph.outputs
+        if first_of(output) == cheapest(supernetwork, heads_of(output, supernetwork.sides))
+    ]
     every = [
         supernetwork.subnetwork(Genotype(output, threshold=threshold))
+        for output in outputs
         for threshold in threshold_values()
     ]
     evaluations = evaluator.evaluate(every)
-    if evaluations[0].failed:
+    if any(evaluation.failed for evaluation in evaluations):
         raise DataError(
             "A parent gives answers that are no finite numbers on the validation images, so that "
             "no cascade of both can be tuned. Check its weights and how it sees images."
@@ -126,14 +137,26 @@ def tune_cascades(
         for cascade, evaluation in zip(every, evaluations, strict=True)
     ]
     best = moocore.is_nondominated(np.array(points), maximise=[False, True])
-    return _spread([cascade for cascade, worth in zip(every, best, strict=True) if worth])
+    kept = [cascade for cascade, worth in zip(every, best, strict=True) if worth]
+    most = _CASCADES * (len(supernetwork.sides) - 1)
+    return _spread(sorted(kept, key=lambda cascade: cascade.macs), most)
 
 
-def _spread(kept: Sequence[Subnetwork]) -> list[Subnetwork]:
+def cheapest(supernetwork: Supernetwork, sides: Sequence[Side]) -> Side:
+    """The parent with the fewest multiply-accumulates; of equal ones, the first.
+
+    Args:
+        supernetwork: With the parents.
+        sides: Which of them.
+    """
+    return min(sides, key=lambda side: supernetwork.graphs[side].macs)
+
+
+def _spread(kept: Sequence[Subnetwork], most: int) -> list[Subnetwork]:
     """A few of them, the best one last."""
-    if len(kept) <= _CASCADES:
+    if len(kept) <= most:
         return list(kept)
-    places = np.linspace(0, len(kept) - 1, _CASCADES).round().astype(int)
+    places = np.linspace(0, len(kept) - 1, most).round().astype(int)
     return [kept[place] for place in places]
 
 
@@ -143,26 +166,34 @@ def _stride(supernetwork: Supernetwork, split: Split) -> int:
     return max(1, len(split) * height * width // _LABELS)
 
 
-def _thinned(a: Tensor, b: Tensor, targets: Tensor, stride: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits ``(n, classes)`` and labels ``(n,)``, of pixels as of images."""
-    if a.dim() == 2:
-        return a, b, targets
-    flat = [x.movedim(1, -1).flatten(0, -2)[::stride] for x in (a, b)]
+def _thinned(heads: Sequence[Tensor], targets: Tensor, stride: int) -> list[Tensor]:
+    """Logits ``(n, classes)`` of each head and labels ``(n,)``, of pixels as of images."""
+    if heads[0].dim() == 2:
+        return [*heads, targets]
     labels = targets.flatten()[::stride]
     known = labels != VOID
-    return flat[0][known], flat[1][known], labels[known]
+    return [
+        *(x.movedim(1, -1).flatten(0, -2)[::stride][known] for x in heads),
+        labels[known],
+    ]
 
 
-def _fit_weights(a: Tensor, b: Tensor, labels: Tensor) -> tuple[float, float]:
+def _weighted(weights: Sequence[Any], heads: Sequence[Tensor]) -> Tensor:
+    parts: list[Tensor] = [weight * own for weight, own in zip(weights, heads, strict=True)]
+    return reduce(operator.add, parts)
+
+
+def _fit_weights(heads: Sequence[Tensor], labels: Tensor) -> tuple[float, ...]:
     """The weights of least cross-entropy, which is convex in them."""
-    a, b = a.double(), b.double()
+    heads = [logits.double() for logits in heads]
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
         w = torch.tensor(weights, dtype=torch.float64, requires_grad=True)
-        value = F.cross_entropy(w[0] * a + w[1] * b, labels)
+        value = F.cross_entropy(_weighted(list(w), heads), labels)
         (slope,) = torch.autograd.grad(value, w)
         return float(value.detach()), slope.numpy()
 
     with torch.enable_grad():
-        found = minimize(loss, np.array([0.5, 0.5]), jac=True, method="L-BFGS-B")
-    return float(found.x[0]), float(found.x[1])
+        start = np.full(len(heads), 1 / len(heads))
+        found = minimize(loss, start, jac=True, method="L-BFGS-B")
+    return tuple(float(weight) for weight in found.x)

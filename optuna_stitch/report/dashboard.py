@@ -223,7 +223,7 @@ def trial_note(entry: Entry, front: Front, *, drawing: str, command: str) -> str
         "that are told from chance at the 5% level:",
         markdown_table(against, comparisons, align="lr", wide=True),
         f"```sh\n{command}\n```",
-        f"![What {escape_markdown(entry.name)} computes of both parents]({drawing})",
+        f"![What {escape_markdown(entry.name)} computes of {front.every} parents]({drawing})",
     ]
     return "\n\n".join(parts)
 

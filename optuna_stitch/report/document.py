@@ -32,7 +32,7 @@ class Pictures:
         front: The front.
         history: Hypervolume over the trials; None where no trial is within its constraints.
         switches: How often each stitch is on; None where no stitched network is on the front.
-        gained: Images that a network gets right and both parents get wrong, where there are some.
+        gained: Images that a network gets right and all parents get wrong, where there are some.
         networks: Drawings of front networks, by trial.
     """
 
@@ -89,19 +89,35 @@ def write_report(
     )
 
 
+_OF_TWO = (
+    "*Parent a* and *parent b* are the two trained networks that the title names. A *cascade* "
+    "asks the cheaper one first and, for the share of validation images that its name says, "
+    "goes on to the other. A *stitched* network begins in one parent and crosses into the "
+    "other, once or more, by small linear layers (stitches); nothing of the parents was "
+    "trained again. Where its output is *then both*, it is a stitched cascade: one head "
+    "answers, and images of which it is unsure go on to the other head, whose rest runs on "
+    "what is computed already; the answer is the mean of both."
+)
+
+_OF_MANY = (
+    "*Parent a*, *parent b* and so on are the trained networks that the title names, in its "
+    "order. *ensemble* is the mean of all of them, *ensemble a+b* that of a and b. A *cascade* "
+    "asks the cheaper one of two first and, for the share of validation images that its name "
+    "says, both. A *stitched* network begins in one parent or more and crosses into others by "
+    "small linear layers (stitches); nothing of the parents was trained again. Its output says "
+    "whose heads answer, as in *a+b*; where it is *a then a+b*, it is a stitched cascade: the "
+    "head of a answers, and images of which it is unsure go on to that of b, whose rest runs on "
+    "what is computed already; the answer is the mean of both."
+)
+
+
 def _how_to_read(front: Front) -> list[str]:
     if front.sides:
         return _how_to_read_two_jobs(front)
     interval, test = _METHODS[front.metric]
     words = front.unit(front.metric).words
     lines = [
-        "*Parent a* and *parent b* are the two trained networks that the title names. A *cascade* "
-        "asks the cheaper one first and, for the share of validation images that its name says, "
-        "goes on to the other. A *stitched* network begins in one parent and crosses into the "
-        "other, once or more, by small linear layers (stitches); nothing of the parents was "
-        "trained again. Where its output is *then both*, it is a stitched cascade: one head "
-        "answers, and images of which it is unsure go on to the other head, whose rest runs on "
-        "what is computed already; the answer is the mean of both.",
+        _OF_TWO if len(front.parents) == 2 else _OF_MANY,
         "",
         f"{_capital(words)} is measured on {front.images} test images that neither the fit of the "
         f"stitches nor the search has seen, with its 95% interval ({interval}). *front* means "
@@ -145,7 +161,7 @@ def _how_to_read(front: Front) -> list[str]:
 
 _FINISHED = (
     "A *finished* network is one of the study's whose weights were trained further, to answer as "
-    "both parents do. *vs found* compares it with the network as it was found; parents and other "
+    "the parents do. *vs found* compares it with the network as it was found; parents and other "
     "networks that are finished were trained likewise (same images, teachers, steps), so that "
     "*vs a fin.* and *vs b fin.* say what stitching is worth beside distillation."
 )
@@ -194,7 +210,8 @@ def _networks(front: Front, pictures: Pictures, export: str) -> list[str]:
             f"{cost_text(entry, front)}{_answer(entry)}. Stitches on: {listed}."
             f"{_how_finished(entry)}",
             "",
-            f"![{entry.name}: its path through both parents]({pictures.networks[entry.trial]})",
+            f"![{entry.name}: its path through {front.every} parents]"
+            f"({pictures.networks[entry.trial]})",
             "",
             "```sh",
             export_of(entry, export),
@@ -212,8 +229,9 @@ def _images(front: Front, pictures: Pictures) -> list[str]:
     lines = [
         "## Which images change",
         "",
-        f"Of {front.images} test images {entry.name} gets {len(said.gained)} right that both "
-        f"parents get wrong, and {len(said.lost)} wrong that both get right.",
+        f"Of {front.images} test images {entry.name} gets {len(said.gained)} right that "
+        f"{front.every} parents get wrong, and {len(said.lost)} wrong that "
+        f"{front.every} get right.",
         "",
     ]
     if pictures.gained:

@@ -14,7 +14,7 @@ from torch import Tensor
 from optuna_stitch.evaluation.accumulator import Confusions, PairedResult
 from optuna_stitch.evaluation.metrics import Unit, class_iou_of, unit_of
 from optuna_stitch.evaluation.significance import Interval
-from optuna_stitch.stitching.genotype import Output, Side
+from optuna_stitch.stitching.genotype import ENSEMBLE, Output, Side
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.utils.errors import StudyError
 
@@ -23,8 +23,17 @@ STITCHED = "stitched"
 # Of parents and other networks that were finished as found networks were.
 FINISHED = "finished"
 
-# Subnetworks without stitches, by their output.
-BASELINES: dict[Output, str] = {"a": "parent a", "b": "parent b", "ensemble": "ensemble"}
+
+def baseline_name(output: Output) -> str:
+    """What a subnetwork without stitches is called: ``parent a``, ``ensemble``, ``ensemble a+b``.
+
+    Args:
+        output: Of the subnetwork, which is no cascade.
+    """
+    if output == ENSEMBLE:
+        return "ensemble"
+    return f"ensemble {output}" if "+" in output else f"parent {output}"
+
 
 # The smallest p-value at which two networks are not told apart.
 LEVEL = 0.05
@@ -57,7 +66,8 @@ class Entry:
 
     Args:
         name: ``parent a``, ``parent b``, ``ensemble``, ``duo``, ``cascade 23%``, the name of
-            another network, or ``trial <number>``.
+            another network, or ``trial <number>``; of more than two parents also ``ensemble a+b``
+            and ``cascade 23% a+b``.
         kind: ``parent``, ``ensemble``, ``duo``, ``cascade``, ``probe``, ``other``, ``finished``
             (what was trained as finished networks were, to compare them with) or ``stitched``.
         test: Figures on the test split, by name: the study's objectives, and always the quality
@@ -188,8 +198,18 @@ class Entries:
 
     @property
     def baselines(self) -> list[Entry]:
-        """Both parents, their ensemble, the duo, the cascades, other networks."""
+        """All parents, their ensembles, the duo, the cascades, other networks."""
         return [entry for entry in self.entries if entry.kind != STITCHED]
+
+    @property
+    def parents(self) -> list[Entry]:
+        """The parents alone; of two jobs, both side by side."""
+        return [entry for entry in self.entries if entry.kind == "parent"]
+
+    @property
+    def every(self) -> str:
+        """The word for all of the parents: ``both``, or ``all`` of more than two."""
+        return "all" if len(self.parents) > 2 else "both"
 
     @property
     def stitched(self) -> list[Entry]:
@@ -318,7 +338,7 @@ class Entries:
     def _compared(self, comparison: PairedComparison) -> str:
         """Which figure is compared; of two jobs, that of the parent's own question."""
         for side, own in self.sides.items():
-            if comparison.baseline == BASELINES[side]:
+            if comparison.baseline == baseline_name(side):
                 return f"{own.metric}_{side}"
         return self.metric
 

@@ -34,13 +34,19 @@ from optuna_stitch.evaluation.significance import (
 )
 from optuna_stitch.evaluation.two_jobs import TwoJobEvaluator
 from optuna_stitch.models.parent import Parent
-from optuna_stitch.report.baselines import Duo, tune_cascades, tune_duo
-from optuna_stitch.report.entries import BASELINES, FINISHED, STITCHED, Entry, PairedComparison
+from optuna_stitch.report.baselines import Duo, cheapest, tune_cascades, tune_duo
+from optuna_stitch.report.entries import (
+    FINISHED,
+    STITCHED,
+    Entry,
+    PairedComparison,
+    baseline_name,
+)
 from optuna_stitch.report.front import Front
 from optuna_stitch.report.two_jobs import evaluate_two_jobs
 from optuna_stitch.search.objective import Objective, violation
 from optuna_stitch.search.space import baselines
-from optuna_stitch.stitching.genotype import FIRST, OUTPUT, SIDES, Genotype, Output, Side
+from optuna_stitch.stitching.genotype import ENSEMBLE, OUTPUT, SIDES, Genotype, Side, first_of
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supernetwork import Supernetwork
 from optuna_stitch.utils.errors import ConfigError, DataError, StudyError
@@ -56,8 +62,6 @@ _PER_IMAGE: dict[str, Callable[[Subnetwork], float]] = {
     "macs": lambda subnetwork: subnetwork.worst_macs,
     "latency_ms": worst_latency_ms,
 }
-
-_KINDS: dict[Output, str] = {"a": "parent", "b": "parent", "ensemble": "ensemble"}
 
 
 def evaluate_front(
@@ -75,7 +79,8 @@ def evaluate_front(
     """Evaluate the best trials of a study on the test split, beside what one would use otherwise.
 
     The baselines are the parents, their ensemble, a duo and cascades of them (both tuned on the
-    images that the study was judged on), and other networks, if given. Of parents with two jobs
+    images that the study was judged on), and other networks, if given; of more than two parents
+    also the ensemble of each pair. Of parents with two jobs
     they are both parents side by side, linear probes (one parent whole, the other's answers by
     ridge regression from one of its features), and one parent for both where it can be.
 
@@ -147,7 +152,7 @@ def evaluate_front(
 
     validation, cascades = validator.split, validator.settings.cascades
     subnetworks = [
-        *(supernetwork.subnetwork(genotype) for genotype in baselines()),
+        *(supernetwork.subnetwork(genotype) for genotype in baselines(supernetwork.sides)),
         *tune_cascades(supernetwork, validation, cascades, batch_size=batch_size),
         *chosen,
     ]
@@ -175,7 +180,7 @@ def evaluate_front(
         for parent, name in zip(others, _distinct(others), strict=True)
     ]
     for key, network in finished.items():
-        around = Supernetwork.around(network, supernetwork.a, supernetwork.b)
+        around = Supernetwork.around(network, *supernetwork.parents.values())
         if network.is_cascade:
             own = Evaluator(around, validation, (), kernels="plain", cascades=cascades)
             (network,) = own.tune_exits([network])
@@ -230,8 +235,6 @@ class FrontEvaluator:
         self._split = split
         self._learned: list[LearnedMetric] = [m for m in metrics if not isinstance(m, Cost)]
         self._costs = [metric for metric in metrics if isinstance(metric, Cost)]
-        graphs = supernetwork.graphs
-        self._cheaper = min(SIDES, key=lambda side: graphs[side].macs)
         costs = {metric.name for metric in self._costs}
         self._worst = {name: worst for name, worst in _PER_IMAGE.items() if name in costs}
         self._batch_size = batch_size
@@ -245,8 +248,8 @@ class FrontEvaluator:
         """Entries of networks.
 
         Args:
-            subnetworks: Where there is a duo, parent a and parent b first. Cascades have exits.
-            duo: An answer made of these two's.
+            subnetworks: Where there is a duo, all parents first, in order. Cascades have exits.
+            duo: An answer made of theirs.
 
         Returns:
             Parents and ensemble, duo, plain cascades, stitched networks; stitched networks whose
@@ -270,7 +273,7 @@ class FrontEvaluator:
                         logits = subnetwork.exit.answer(logits)
                     accumulator.update(logits, labels)
                 if start == 0 and duo is not None:  # of the parents, which come first
-                    weighted.update(duo.answer(*answers[:2]), labels)
+                    weighted.update(duo.answer(answers[: len(duo.weights)]), labels)
         found = [
             self._subnetwork_entry(subnetwork, accumulator, unsure)
             for subnetwork, accumulator, unsure in zip(
@@ -360,10 +363,13 @@ class FrontEvaluator:
             name, kind = "", STITCHED
         elif subnetwork.threshold is not None:
             name, kind = f"cascade {percent_text(subnetwork.threshold, 0)}", "cascade"
-            if subnetwork.genotype.first != self._cheaper:
+            if len(self._supernetwork.sides) > 2:
+                name += f" {'+'.join(subnetwork.sides)}"
+            if subnetwork.genotype.first != cheapest(self._supernetwork, subnetwork.sides):
                 name += f" from {subnetwork.genotype.first}"
         else:
-            name, kind = BASELINES[subnetwork.output], _KINDS[subnetwork.output]
+            name = baseline_name(subnetwork.output)
+            kind = "parent" if len(subnetwork.sides) == 1 else "ensemble"
         if not accumulator.finite:
             said = f"answers that are no finite numbers on the {self._split.name} split"
             if not subnetwork.on:
@@ -396,8 +402,8 @@ class FrontEvaluator:
                 entry.intervals[name] = (low, high)
 
     def _duo_entry(self, duo: Duo, accumulator: Accumulator) -> Entry:
-        both = self._supernetwork.subnetwork(Genotype("ensemble"))
-        entry = self._entry("duo", "duo", accumulator, both)
+        ensemble = self._supernetwork.subnetwork(Genotype(ENSEMBLE))
+        entry = self._entry("duo", "duo", accumulator, ensemble)
         entry.subnetwork, entry.recipe = None, duo.recipe
         return entry
 
@@ -561,7 +567,7 @@ def _chosen(
             for subnetwork, trial in first.items()
             if trial.number in best
             or trial.number in finished
-            or subnetwork.genotype in baselines(two_jobs=supernetwork.two_jobs)
+            or subnetwork.genotype in baselines(supernetwork.sides, two_jobs=supernetwork.two_jobs)
         }
     return dict(sorted(chosen.items(), key=lambda item: item[0].macs))
 
@@ -574,7 +580,7 @@ def _best_static(study: optuna.Study, complete: Sequence[FrozenTrial]) -> set[in
     static = [
         trial
         for trial in complete
-        if trial.params.get(OUTPUT) not in FIRST and violation(trial) <= 0
+        if first_of(trial.params[OUTPUT]) is None and violation(trial) <= 0
     ]
     if not static:
         return set()

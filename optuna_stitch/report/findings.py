@@ -378,14 +378,14 @@ def _nothing(front: Entries, settings: Sequence[_Setting]) -> Finding:
 def _worst(front: Entries, entry: Entry, fewer: str) -> str:
     """What a cascade costs at worst, beside both parents; empty for other networks."""
     worst = entry.worst.get(front.cost) if entry.is_cascade else None
-    both = next((other for other in front.baselines if other.kind == "ensemble"), None)
+    both = next((other for other in front.baselines if other.name == "ensemble"), None)
     if worst is None or both is None:
         return ""
     saving = 1 - worst / both.test[front.cost]
     if abs(saving) < _SAME:
-        return "at worst as many as both parents"
+        return f"at worst as many as {front.every} parents"
     relation = fewer if saving > 0 else "more"
-    return f"at worst {percent_text(abs(saving), 0)} {relation} than both parents"
+    return f"at worst {percent_text(abs(saving), 0)} {relation} than {front.every} parents"
 
 
 def _fewer(front: Entries, saving: float) -> str:

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_stitch.report.entries import BASELINES
+from optuna_stitch.report.entries import baseline_name
 from optuna_stitch.search.objective import violation
-from optuna_stitch.stitching.genotype import OUTPUT
+from optuna_stitch.search.space import study_outputs
+from optuna_stitch.stitching.genotype import BOTH, OUTPUT, first_of
 from optuna_stitch.utils.errors import StudyError
 
 Losses = NDArray[np.float64]
@@ -70,6 +71,7 @@ def read_outcomes(study: optuna.Study) -> Outcomes:
     signs = np.where([d == StudyDirection.MAXIMIZE for d in study.directions], -1.0, 1.0)
     losses = np.full((len(counted), len(signs)), np.nan)
     baselines: dict[str, Losses] = {}
+    plain = [o for o in study_outputs(study) or () if first_of(o) is None and o != BOTH]
     for row, trial in zip(losses, counted, strict=True):
         if trial.state != TrialState.COMPLETE:
             continue
@@ -77,8 +79,8 @@ def read_outcomes(study: optuna.Study) -> Outcomes:
         if not np.isfinite(values).all():
             continue
         output = trial.params.get(OUTPUT)
-        if output in BASELINES and "on" not in trial.params.values():
-            baselines.setdefault(BASELINES[output], values)
+        if output in plain and "on" not in trial.params.values():
+            baselines.setdefault(baseline_name(output), values)
         if violation(trial) <= 0:
             row[:] = values
     if not np.isfinite(losses).any():

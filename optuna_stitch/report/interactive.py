@@ -12,13 +12,15 @@ from optuna_stitch.report.entries import STITCHED, Entries, Entry
 from optuna_stitch.report.picking import pick
 from optuna_stitch.report.plots import (
     ALL_TRIALS,
-    DIRECTIONS,
     HISTORY_AXIS,
     HISTORY_COLOUR,
     HISTORY_TITLE,
     NAMED,
     SWITCHES_TITLE,
     FrontPlot,
+    directions,
+    is_way,
+    way_text,
 )
 from optuna_stitch.report.wording import answer_text, cost_text
 from optuna_stitch.utils.text import percent_interval_text, percent_text
@@ -27,6 +29,9 @@ from optuna_stitch.utils.text import percent_interval_text, percent_text
 _STITCHES = 8
 
 _TEMPLATE = "plotly_white"
+
+# Height of a row of panels, in pixels, where there are several.
+_PANEL = 380
 
 # Where a pick is pointed at, and where it is explained.
 _ARROW = {"showarrow": True, "ax": 40, "ay": 40, "bgcolor": "rgba(255, 255, 255, 0.9)"}
@@ -195,9 +200,14 @@ def draw_switches(shares: pd.DataFrame) -> go.Figure:
     Args:
         shares: What `switch_shares` returns.
     """
-    figure = make_subplots(1, 2, subplot_titles=list(DIRECTIONS.values()), shared_yaxes=True)
-    for column, into in enumerate(DIRECTIONS, start=1):
-        own = shares[shares["into"] == into]
+    ways = directions(shares["switch"], shares["into"])
+    rows = len(ways) // 2
+    figure = make_subplots(
+        rows, 2, subplot_titles=[way_text(way) for way in ways], shared_yaxes=True
+    )
+    for place, way in enumerate(ways):
+        own = shares[is_way(shares, way)]
+        at = {"row": place // 2 + 1, "col": place % 2 + 1}
         figure.add_scatter(
             x=own["depth_a"].round(3),
             y=own["depth_b"].round(3),
@@ -212,11 +222,13 @@ def draw_switches(shares: pd.DataFrame) -> go.Figure:
             text=own["switch"],
             hovertemplate="%{text}<br>on in %{marker.color:.0%} of the front<extra></extra>",
             showlegend=False,
-            row=1,
-            col=column,
+            **at,
         )
-        figure.update_xaxes(title_text="depth in a", row=1, col=column)
-    figure.update_yaxes(title_text="depth in b", row=1, col=1)
+        figure.update_xaxes(title_text=f"depth in {min(way)}", **at)
+        if at["col"] == 1:
+            figure.update_yaxes(title_text=f"depth in {max(way)}", **at)
+    if rows > 1:
+        figure.update_layout(height=_PANEL * rows)
     figure.update_layout(
         title=SWITCHES_TITLE,
         template=_TEMPLATE,

@@ -7,7 +7,7 @@ front's plot, titles.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -16,6 +16,7 @@ import matplotlib
 import moocore
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -23,6 +24,7 @@ from torch import Tensor
 from optuna_stitch.data.splits import Split
 from optuna_stitch.evaluation.stitch_quality import StitchQuality
 from optuna_stitch.report.entries import FINISHED, STITCHED, Entries, Entry
+from optuna_stitch.stitching.genotype import SIDES, Side
 from optuna_stitch.stitching.supernetwork import Supernetwork
 
 # Losses beyond this share look alike: such a stitch is of no use anyway.
@@ -50,9 +52,6 @@ HISTORY_AXIS = "share of the last"
 HISTORY_COLOUR = "#1f77b4"
 
 SWITCHES_TITLE = "How often each stitch is on along the front"
-
-# Titles of panels by the parent that a stitch leads into.
-DIRECTIONS = {"b": "a → b", "a": "b → a"}
 
 _GALLERY_SHOWN, _GALLERY_ACROSS = 12, 6
 
@@ -335,7 +334,8 @@ def switch_shares(front: Entries, supernetwork: Supernetwork) -> pd.DataFrame:
 
     Returns:
         One row per switch: its name, ``into`` (the parent whose point it replaces), ``depth_a``
-        and ``depth_b`` (of its match, 0 to 1), and ``share`` of the networks, 0 to 1.
+        and ``depth_b`` (of its match, 0 to 1; of more than two parents, in the first and in the
+        second of the two that it lies between), and ``share`` of the networks, 0 to 1.
     """
     networks = [entry.subnetwork.on for entry in front.stitched_fronts if entry.subnetwork]
     rows = []
@@ -355,11 +355,12 @@ def write_switches(shares: pd.DataFrame, path: Path) -> None:
         shares: What `switch_shares` returns.
         path: Where to write the image; its ending says which kind.
     """
-    figure = Figure(figsize=(8, 4), dpi=150, layout="constrained")
-    panels = _depth_panels(figure)
+    ways = directions(shares["switch"], shares["into"])
+    figure = Figure(figsize=(8, 2 * len(ways)), dpi=150, layout="constrained")
+    panels = _depth_panels(figure, ways)
     drawn = None
-    for into, axes in panels.items():
-        own = shares[shares["into"] == into]
+    for way, axes in panels.items():
+        own = shares[is_way(shares, way)]
         drawn = axes.scatter(
             own["depth_a"],
             own["depth_b"],
@@ -383,21 +384,22 @@ def write_stitch_quality(
 ) -> None:
     """Write a plot of what every single-stitch network loses, as an image.
 
-    Two panels, one for each direction; a square lies at the depth of its match in a (across) and
-    in b (up), and is coloured by the loss against the weaker parent.
+    Two panels, one for each direction, for every two parents; a square lies at the depth of its
+    match in a (across) and in b (up), and is coloured by the loss against the weakest parent.
 
     Args:
         stitch_qualities: Of all stitches.
         title: Above the panels.
         path: Where to write the image; its ending says which kind.
     """
-    figure = Figure(figsize=(9, 4.6), dpi=150, layout="constrained")
-    panels = _depth_panels(figure)
+    ways = directions([q.switch for q in stitch_qualities], [q.into for q in stitch_qualities])
+    figure = Figure(figsize=(9, 2.3 * len(ways)), dpi=150, layout="constrained")
+    panels = _depth_panels(figure, ways)
     scale = matplotlib.colors.TwoSlopeNorm(0, -_WORST / 4, _WORST)
     drawn = None
-    for into, axes in panels.items():
+    for way, axes in panels.items():
         for kept, edge in ((True, "black"), (False, "#bbbbbb")):
-            some = [q for q in stitch_qualities if q.into == into and q.kept == kept]
+            some = [q for q in stitch_qualities if (q.out_of, q.into) == way and q.kept == kept]
             drawn = axes.scatter(
                 [stitch_quality.depth_a for stitch_quality in some],
                 [stitch_quality.depth_b for stitch_quality in some],
@@ -412,28 +414,66 @@ def write_stitch_quality(
     figure.suptitle(f"{title}: what a single-stitch network costs", fontsize=11)
     bar = figure.colorbar(cast("matplotlib.cm.ScalarMappable", drawn), ax=list(panels.values()))
     bar.ax.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, 0))
-    bar.set_label("loss against the weaker parent (grey edge: not kept)")
+    least = "weaker" if len(ways) == 2 else "weakest"
+    bar.set_label(f"loss against the {least} parent (grey edge: not kept)")
     figure.savefig(path)
 
 
-def _depth_panels(figure: Figure) -> dict[str, Axes]:
-    """A panel for each direction, by the parent that stitches lead into: depth in a and in b."""
-    panels = figure.subplots(1, 2, sharex=True, sharey=True)
-    for axes, title in zip(panels, DIRECTIONS.values(), strict=True):
-        axes.set_title(title, fontsize=10)
-        axes.set_xlabel("depth in a")
+def directions(switches: Iterable[str], into: Iterable[Side]) -> list[tuple[Side, Side]]:
+    """Out of which parent and into which one there are stitches, both ways of two beside another.
+
+    Args:
+        switches: Names of stitches.
+        into: The parents that these lead into.
+    """
+    named = zip(switches, into, strict=True)
+    pairs = {tuple(sorted((name.partition(".")[0], side))) for name, side in named}
+    return [way for one, other in sorted(pairs or {SIDES}) for way in ((one, other), (other, one))]
+
+
+def way_text(way: tuple[Side, Side]) -> str:
+    """What a panel is called: ``a → b``.
+
+    Args:
+        way: Out of which parent, and into which one.
+    """
+    return " → ".join(way)
+
+
+def is_way(shares: pd.DataFrame, way: tuple[Side, Side]) -> pd.Series:
+    """Which switches lead one way.
+
+    Args:
+        shares: What `switch_shares` returns.
+        way: Out of which parent, and into which one.
+    """
+    out_of = shares["switch"].str.partition(".")[0]
+    found: pd.Series = (out_of == way[0]) & (shares["into"] == way[1])
+    return found
+
+
+def _depth_panels(
+    figure: Figure, ways: Sequence[tuple[Side, Side]]
+) -> dict[tuple[Side, Side], Axes]:
+    """A panel for each direction: depth in the first parent by letter, and in the second."""
+    panels = figure.subplots(len(ways) // 2, 2, sharex=True, sharey=True, squeeze=False)
+    found = dict(zip(ways, panels.flatten(), strict=True))
+    for way, axes in found.items():
+        axes.set_title(way_text(way), fontsize=10)
+        axes.set_xlabel(f"depth in {min(way)}")
         axes.grid(alpha=0.25)
-    panels[0].set_ylabel("depth in b")
-    return dict(zip(DIRECTIONS, panels, strict=True))
+        if way[0] == min(way):
+            axes.set_ylabel(f"depth in {max(way)}")
+    return found
 
 
 @dataclass(frozen=True)
 class Gained:
-    """What a network says of images on which both parents agree in being right, or wrong.
+    """What a network says of images on which all parents agree in being right, or wrong.
 
     Args:
-        gained: Places of the test images that it gets right and both parents get wrong.
-        lost: Places of those that it gets wrong and both parents get right.
+        gained: Places of the test images that it gets right and all parents get wrong.
+        lost: Places of those that it gets wrong and all parents get right.
     """
 
     gained: list[int]
@@ -441,19 +481,20 @@ class Gained:
 
 
 def gained_by(front: Entries, entry: Entry) -> Gained | None:
-    """Compare a network with both parents, image by image; None where pixels are labelled.
+    """Compare a network with all parents, image by image; None where pixels are labelled.
 
     Args:
         front: With the parents' answers.
         entry: The network.
     """
-    a, b = (_guesses_of(front, name) for name in ("parent a", "parent b"))
+    parents = [parent.guesses for parent in front.parents if parent.guesses is not None]
     targets, own = front.targets, entry.guesses
-    if targets is None or own is None or a is None or b is None:
+    if targets is None or own is None or len(parents) < 2:
         return None
-    right, a_right, b_right = (guesses == targets for guesses in (own, a, b))
-    gained = (right & ~a_right & ~b_right).nonzero().flatten().tolist()
-    lost = (~right & a_right & b_right).nonzero().flatten().tolist()
+    right = own == targets
+    by_parent = torch.stack([guesses == targets for guesses in parents])
+    gained = (right & ~by_parent.any(dim=0)).nonzero().flatten().tolist()
+    lost = (~right & by_parent.all(dim=0)).nonzero().flatten().tolist()
     return Gained(gained, lost)
 
 
@@ -466,7 +507,7 @@ def write_gained(
     *,
     class_names: Sequence[str] | None = None,
 ) -> None:
-    """Write a picture of some images that a network gets right and both parents get wrong.
+    """Write a picture of some images that a network gets right and all parents get wrong.
 
     Args:
         front: With the parents' answers.
@@ -481,10 +522,7 @@ def write_gained(
     across = min(max(len(shown), 3), _GALLERY_ACROSS)
     figure = Figure(figsize=(1.7 * across, 2.3 * rows + 0.5), dpi=150, layout="constrained")
     panels = figure.subplots(rows, across, squeeze=False).flatten()
-    a, b = _guesses_of(front, "parent a"), _guesses_of(front, "parent b")
     assert front.targets is not None
-    assert a is not None
-    assert b is not None
 
     def name(label: Tensor) -> str:
         words = class_names[int(label)] if class_names else str(int(label))
@@ -495,13 +533,12 @@ def write_gained(
     for panel, place in zip(panels, shown, strict=False):
         image, _ = split.read(place)
         panel.imshow(image, cmap="gray" if image.mode == "L" else None)
-        panel.set_title(
-            f"{name(front.targets[place])}\na: {name(a[place])}, b: {name(b[place])}", fontsize=8
-        )
+        said = [
+            f"{parent.name.removeprefix('parent ')}: {name(parent.guesses[place])}"
+            for parent in front.parents
+            if parent.guesses is not None
+        ]
+        panel.set_title(f"{name(front.targets[place])}\n{', '.join(said)}", fontsize=8)
     more = f", {len(shown)} of {len(gained)} images" if len(gained) > len(shown) else ""
-    figure.suptitle(f"right by {entry.name}, wrong by both parents{more}", fontsize=9)
+    figure.suptitle(f"right by {entry.name}, wrong by {front.every} parents{more}", fontsize=9)
     figure.savefig(path)
-
-
-def _guesses_of(front: Entries, name: str) -> Tensor | None:
-    return next((entry.guesses for entry in front.entries if entry.name == name), None)

@@ -27,14 +27,11 @@ from optuna_stitch.utils.text import (
 # Stitches that the table of the best ones shows.
 _BEST = 12
 
-# Networks that lose more than this much quality against the weaker parent are left to the CSV.
+# Networks that lose more than this much quality against the weakest parent are left to the CSV.
 WORTH_SHOWING = 0.10
 
 # What baselines are called at the head of a column.
-_SHORT = {
-    **{"parent a": "a", "parent b": "b", "ensemble": "ens."},
-    **{f"parent {side} finished": f"{side} fin." for side in "ab"},
-}
+_PARENT, _ENSEMBLE, _FINISHED, _SHORT_FINISHED = "parent ", "ensemble", " finished", " fin."
 
 _QUALITY = {"accuracy": "acc. %", "mean_iou": "mIoU %", "retained": "kept %"}
 
@@ -42,7 +39,7 @@ _CASCADE = "casc."
 
 _RANGE = "95% range"
 
-# What does not fit a terminal of 80 columns; of two jobs, neither does the range.
+# What does not fit a terminal of 80 columns; of two jobs or many parents, neither does the range.
 _LEFT_OUT = ("front", "go on", "parameters", "output", "on", "vs duo")
 
 # What an image of a cascade costs that goes on, and the share of test images that does.
@@ -176,11 +173,12 @@ def rich_table(front: Entries) -> Table:
         box=box.SIMPLE,
         padding=(0, 0 if front.has_cascades else 1, 0, 0),  # to fit 80 columns
     )
-    left_out = [*_LEFT_OUT, *([_RANGE] if front.sides else [])]
+    left_out = [*_LEFT_OUT, *([_RANGE] if front.sides or front.every == "all" else [])]
     if not front.sides and any(entry.finished for entry in front.entries):
         # what distillation gives, and what stitching gives beside it
-        shown_rivals = ("found", *(_SHORT[f"parent {side} finished"] for side in "ab"))
-        left_out += [_RANGE, *(f"vs {n}" for n in _rivals(front) if n not in shown_rivals)]
+        rivals = [n for n in _rivals(front) if n != "found" and not n.endswith(_SHORT_FINISHED)]
+        left_out += [_RANGE, *(f"vs {name}" for name in rivals)]
+    left_out += [f"vs {name}" for name in _rivals(front) if "+" in name]  # ensembles of pairs
     shown = {name: right for name, right in columns(front).items() if name not in left_out}
     for name, right in shown.items():
         table.add_column(name, justify="right" if right else "left", no_wrap=True)
@@ -262,7 +260,12 @@ def _rivals(front: Entries) -> list[str]:
 def _short(baseline: str) -> str:
     if baseline.startswith("cascade "):
         return _CASCADE
-    return _SHORT.get(baseline, short_of_found(baseline))
+    if baseline.startswith(_PARENT):
+        return baseline.removeprefix(_PARENT).replace(_FINISHED, _SHORT_FINISHED)
+    if baseline == _ENSEMBLE:
+        return "ens."
+    # of a pair
+    return short_of_found(baseline).removeprefix(f"{_ENSEMBLE} ")
 
 
 def _figure(entry: Entry, name: str) -> str:

@@ -202,7 +202,7 @@ def _trials(
         network.entry.values = dict(zip(objective.metric_names, trial.values, strict=True))
         if trial.number in finished:
             own, of = finished[trial.number], objective.supernetwork
-            around = Supernetwork.around(own, of.a, of.b)
+            around = Supernetwork.around(own, *of.parents.values())
             measure_alike(around.supergraph, of.supergraph)
             network = _network(f"trial {trial.number} finished", STITCHED, around, own)
             network.entry.trial = trial.number

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from optuna_stitch.diagram.output import confidence_text
 from optuna_stitch.report.entries import Entries, Entry
+from optuna_stitch.stitching.genotype import BOTH
 from optuna_stitch.stitching.subnetwork import Subnetwork
-from optuna_stitch.utils.text import percent_text
-
-_ANSWERS = {
-    "a": "the head of a answers",
-    "b": "the head of b answers",
-    "ensemble": "the mean of both heads answers",
-    "both": "the heads of a and of b answer, each its own question",
-}
+from optuna_stitch.utils.text import listed_text, percent_text
 
 
 def answer_text(subnetwork: Subnetwork) -> str:
@@ -22,12 +16,19 @@ def answer_text(subnetwork: Subnetwork) -> str:
         subnetwork: The network.
     """
     first = subnetwork.genotype.first
+    if subnetwork.output == BOTH:
+        return "the heads of a and of b answer, each its own question"
+    several = len(subnetwork.supergraph.sides) > 2
+    mean = "the mean of both heads"
+    if several:
+        mean = f"the mean of the heads of {listed_text(subnetwork.sides)}"
     if first is None:
-        return _ANSWERS[subnetwork.output]
+        alone = len(subnetwork.sides) == 1
+        return f"the head of {subnetwork.output} answers" if alone else f"{mean} answers"
     when = "it is unsure"
     if subnetwork.exit is not None:
         when = f"its {confidence_text(subnetwork.exit, 'is below')}"
-    return f"{_ANSWERS[first]}, and the mean of both heads where {when}"
+    return f"the head of {first} answers, and {mean} where {when}"
 
 
 def export_of(entry: Entry, command: str) -> str:

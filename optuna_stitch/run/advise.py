@@ -37,7 +37,7 @@ def advise_on(
     Args:
         names: Networks: ``resnet50``, with wildcards ``resnet*``; ``resnet50=weights.safetensors``
             with weights of one's own; what a study file calls parents, ``a`` and ``b``, or names
-            as their ``network``, as it says. Of a study file both parents, if none is named.
+            as their ``network``, as it says. Of a study file its parents, if none is named.
         data: A study file, the folder of a run, a folder with one for each class, or the name of
             a data set.
         images: As for `advise`.
@@ -58,10 +58,11 @@ def advise_on(
     known: dict[str, ParentConfig] = {}
     if study_file is not None:
         parents = study_file.parents
-        named = (parents.b, parents.a, *reversed(study_file.report.baselines))
+        own = parents.by_side
+        named = (*reversed(own.values()), *reversed(study_file.report.baselines))
         known = {config.network: config for config in named}
-        known |= {"a": parents.a, "b": parents.b}
-    wanted = list(names) or (["a", "b"] if study_file else [])
+        known |= own
+    wanted = list(names) or (list(study_file.parents.by_side) if study_file else [])
     found = [
         _parent(name, known, loaded, where, show_progress_bar=show_progress_bar)
         for pattern in wanted

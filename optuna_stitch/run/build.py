@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,26 @@ from optuna_stitch.data.load import Data
 from optuna_stitch.data.pair import DataPair
 from optuna_stitch.data.splits import Split
 from optuna_stitch.evaluation.chance import check_parents
-from optuna_stitch.evaluation.stitch_quality import StitchQuality, best_stitches, measure_stitches
+from optuna_stitch.evaluation.stitch_quality import (
+    StitchQuality,
+    best_stitches,
+    measure_stitches,
+    stitches_within,
+)
 from optuna_stitch.models.parent import Parent, load_parent
 from optuna_stitch.models.train import train_parent
 from optuna_stitch.models.zoo import random_head
 from optuna_stitch.report.plots import write_stitch_quality
 from optuna_stitch.run.schema import DataConfig, KeepConfig, ParentConfig, StudyFile
-from optuna_stitch.stitching.genotype import BOTH, SIDES, Side
+from optuna_stitch.stitching.genotype import BOTH, Side
 from optuna_stitch.stitching.supernetwork import Supernetwork, stitch
 from optuna_stitch.utils.distributed import barrier, rank, world_size
 from optuna_stitch.utils.errors import CheckpointError, ConfigError, DataError, MatchError
 from optuna_stitch.utils.files import write_text
+from optuna_stitch.utils.text import listed_text
+
+# Of more than two parents there are many stitches: their weights take this share of the parents'.
+_SHARE_OF_MANY = 0.1
 
 
 def build(
@@ -58,21 +68,23 @@ def build(
     train = data.train.together if isinstance(data, DataPair) else data.train
     _check_processes(study_file, train)
     parents = study_file.parents
-    of_a, of_b = (data.a, data.b) if isinstance(data, DataPair) else (data, data)
-    a = make_parent(parents.a, of_a, device, show_progress_bar=show_progress_bar)
-    b = make_parent(parents.b, of_b, device, show_progress_bar=show_progress_bar)
-    a.class_names, b.class_names = of_a.class_names, of_b.class_names
+    made: list[Parent] = []
+    data_of = {side: _data_of(data, side) for side in parents.by_side}
+    for side, config in parents.by_side.items():
+        own = data_of[side]
+        parent = make_parent(config, own, device, show_progress_bar=show_progress_bar)
+        parent.class_names = own.class_names
+        made.append(parent)
     stitching = study_file.stitching
     similar_on = stitching.similarity_images
     supernetwork = stitch(
-        a,
-        b,
+        *made,
         points=stitching.points,
         resize=stitching.resize,
         similar_on=train.take(similar_on) if similar_on else None,
         outputs=[BOTH] if study_file.two_jobs else None,
     )
-    _check_classes(supernetwork, study_file.data, of_a, of_b)
+    _check_classes(supernetwork, study_file.data, data_of)
     check_parents(supernetwork, data.val.take(study_file.keep.images), stop=_trained(study_file))
     fits = supernetwork.fit(data.train, study_file.fit, show_progress_bar=show_progress_bar)
     if study_file.tune is not None:
@@ -110,21 +122,29 @@ def _check_processes(study_file: StudyFile, train: Split) -> None:
             )
 
 
-def _check_classes(supernetwork: Supernetwork, config: DataConfig, of_a: Data, of_b: Data) -> None:
+def _data_of(data: Data | DataPair, side: Side) -> Data:
+    return data.of(side) if isinstance(data, DataPair) else data
+
+
+def _check_classes(
+    supernetwork: Supernetwork, config: DataConfig, data_of: Mapping[Side, Data]
+) -> None:
     """Check that parents tell the classes of their data apart."""
     a, b = supernetwork.a, supernetwork.b
-    counts = {side: supernetwork.supergraph.classes_of(side) for side in SIDES}
-    if counts["a"] != counts["b"] and of_a is of_b:
+    counts = {side: supernetwork.supergraph.classes_of(side) for side in supernetwork.sides}
+    alike = data_of["a"] is data_of["b"]
+    if counts["a"] != counts["b"] and alike:
         raise DataError(
             f"{a.name} tells {counts['a']} classes apart, and {b.name} {counts['b']}: they have "
             "two jobs. Give data for each: `data: {a: {...}, b: {...}}`; or parents trained on "
             "the same classes."
         )
-    for parent, side, own in ((a, SIDES[0], of_a), (b, SIDES[1], of_b)):
+    for side, own in data_of.items():
         if counts[side] != own.classes:
-            who = parent.name if of_a is not of_b else f"{a.name} and {b.name}"
+            names = [parent.name for parent in supernetwork.parents.values()]
+            who = listed_text(names) if alike else supernetwork.parents[side].name
             raise DataError(
-                f"{who} {'tells' if of_a is not of_b else 'tell'} {counts[side]} classes apart, "
+                f"{who} {'tell' if alike else 'tells'} {counts[side]} classes apart, "
                 f"the data set {config.tasks[side].dataset!r} has {own.classes}. Give parents "
                 "trained on it, or a `class_map`."
             )
@@ -139,10 +159,9 @@ def _trained(study_file: StudyFile) -> list[Side]:
     tasks = study_file.data.tasks.values()
     if not parents.check or any(task.dataset.startswith(NOISE) for task in tasks):
         return []
-    configs: dict[Side, ParentConfig] = {"a": parents.a, "b": parents.b}
     return [
         side
-        for side, config in configs.items()
+        for side, config in parents.by_side.items()
         if config.train is None and not config.random_weights
     ]
 
@@ -195,12 +214,17 @@ def _keep(
     folder: Path,
 ) -> Supernetwork:
     """Write the quality report, and keep the stitches that the study file wants."""
-    kept = best_stitches(stitch_qualities, **config.model_dump(exclude={"images"}))
+    kept = best_stitches(stitch_qualities, **config.model_dump(exclude={"images", "max_weights"}))
+    share = config.max_weights
+    if share is None and len(supernetwork.sides) > 2:
+        share = _SHARE_OF_MANY
+    if share is not None:
+        kept = stitches_within(supernetwork, stitch_qualities, kept, share)
     stitch_qualities = [
         replace(entry, kept=place in kept) for place, entry in enumerate(stitch_qualities)
     ]
     _write_table(folder / "fit.csv", pd.DataFrame(stitch_qualities))
-    title = f"{supernetwork.a.name} × {supernetwork.b.name}"
+    title = supernetwork.title
     write_stitch_quality(stitch_qualities, title, folder / "fit.png")
     if not kept:
         raise MatchError(

@@ -17,14 +17,14 @@ from optuna_stitch.run.run import Run
 from optuna_stitch.run.schema import StudyFile
 from optuna_stitch.run.study_file import flatten
 from optuna_stitch.search.study import CONTENT
+from optuna_stitch.stitching.genotype import LETTERS
 from optuna_stitch.utils.errors import RunError, StudyError
 from optuna_stitch.utils.files import content_key
 
 # Keys that change no trial's figures: where things are, how long a search goes on, and how fast.
 # Whether files in other places are other files, the parents' own figures tell.
 _PLACES = (
-    "parents.a.checkpoint",
-    "parents.b.checkpoint",
+    *(f"parents.{side}.checkpoint" for side in LETTERS),
     "data.root",
     "data.class_map",
     "data.train.root",

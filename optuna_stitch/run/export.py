@@ -96,8 +96,8 @@ def export_trial(
     front = run.evaluate_front(only=[number], show_progress_bar=show_progress_bar)
     origin = Origin(
         parents={
-            "a": parent_origin(supernetwork.a, config.parents.a, config.tune),
-            "b": parent_origin(supernetwork.b, config.parents.b, config.tune),
+            side: parent_origin(parent, config.parents.by_side[side], config.tune)
+            for side, parent in supernetwork.parents.items()
         },
         trial=number,
         study=run.name,

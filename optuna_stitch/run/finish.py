@@ -15,7 +15,7 @@ from optuna_stitch.models.parent import Parent, load_parent
 from optuna_stitch.run.schema import ParentConfig
 from optuna_stitch.stitching.finish import alone, finish
 from optuna_stitch.stitching.finished import facts_of, load_finished, save_finished
-from optuna_stitch.stitching.genotype import SIDES, Genotype, Side
+from optuna_stitch.stitching.genotype import Genotype, Side
 from optuna_stitch.stitching.settings import Finishing
 from optuna_stitch.stitching.subnetwork import Finished, Subnetwork
 from optuna_stitch.stitching.supernetwork import Supernetwork
@@ -32,6 +32,9 @@ FOLDER = "finished"
 
 # Which trials are finished: their numbers, or the stitched networks of the study's front.
 Trials = Sequence[int] | Literal["front"]
+
+# What a parent is called that is finished to compare with, before its letter.
+_PARENT = "parent "
 
 # Trials that an error names.
 _NAMED = 12
@@ -112,7 +115,7 @@ def finish_trials(
         steps, budget = finished.finished.planned, _budget(finished.finished)
         sides = _rivals(subnetwork, supernetwork) if controls else []
         for side in sides:
-            name = f"parent {side}"
+            name = f"{_PARENT}{side}"
             parent = supernetwork.subnetwork(Genotype(side))
             place = folder / f"parent-{side}-{budget}"
             if done.setdefault(place.name, name):
@@ -227,8 +230,7 @@ def kept_finished(
         if one.student is not None:
             plain = alone(_student(one.student, run))
         else:
-            side: Side = "a" if one.control == "parent a" else "b"
-            plain = supernetwork.subnetwork(Genotype(side))
+            plain = supernetwork.subnetwork(Genotype(one.control.removeprefix(_PARENT)))
         found[name] = load_finished(one.path, plain)
     return found
 
@@ -254,15 +256,15 @@ def _budget(finished: Finished) -> str:
 
 
 def _rivals(subnetwork: Subnetwork, supernetwork: Supernetwork) -> list[Side]:
-    """The parent of nearest cost, and the dearer one; none of two jobs.
+    """The parent of nearest cost, and the dearest one; none of two jobs.
 
     A parent that is distilled from itself stays as it is.
     """
     if supernetwork.two_jobs:
         return []
-    macs = {side: supernetwork.graphs[side].macs for side in SIDES}
-    nearest = min(SIDES, key=lambda side: abs(macs[side] - subnetwork.macs))
-    dearer = max(SIDES, key=lambda side: macs[side])
+    macs = {side: graph.macs for side, graph in supernetwork.graphs.items()}
+    nearest = min(macs, key=lambda side: abs(macs[side] - subnetwork.macs))
+    dearer = max(macs, key=lambda side: macs[side])
     return sorted({nearest, dearer})
 
 

@@ -58,7 +58,7 @@ def write_results(run: RunFolder, front: Front) -> dict[str, go.Figure]:
         The interactive figures, by name.
     """
     folder, supernetwork, data = run.folder, run.supernetwork, run.data
-    title = f"{run.name}: {supernetwork.a.name} × {supernetwork.b.name}"
+    title = f"{run.name}: {supernetwork.title}"
     write_text(folder / _TABLE, front.table().to_csv(index=False))
     _write_by_image(front, data, folder)
     history, shares = _history(run.study), switch_shares(front, supernetwork)
@@ -171,7 +171,7 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
     return [
         *(
             (f"parent {side}", f"{parent.name}, input {parent.view.input_size}")
-            for side, parent in (("a", supernetwork.a), ("b", supernetwork.b))
+            for side, parent in supernetwork.parents.items()
         ),
         ("data", "; ".join(dict.fromkeys(map(_source, config.data.tasks.values())))),
         ("images", _images(data)),

@@ -6,11 +6,19 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from optuna_stitch.evaluation.settings import EvaluationSettings, LatencySettings
 from optuna_stitch.models.recipe import Recipe
-from optuna_stitch.stitching.genotype import BOTH, OUTPUTS, Output, Side
+from optuna_stitch.stitching.genotype import BOTH, LETTERS, OUTPUTS, Output, Side, outputs_of
 from optuna_stitch.stitching.settings import Finishing, FitSettings, PointKind, Tuning
 from optuna_stitch.utils.errors import ConfigError
 from optuna_stitch.utils.files import PROGRAM
@@ -65,11 +73,37 @@ class ParentConfig(_Section):
 
 
 class ParentsConfig(_Section):
-    """The two networks to stitch; ``check``: whether each must be better than guessing."""
+    """The networks to stitch, by letter; ``check``: whether each must be better than guessing."""
 
     a: ParentConfig
     b: ParentConfig
+    c: ParentConfig | None = None
+    d: ParentConfig | None = None
+    e: ParentConfig | None = None
+    f: ParentConfig | None = None
+    g: ParentConfig | None = None
+    h: ParentConfig | None = None
     check: bool = True
+
+    @model_validator(mode="after")
+    def _in_order(self) -> ParentsConfig:
+        """Refuse a letter after one that is left out."""
+        for letter, one in zip(self.by_side, LETTERS, strict=False):
+            if letter != one:
+                raise ValueError(f"there is a parent {letter}, but no {one}; leave none out")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Only parents that there are, so that files of two say nothing of others."""
+        said: dict[str, Any] = serialize(self)
+        return {name: value for name, value in said.items() if value is not None}
+
+    @property
+    def by_side(self) -> dict[Side, ParentConfig]:
+        """All parents by their letters, in order."""
+        found = {letter: getattr(self, letter) for letter in LETTERS}
+        return {letter: parent for letter, parent in found.items() if parent is not None}
 
 
 class SplitConfig(_Section):
@@ -139,11 +173,16 @@ class StitchingConfig(_Section):
 
 
 class KeepConfig(_Section):
-    """Which stitches the search may use; see `best_stitches`. All of them, if nothing is said."""
+    """Which stitches the search may use; see `best_stitches`. All of them, if nothing is said.
+
+    ``max_weights`` bounds the weights of all stitches, as a share of the parents' in bytes; it is
+    0.1 for more than two parents, if nothing is said.
+    """
 
     best: int | None = Field(None, gt=0)
     min_r2: float | None = Field(None, le=1)
     max_accuracy_drop: float | None = None
+    max_weights: float | None = Field(None, gt=0)
     images: int = Field(300, gt=0)
 
 
@@ -290,8 +329,22 @@ class StudyFile(_Section):
     def _answers(self) -> StudyFile:
         """Let networks of two jobs answer both questions, and be judged by both answers."""
         said = self.study.model_fields_set
-        if self.data.two_jobs and "outputs" not in said:
-            self.study = self.study.model_copy(update={"outputs": [BOTH]})
+        sides = tuple(self.parents.by_side)
+        if "outputs" not in said:
+            outputs = (BOTH,) if self.data.two_jobs else outputs_of(sides)
+            self.study = self.study.model_copy(update={"outputs": list(outputs)})
+        if len(sides) > 2 and self.two_jobs:
+            raise ValueError(
+                f"two jobs are for two parents, and there are {len(sides)}: leave out parents "
+                f"{' and '.join(sides[2:])}, or `data.a` and `data.b` and the output `both`"
+            )
+        allowed = (*outputs_of(sides), *((BOTH,) if len(sides) == 2 else ()))
+        for output in self.study.outputs:
+            if output not in allowed:
+                raise ValueError(
+                    f"`study.outputs` of parents {', '.join(sides)} are {', '.join(allowed)}; "
+                    f"{output!r} is none of these"
+                )
         if not self.two_jobs:
             return self
         if self.study.outputs != [BOTH]:
@@ -383,7 +436,7 @@ def smoke_test(study_file: StudyFile) -> StudyFile:
     """
     tiny = study_file.model_copy(deep=True)
     two_jobs = study_file.two_jobs
-    parents: dict[Side, ParentConfig] = {"a": tiny.parents.a, "b": tiny.parents.b}
+    parents = tiny.parents.by_side
     segmenting = [
         side for side in parents if _segments(tiny.study, f"_{side}" if two_jobs else "")
     ]

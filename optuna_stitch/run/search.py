@@ -17,7 +17,7 @@ from optuna_stitch.search.objective import Objective
 from optuna_stitch.search.samplers.by_name import make_sampler
 from optuna_stitch.search.steering import SteeredSampler
 from optuna_stitch.search.trackers import MLflowTracker, Tracker, WandbTracker
-from optuna_stitch.stitching.genotype import BOTH, OUTPUT, SIDES, THRESHOLD, Genotype
+from optuna_stitch.stitching.genotype import BOTH, OUTPUT, THRESHOLD, Genotype, Output
 from optuna_stitch.stitching.supernetwork import Supernetwork
 from optuna_stitch.utils.progress import console
 
@@ -87,7 +87,8 @@ def sampler_for(
     if config.steering is None:
         return sampler
     supernetwork = objective.supernetwork
-    parents = [Genotype(BOTH)] if supernetwork.two_jobs else [Genotype(side) for side in SIDES]
+    sides: Sequence[Output] = (BOTH,) if supernetwork.two_jobs else supernetwork.sides
+    parents = [Genotype(side) for side in sides]
     evaluations = objective.evaluate([supernetwork.subnetwork(parent) for parent in parents])
     weaker = min(objective.values(evaluation)[0] for evaluation in evaluations)
     return SteeredSampler(

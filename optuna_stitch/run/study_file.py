@@ -152,7 +152,7 @@ def _with_absolute_paths(study_file: StudyFile, folder: Path) -> StudyFile:
         study_file.study.start.front_of = absolute(study_file.study.start.front_of)
     students = study_file.finish.students if study_file.finish else []
     parents = study_file.parents
-    for parent in (parents.a, parents.b, *study_file.report.baselines, *students):
+    for parent in (*parents.by_side.values(), *study_file.report.baselines, *students):
         if parent.checkpoint is not None:
             parent.checkpoint = absolute(parent.checkpoint)
         if parent.network.endswith(PROGRAM):

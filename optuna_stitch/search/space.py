@@ -18,15 +18,16 @@ from optuna_stitch.evaluation.stitch_quality import StitchQuality
 from optuna_stitch.search.steering import unwrapped
 from optuna_stitch.stitching.genotype import (
     BOTH,
-    FIRST,
     OUTPUT,
-    OUTPUTS,
     SIDES,
     STATES,
-    STATIC_OUTPUTS,
     THRESHOLD,
     Genotype,
     Output,
+    Side,
+    first_of,
+    heads_of,
+    static_outputs,
 )
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supernetwork import Supernetwork
@@ -53,14 +54,16 @@ def threshold_values() -> list[float]:
 
 
 def distributions(
-    supernetwork: Supernetwork, outputs: Sequence[Output] = OUTPUTS
+    supernetwork: Supernetwork, outputs: Sequence[Output] | None = None
 ) -> dict[str, BaseDistribution]:
     """Every switch as a parameter, by name: ``off`` or ``on``, the output, and the threshold.
 
     Args:
         supernetwork: Whose switches.
-        outputs: What networks may answer with; without cascades there is no threshold.
+        outputs: What networks may answer with, all that the supernetwork has, if None; without
+            cascades there is no threshold.
     """
+    outputs = outputs or supernetwork.supergraph.outputs
     names = [switch.name for switch in supernetwork.switches]
     asked = [*names, OUTPUT, THRESHOLD] if has_cascades(outputs) else [*names, OUTPUT]
     return {name: _distribution(name, outputs) for name in asked}
@@ -78,7 +81,7 @@ def has_cascades(outputs: Sequence[Output]) -> bool:
     Args:
         outputs: What networks may answer with.
     """
-    return any(output in FIRST for output in outputs)
+    return any(first_of(output) for output in outputs)
 
 
 def study_outputs(study: optuna.Study) -> tuple[Output, ...] | None:
@@ -101,7 +104,7 @@ def suggest(
     trial: optuna.trial.BaseTrial,
     supernetwork: Supernetwork,
     space: Space = "flat",
-    outputs: Sequence[Output] = OUTPUTS,
+    outputs: Sequence[Output] | None = None,
 ) -> Subnetwork:
     """Ask a trial for its switches.
 
@@ -110,11 +113,12 @@ def suggest(
         supernetwork: Whose switches.
         space: ``flat`` asks for every parameter; ``reachable`` walks back from the output, and
             asks only for those that matter.
-        outputs: What networks may answer with.
+        outputs: What networks may answer with; all that the supernetwork has, if None.
 
     Returns:
         The subnetwork that they make.
     """
+    outputs = outputs or supernetwork.supergraph.outputs
     if space == "flat":
         params = {
             switch.name: trial.suggest_categorical(switch.name, STATES)
@@ -123,13 +127,13 @@ def suggest(
         params[OUTPUT] = trial.suggest_categorical(OUTPUT, outputs)
         threshold = _suggest_threshold(trial) if has_cascades(outputs) else None
         return supernetwork.subnetwork({**params, THRESHOLD: threshold})
-    output = cast(Output, trial.suggest_categorical(OUTPUT, outputs))
+    output: Output = trial.suggest_categorical(OUTPUT, outputs)
 
     def asks(index: int) -> bool:
         return trial.suggest_categorical(supernetwork.switches[index].name, STATES) == "on"
 
     on = supernetwork.supergraph.reach(output, asks)
-    threshold = _suggest_threshold(trial) if output in FIRST else None
+    threshold = _suggest_threshold(trial) if first_of(output) else None
     return supernetwork.subnetwork(Genotype(output, on, threshold))
 
 
@@ -137,13 +141,14 @@ def _suggest_threshold(trial: optuna.trial.BaseTrial) -> float:
     return trial.suggest_float(THRESHOLD, THRESHOLDS.low, THRESHOLDS.high, step=_STEP)
 
 
-def baselines(*, two_jobs: bool = False) -> list[Genotype]:
-    """Parent a, parent b and their plain ensemble; of two jobs, both parents side by side.
+def baselines(sides: Sequence[Side] = SIDES, *, two_jobs: bool = False) -> list[Genotype]:
+    """All parents and their plain ensembles; of two jobs, both parents side by side.
 
     Args:
+        sides: The parents.
         two_jobs: Whether the parents answer different questions.
     """
-    outputs = (BOTH,) if two_jobs else STATIC_OUTPUTS
+    outputs = (BOTH,) if two_jobs else static_outputs(sides)
     return [Genotype(output) for output in outputs]
 
 
@@ -152,7 +157,7 @@ def sparse_genotypes(
     count: int,
     *,
     probability: float,
-    outputs: Sequence[Output] = OUTPUTS,
+    outputs: Sequence[Output] | None = None,
     seed: int = 0,
 ) -> list[Genotype]:
     """Random genotypes with few switches on, no two of them the same subnetwork.
@@ -164,11 +169,12 @@ def sparse_genotypes(
         supernetwork: Whose switches.
         count: How many; fewer are returned where the space has no more.
         probability: Probability of each switch to be on.
-        outputs: What networks may answer with.
+        outputs: What networks may answer with; all that the supernetwork has, if None.
         seed: Of the draws.
     """
     rng = np.random.default_rng(seed)
-    known = baselines(two_jobs=supernetwork.two_jobs)
+    outputs = outputs or supernetwork.supergraph.outputs
+    known = baselines(supernetwork.sides, two_jobs=supernetwork.two_jobs)
     found: dict[Genotype, None] = dict.fromkeys(known)
     wanted = count + len(found)
     thresholds = threshold_values()
@@ -178,35 +184,38 @@ def sparse_genotypes(
         drawn = np.flatnonzero(rng.random(len(supernetwork.switches)) < probability)
         output = outputs[int(rng.integers(len(outputs)))]
         drawn_threshold = thresholds[int(rng.integers(len(thresholds)))]
-        threshold = drawn_threshold if output in FIRST else None
+        threshold = drawn_threshold if first_of(output) else None
         genotype = Genotype(output, frozenset(drawn.tolist()), threshold)
         found[supernetwork.subnetwork(genotype).genotype] = None
     return list(found)[len(known) :]
 
 
 def continuing_genotypes(
-    supernetwork: Supernetwork, switches: Sequence[int], outputs: Sequence[Output] = OUTPUTS
+    supernetwork: Supernetwork, switches: Sequence[int], outputs: Sequence[Output] | None = None
 ) -> list[Genotype]:
-    """Networks in which one parent's rest goes on from the other one's features.
+    """Networks in which one parent's rest goes on from another one's features.
 
-    For each stitch the stitched ensemble, and the cascade that asks the cheaper head first; of
-    two jobs, the network in which one head's rest goes on from the features of the other parent,
-    which is whole.
+    For each stitch the stitched ensemble of the two parents that it lies between, and the cascade
+    of them that asks the cheaper head first; of two jobs, the network in which one head's rest
+    goes on from the features of the other parent, which is whole.
 
     Args:
         supernetwork: Whose switches.
         switches: Indices of the stitches.
-        outputs: What networks may answer with.
+        outputs: What networks may answer with; all that the supernetwork has, if None.
     """
+    outputs = outputs or supernetwork.supergraph.outputs
     found: list[Genotype] = []
     for index in switches:
         on = frozenset([index])
-        costs = {side: supernetwork.subnetwork(Genotype(side, on)).macs for side in SIDES}
+        switch = supernetwork.switches[index]
+        pair = tuple(sorted((switch.out_of, switch.into)))
+        costs = {side: supernetwork.subnetwork(Genotype(side, on)).macs for side in pair}
         cheaper = min(costs, key=lambda side: costs[side])
         found += [
-            Genotype(output, on, _FIRST_THRESHOLD if output in FIRST else None)
+            Genotype(output, on, _FIRST_THRESHOLD if first_of(output) else None)
             for output in outputs
-            if output in ("ensemble", BOTH) or FIRST.get(output) == cheaper
+            if heads_of(output, supernetwork.sides) == pair and first_of(output) in (None, cheaper)
         ]
     return found
 
@@ -220,12 +229,12 @@ def enqueue_starts(
     stitch_qualities: Sequence[StitchQuality] = (),
     genotypes: Sequence[Genotype] = (),
     space: Space = "flat",
-    outputs: Sequence[Output] = OUTPUTS,
+    outputs: Sequence[Output] | None = None,
     seed: int = 0,
 ) -> None:
     """Enqueue a study's first trials.
 
-    They are both parents, their ensemble and plain cascades, genotypes that are given, for every
+    They are all parents, their ensembles and plain cascades, genotypes that are given, for every
     stitch of the report of the fit the stitched ensemble and the cascade, the single-stitch
     networks that are best by that report, and then sparse random ones. Of two jobs they are both
     parents side by side, what is given, one network for every stitch, and random ones. Whatever
@@ -240,22 +249,23 @@ def enqueue_starts(
         stitch_qualities: What `measure_stitches` returned.
         genotypes: What is worth a try, such as the front of another study.
         space: What trials of the study are asked.
-        outputs: What networks may answer with.
+        outputs: What networks may answer with; all that the supernetwork has, if None.
         seed: Of the random ones.
     """
+    outputs = outputs or supernetwork.supergraph.outputs
     number = {switch.name: index for index, switch in enumerate(supernetwork.switches)}
     known = [
         stitch_quality for stitch_quality in stitch_qualities if stitch_quality.switch in number
     ]
     known.sort(key=lambda stitch_quality: stitch_quality.drop)
-    plain = [Genotype(o, threshold=_FIRST_THRESHOLD) for o in outputs if o in FIRST]
+    plain = [Genotype(o, threshold=_FIRST_THRESHOLD) for o in outputs if first_of(o)]
     singles = [
         Genotype(stitch_quality.into, frozenset([number[stitch_quality.switch]]))
         for stitch_quality in known[: population // 2]
         if not supernetwork.two_jobs
     ]
     continuing = continuing_genotypes(supernetwork, [number[q.switch] for q in known], outputs)
-    whole = baselines(two_jobs=supernetwork.two_jobs)
+    whole = baselines(supernetwork.sides, two_jobs=supernetwork.two_jobs)
     starts = dict.fromkeys([*whole, *plain, *genotypes, *continuing, *singles])
     population = max(population, len(starts))
     random = sparse_genotypes(
@@ -270,7 +280,7 @@ def enqueue(
     supernetwork: Supernetwork,
     genotypes: Sequence[Genotype],
     space: Space = "flat",
-    outputs: Sequence[Output] = OUTPUTS,
+    outputs: Sequence[Output] | None = None,
 ) -> None:
     """Enqueue genotypes that no trial of a study has, each in one piece.
 
@@ -279,8 +289,9 @@ def enqueue(
         supernetwork: Whose switches.
         genotypes: What to try next.
         space: What trials of the study are asked.
-        outputs: What networks may answer with.
+        outputs: What networks may answer with; all that the supernetwork has, if None.
     """
+    outputs = outputs or supernetwork.supergraph.outputs
     names = {switch.name for switch in supernetwork.switches} | {OUTPUT, THRESHOLD}
     taken: set[Genotype] = set()
     for trial in study.get_trials(deepcopy=False):
@@ -298,7 +309,7 @@ def asked(
     supernetwork: Supernetwork,
     genotype: Genotype,
     space: Space,
-    outputs: Sequence[Output] = OUTPUTS,
+    outputs: Sequence[Output] | None = None,
 ) -> dict[str, Any]:
     """The parameters of which a trial of a genotype is asked.
 
@@ -306,7 +317,7 @@ def asked(
         supernetwork: Whose switches.
         genotype: The genotype.
         space: What trials of the study are asked.
-        outputs: What networks may answer with.
+        outputs: What networks may answer with; all that the supernetwork has, if None.
     """
     params = {THRESHOLD: _FIRST_THRESHOLD} | genotype.params(supernetwork.switches)
     trial = optuna.trial.FixedTrial(params)
@@ -317,7 +328,7 @@ def asked(
 def enqueue_params(
     study: optuna.Study,
     params: Mapping[str, Any],
-    outputs: Sequence[Output] = OUTPUTS,
+    outputs: Sequence[Output],
     user_attrs: dict[str, Any] | None = None,
 ) -> None:
     """Enqueue one trial with all its parameters.

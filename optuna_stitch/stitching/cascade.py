@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from optuna_stitch.stitching.genotype import SIDES, Side
 from optuna_stitch.stitching.settings import Confidence
 
 # What each measure of confidence is, in words.
@@ -62,7 +63,7 @@ class Exit:
     """When a cascade's first answer is enough, and what is answered where it is not.
 
     Args:
-        first: The number of the head that is asked first: 0 for a's, 1 for b's.
+        first: The number of the head that is asked first, 0 or 1: of a's and b's, 0 for a's.
         confidence: How it is measured how sure an answer is.
         threshold: Of that measure; images below it go on.
         share: The share of the images that it was tuned on which go on.
@@ -70,6 +71,7 @@ class Exit:
         temperatures: What a's and b's logits are divided by before they are averaged.
         coefficients: Of the calibrated measure: a constant, then one for each other measure, whose
             sum is the log-odds that the first answer is right.
+        sides: Whose heads they are. What is said here of a and b holds for these.
     """
 
     first: int
@@ -79,11 +81,12 @@ class Exit:
     weight: float = 0.5
     temperatures: tuple[float, float] = (1.0, 1.0)
     coefficients: tuple[float, ...] = ()
+    sides: tuple[Side, Side] = SIDES
 
     @property
     def recipe(self) -> str:
         """How it answers, for people."""
-        ours, other = ("a", "b") if self.first == 0 else ("b", "a")
+        ours, other = self.sides[self.first], self.sides[1 - self.first]
         mean = "mean" if self.weight == 0.5 else "weighted mean"
         return (
             f"{ours} where {MEASURES[self.confidence]} is {self.threshold:.3f} or more, else the "

@@ -28,7 +28,7 @@ from optuna_stitch.data.pair import DataPair, SplitPair
 from optuna_stitch.data.splits import Split
 from optuna_stitch.models.parent import Parent
 from optuna_stitch.stitching.augment import blended, moved
-from optuna_stitch.stitching.genotype import BOTH, SIDES, Genotype, Output, Side
+from optuna_stitch.stitching.genotype import BOTH, ENSEMBLE, Genotype, Output, Side
 from optuna_stitch.stitching.settings import Finishing
 from optuna_stitch.stitching.subnetwork import Finished, Subnetwork
 from optuna_stitch.stitching.supergraph import Supergraph, mean_of_probabilities
@@ -149,9 +149,9 @@ def twin(subnetwork: Subnetwork, *, statistics: bool = True) -> Subnetwork:
     """
     graph = subnetwork.supergraph
     # at once: parents may share weights, or be one
-    modules = copy.deepcopy({side: graph.graphs[side].module for side in SIDES})
+    modules = copy.deepcopy({side: own.module for side, own in graph.graphs.items()})
     copied = Supergraph(
-        {side: replace(graph.graphs[side], module=modules[side]) for side in SIDES},
+        {side: replace(own, module=modules[side]) for side, own in graph.graphs.items()},
         graph.view_of,
         graph.switches,
         [copy.deepcopy(stitch) for stitch in graph.stitches],
@@ -211,7 +211,7 @@ class _Finisher:
         self._device = graph.device
         self._label_weight = self._labels(settings)
         self._views = tuple(dict.fromkeys([*teacher.views, *graph.views]))
-        outputs: Sequence[Output] = SIDES if teacher.two_jobs else ("ensemble",)
+        outputs: Sequence[Output] = teacher.sides if teacher.two_jobs else (ENSEMBLE,)
         self._teaches = teacher.program([Genotype(output) for output in outputs])
         self._module = _Heads(self._twin)
         learns = self._learning(rate)
@@ -479,7 +479,7 @@ class _Finisher:
         """All that is answered; of a cascade its first answer, and that of both heads."""
         if len(heads) == 1 or self._twin.output == BOTH:
             return list(heads.values())
-        mean = mean_of_probabilities(heads["a"], heads["b"])
+        mean = mean_of_probabilities(*heads.values())
         first = self._twin.genotype.first
         return [mean] if first is None else [heads[first], mean]
 

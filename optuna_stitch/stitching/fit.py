@@ -15,7 +15,7 @@ from torch import Tensor
 
 from optuna_stitch.data.splits import Split
 from optuna_stitch.models.layouts import Layout
-from optuna_stitch.stitching.genotype import Side, Switch
+from optuna_stitch.stitching.genotype import Switch
 from optuna_stitch.stitching.layer import Stitch
 from optuna_stitch.stitching.moments import EVERY, Moments, Pair, Reading
 from optuna_stitch.stitching.recalibration import Calibration
@@ -239,10 +239,9 @@ class _Job:
         fold: bool = True,
         context: bool = True,
     ) -> _Job:
-        other: Side = "a" if switch.into == "b" else "b"
         source, target, size = stitch.source, stitch.target, stitch.grid
         cells = size[0] * size[1]
-        read = Reading(other, switch.source, source, "grid", size)
+        read = Reading(switch.out_of, switch.source, source, "grid", size)
         wanted = Reading(switch.into, switch.target, target, "grid", size)
         down, up = (fold and times > 1 for times in stitch.times)
         wanted = replace(wanted, folded=up)
@@ -272,7 +271,7 @@ class _Job:
         plain = Choices((1,), None, None, False, choices.match_variance)
         prefix = [
             Pair(
-                Reading(other, switch.source, source, part, (1, 1)),
+                Reading(switch.out_of, switch.source, source, part, (1, 1)),
                 Reading(switch.into, switch.target, target, place, (1, 1)),
             )
             for place, part in enumerate(stitch.prefix_parts)

@@ -4,34 +4,99 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from itertools import combinations
+from typing import Any
 
 from optuna_stitch.utils.errors import StudyError
 
-Side = Literal["a", "b"]
+# A parent by its letter.
+Side = str
+
+# As many parents as a supernetwork may have.
+LETTERS: tuple[Side, ...] = tuple("abcdefgh")
+
+# Of two parents.
 SIDES: tuple[Side, Side] = ("a", "b")
 
-Output = Literal["a", "b", "ensemble", "a then both", "b then both", "both"]
+# What a network answers with, by a name; see `outputs_of`.
+Output = str
 
 OUTPUT = "output"
+
+ENSEMBLE: Output = "ensemble"
 
 # The only one of parents with two jobs: the answers of both.
 BOTH: Output = "both"
 
-_ALL: tuple[Output, ...] = get_args(Output)
-
-# Of parents with one job.
-OUTPUTS: tuple[Output, ...] = tuple(output for output in _ALL if output != BOTH)
-
-# What studies could choose from before there were cascades.
-STATIC_OUTPUTS: tuple[Output, ...] = ("a", "b", "ensemble")
-
-# The head that a cascade asks first; all other outputs compute the same for every image.
-FIRST: dict[Output, Side] = {"a then both": "a", "b then both": "b"}
+_THEN = " then "
 
 THRESHOLD = "threshold"
 
 STATES = ("off", "on")
+
+
+def outputs_of(sides: Sequence[Side]) -> tuple[Output, ...]:
+    """What networks of parents with one job may answer with.
+
+    A parent's own head; the ensemble of all and, of more than two parents, of each pair; the
+    cascades of each pair, which ask one of its heads first and, where that is unsure, both.
+
+    Args:
+        sides: The parents.
+
+    Example:
+        >>> outputs_of("ab")
+        ('a', 'b', 'ensemble', 'a then both', 'b then both')
+        >>> outputs_of("abc")[:7]
+        ('a', 'b', 'c', 'a+b', 'a+c', 'b+c', 'ensemble')
+        >>> outputs_of("abc")[7:10]
+        ('a then a+b', 'b then a+b', 'a then a+c')
+    """
+    if len(sides) == 2:
+        return (*sides, ENSEMBLE, *(f"{side}{_THEN}{BOTH}" for side in sides))
+    pairs = ["+".join(pair) for pair in combinations(sides, 2)]
+    cascades = [f"{side}{_THEN}{pair}" for pair in pairs for side in pair.split("+")]
+    return (*sides, *pairs, ENSEMBLE, *cascades)
+
+
+def static_outputs(sides: Sequence[Side]) -> tuple[Output, ...]:
+    """Those of `outputs_of` that compute the same for every image: all but cascades.
+
+    Args:
+        sides: The parents.
+    """
+    return tuple(output for output in outputs_of(sides) if first_of(output) is None)
+
+
+def first_of(output: Output) -> Side | None:
+    """The head that a cascade asks first; None of outputs that compute the same for every image.
+
+    Args:
+        output: Any.
+    """
+    first, then, _ = output.partition(_THEN)
+    return first if then else None
+
+
+def heads_of(output: Output, sides: Sequence[Side]) -> tuple[Side, ...]:
+    """The parents whose heads have a say, in their order.
+
+    Args:
+        output: Any.
+        sides: All parents.
+    """
+    together = output.rpartition(_THEN)[2]
+    return tuple(sides) if together in (ENSEMBLE, BOTH) else tuple(together.split("+"))
+
+
+# Of two parents with one job.
+OUTPUTS: tuple[Output, ...] = outputs_of(SIDES)
+
+# What studies could choose from before there were cascades.
+STATIC_OUTPUTS: tuple[Output, ...] = static_outputs(SIDES)
+
+# The heads that the cascades of two parents ask first.
+FIRST: dict[Output, Side] = {o: first for o in OUTPUTS if (first := first_of(o)) is not None}
 
 
 @dataclass(frozen=True)
@@ -42,13 +107,19 @@ class Switch:
         name: What people read, ``a.layer2.1 -> b.blocks.3``.
         source: Name of the node whose raw feature is read.
         target: Name of the node whose feature is replaced.
-        into: The parent that the target belongs to; the source belongs to the other.
+        into: The parent that the target belongs to.
+        out_of: The parent that the source belongs to; of two parents the other one, if not given.
     """
 
     name: str
     source: str
     target: str
     into: Side
+    out_of: Side = ""
+
+    def __post_init__(self) -> None:
+        if not self.out_of:
+            object.__setattr__(self, "out_of", "a" if self.into == "b" else "b")
 
 
 @dataclass(frozen=True)
@@ -76,7 +147,7 @@ class Genotype:
     @property
     def first(self) -> Side | None:
         """The head that a cascade asks first; None where every image is computed alike."""
-        return FIRST.get(self.output)
+        return first_of(self.output)
 
     def params(self, switches: Sequence[Switch]) -> dict[str, Any]:
         """The same as Optuna's parameters: a choice by name, then the output and the threshold.
@@ -89,23 +160,27 @@ class Genotype:
         return {**values, OUTPUT: self.output, **threshold}
 
     @staticmethod
-    def of(params: Mapping[str, Any], switches: Sequence[Switch]) -> Genotype:
+    def of(
+        params: Mapping[str, Any], switches: Sequence[Switch], sides: Sequence[Side] = SIDES
+    ) -> Genotype:
         """The genotype that Optuna's parameters stand for; switches not named are off.
 
         Args:
             params: Values by name. The threshold is read for cascades only.
             switches: The supernetwork's.
+            sides: Its parents.
 
         Raises:
             StudyError: If a parameter is no switch, its value no choice of it, or a cascade's
                 threshold is missing or outside of 0 and 1.
         """
         index_of = {switch.name: index for index, switch in enumerate(switches)}
+        answers = (*outputs_of(sides), *((BOTH,) if len(sides) == 2 else ()))
         on: set[int] = set()
         for name, value in params.items():
             if name == THRESHOLD:
                 continue
-            allowed = _ALL if name == OUTPUT else STATES
+            allowed = answers if name == OUTPUT else STATES
             if name != OUTPUT and name not in index_of:
                 raise StudyError(
                     f"{name!r} is no switch of this supernetwork; see `supernetwork.switches`."
@@ -115,9 +190,9 @@ class Genotype:
             if value == "on":
                 on.add(index_of[name])
         if OUTPUT not in params:
-            raise StudyError(f"The parameters lack {OUTPUT!r}: one of {_ALL}.")
+            raise StudyError(f"The parameters lack {OUTPUT!r}: one of {answers}.")
         output: Output = params[OUTPUT]
-        threshold = _threshold(output, params.get(THRESHOLD)) if output in FIRST else None
+        threshold = _threshold(output, params.get(THRESHOLD)) if first_of(output) else None
         return Genotype(output, frozenset(on), threshold)
 
 

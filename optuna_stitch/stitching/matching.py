@@ -1,9 +1,11 @@
-"""Match the points of two networks, keeping the order of both."""
+"""Match the points of two or more networks, keeping the order of all."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from optuna_stitch.data.view import View
 from optuna_stitch.models.graph import NetworkGraph
 from optuna_stitch.models.layouts import resample
 from optuna_stitch.models.points import Point
+from optuna_stitch.stitching.genotype import SIDES, Side
 from optuna_stitch.stitching.settings import PointKind
 from optuna_stitch.utils.errors import MatchError
 
@@ -109,10 +112,22 @@ Similarity = Callable[
 
 @dataclass(frozen=True)
 class Match:
-    """A point of parent a paired with a point of parent b."""
+    """A point of one parent paired with a point of another one.
+
+    Args:
+        a: The point of parent a; of more than two parents, of the first one of ``sides``.
+        b: The point of parent b; of more than two parents, of the second one.
+        sides: Which parents.
+    """
 
     a: Point
     b: Point
+    sides: tuple[Side, Side] = SIDES
+
+    @property
+    def points(self) -> dict[Side, Point]:
+        """Both points by their parents."""
+        return dict(zip(self.sides, (self.a, self.b), strict=True))
 
 
 def select_points(graph: NetworkGraph, kind: PointKind) -> tuple[Point, ...]:
@@ -160,27 +175,123 @@ def match(
     Raises:
         MatchError: If no two points are compatible.
     """
+    similarities = None if similarity is None else {SIDES: similarity}
+    return match_all({"a": a, "b": b}, points=points, resize=resize, similarities=similarities)
+
+
+def match_all(
+    graphs: Mapping[Side, NetworkGraph],
+    *,
+    points: PointKind = "auto",
+    resize: bool = True,
+    similarities: Mapping[tuple[Side, Side], Similarity] | None = None,
+) -> list[Match]:
+    """Match the points of two or more networks, in one order for all of them.
+
+    Matchings of each two networks may make a cycle together, though each of them keeps the order
+    of its two. So the points are put into columns, which are in one order, and have one point of
+    a network at most: first each point of the first network is a column; every further network is
+    aligned with the columns as `match` aligns it with another network, the weight of a column
+    being the sum over its points. A point that goes into no column is one of its own, placed by
+    its depth. Two points of a column are a match. With the columns' order all edges of the
+    supernetwork go forward, those of the stitches included, so that no genotype makes a cycle.
+
+    Args:
+        graphs: The networks by side, two at least.
+        points: As for `match`.
+        resize: As for `match`.
+        similarities: As for `match`, by two sides.
+
+    Returns:
+        Matches in topological order of all networks; of a column, those of its first points first.
+
+    Raises:
+        MatchError: If a network has no point that is compatible with one of another network.
+    """
+    sides = tuple(graphs)
 
     def among(kind: PointKind, *, mixed: bool = False) -> list[Match]:
-        of_a, of_b = select_points(a, kind), select_points(b, kind)
-        weights = _weights(of_a, of_b, resize=resize, mixed=mixed)
-        if similarity is not None and weights.size:
-            weights = weights * similarity(a, b, of_a, of_b)
-        return [Match(of_a[i], of_b[j]) for i, j in heaviest_in_order(weights)]
+        chosen = {side: select_points(graph, kind) for side, graph in graphs.items()}
+        weights: dict[tuple[Side, Side], NDArray[np.float64]] = {}
+        for one, other in combinations(sides, 2):
+            both = chosen[one], chosen[other]
+            found = _weights(*both, resize=resize, mixed=mixed)
+            if similarities is not None and found.size:
+                found = found * similarities[one, other](graphs[one], graphs[other], *both)
+            weights[one, other] = found
+        return [
+            Match(chosen[one][column[one]], chosen[other][column[other]], (one, other))
+            for column in _columns(chosen, weights)
+            for one, other in combinations(column, 2)
+            if weights[one, other][column[one], column[other]] > 0
+        ]
+
+    def fewest(matches: Sequence[Match]) -> tuple[int, Side]:
+        counts = Counter(side for pair in matches for side in pair.sides)
+        return min((counts[side], side) for side in sides)
 
     matches = among(points)
-    if points == "auto" and len(matches) < _FEW:
+    if points == "auto" and fewest(matches)[0] < _FEW:
         points = "all"
         matches = among(points)
-    matches = matches or among(points, mixed=True)
-    if not matches:
+    if not fewest(matches)[0]:
+        matches = among(points, mixed=True)
+    count, lonely = fewest(matches)
+    if not count:
+        # of two networks both have none
+        rest = [side for side in sides if side != lonely]
+        order = [lonely, *rest]
+        names = " and ".join(graphs[side].name for side in order)
+        counts = " and ".join(str(len(select_points(graphs[side], points))) for side in order)
         raise MatchError(
-            f"{a.name} and {b.name} have no compatible points among their {points} "
-            f"({len(select_points(a, points))} and {len(select_points(b, points))} candidates). "
-            "`optuna-stitch inspect` shows why; try `points: all`"
+            f"{names} have no compatible points among their {points} ({counts} candidates)"
+            + (f": no point of parent {lonely} has a match" if len(sides) > 2 else "")
+            + ". `optuna-stitch inspect` shows why; try `points: all`"
             + (" or `resize: true`." if not resize else ".")
         )
     return matches
+
+
+# Of each network that has a point in it, the number of the point.
+_Column = dict[Side, int]
+
+
+def _columns(
+    chosen: Mapping[Side, Sequence[Point]],
+    weights: Mapping[tuple[Side, Side], NDArray[np.float64]],
+) -> list[_Column]:
+    """Points of several networks in columns of one order; see `match_all`."""
+    columns: list[_Column] = []
+    for side, points in chosen.items():
+        heavy = np.zeros((len(columns), len(points)))
+        for place, column in enumerate(columns):
+            for other, number in column.items():
+                heavy[place] += weights[other, side][number]
+
+        def depth(column: _Column) -> float:
+            return float(np.mean([chosen[one][number].depth for one, number in column.items()]))
+
+        merged: list[_Column] = []
+        place = number = 0
+        for i, j in [*heaviest_in_order(heavy), (len(columns), len(points))]:
+            own: list[_Column] = [{side: n} for n in range(number, j)]
+            merged += _by_depth(columns[place:i], own, depth)
+            if i < len(columns):
+                merged.append({**columns[i], side: j})
+            place, number = i + 1, j + 1
+        columns = merged
+    return columns
+
+
+def _by_depth(
+    columns: Sequence[_Column], others: Sequence[_Column], depth: Callable[[_Column], float]
+) -> list[_Column]:
+    """Two runs of columns as one, each in its own order, the shallower column first."""
+    merged: list[_Column] = []
+    left, right = list(columns), list(others)
+    while left and right:
+        merged.append((left if depth(left[0]) <= depth(right[0]) else right).pop(0))
+    return [*merged, *left, *right]
 
 
 def candidates_of(matches: Sequence[Match], points: PointKind) -> PointKind:

@@ -19,14 +19,15 @@ class Operation:
     """One step of the computation.
 
     Args:
-        name: ``a.<node>`` or ``b.<node>``, ``input.<view>``, ``stitch.<index>``, ``ensemble``,
-            ``heads``, ``both``.
+        name: ``<parent>.<node>`` as in ``a.conv1``, ``input.<view>``, ``stitch.<index>``,
+            ``ensemble`` or, of a pair of many parents, ``a+b``; ``heads`` or ``heads a+b``;
+            ``both``.
         run: Computes the value from the values of ``inputs`` (an input's own, from the images).
         inputs: Operations it reads, in the order that ``run`` takes them.
         macs: Multiply-accumulates per image.
         elements: Numbers per image that the value consists of.
         node: The parent's node, where it is one.
-        owner: ``a``, ``b``, ``input``, ``stitch``, ``ensemble``, ``heads`` or ``both``.
+        owner: A parent's letter, ``input``, ``stitch``, ``ensemble``, ``heads`` or ``both``.
         number: Index of the view or of the stitch, where it is one.
         weights: The parameters it uses.
         norm: What it normalizes by, where it is a BatchNorm.

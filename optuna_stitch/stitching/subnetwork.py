@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from optuna_stitch.stitching.cascade import Exit
-from optuna_stitch.stitching.genotype import BOTH, SIDES, Genotype, Output, Side
+from optuna_stitch.stitching.genotype import BOTH, Genotype, Output, Side, heads_of
 from optuna_stitch.stitching.program import Operation, Program, Resolved, Step, program_of
 from optuna_stitch.stitching.supergraph import Supergraph
 from optuna_stitch.utils.errors import StudyError
@@ -56,7 +56,7 @@ class Finished:
         labels = "" if not self.labels else f", and as labels say (weight {self.labels:g})"
         return (
             f"{what} trained for {self.steps:,} steps of {batch} of {self.images:,} train images "
-            f"to answer as both parents do{labels}. Its weights are averages; taken are those of "
+            f"to answer as the parents do{labels}. Its weights are averages; taken are those of "
             f"step {self.best_step:,}, the best on validation images (loss "
             f"{self.loss_before:.3f} before, {self.loss:.3f} now)."
         )
@@ -107,7 +107,7 @@ class Subnetwork:
             StudyError: If it is a cascade without a threshold, or the parents have two jobs, and
                 it answers one of them only in part.
         """
-        if genotype.output not in (*SIDES, *supergraph.outputs):
+        if genotype.output not in (*supergraph.sides, *supergraph.outputs):
             jobs = "two jobs" if supergraph.two_jobs else "one job"
             raise StudyError(
                 f"The output {genotype.output!r} is none of parents with {jobs}; there "
@@ -128,9 +128,21 @@ class Subnetwork:
     def output(self) -> Output:
         """Who answers: ``a``, ``b``, their ``ensemble``, or one and, where it is unsure, both.
 
-        Of parents with two jobs ``both``: each its own question.
+        Of more than two parents also the ensemble of a pair; see `outputs_of`. Of parents with two
+        jobs ``both``: each its own question.
         """
         return self.genotype.output
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        """The parents whose heads have a say, in their order; of a cascade two."""
+        return heads_of(self.output, self.supergraph.sides)
+
+    @property
+    def first_head(self) -> int | None:
+        """Of a cascade, the number among `sides` of the head that it asks first, 0 or 1."""
+        first = self.genotype.first
+        return None if first is None else self.sides.index(first)
 
     def part(self, side: Side) -> Subnetwork:
         """What one of two answers needs, of parents with two jobs.
@@ -175,7 +187,8 @@ class Subnetwork:
         Args:
             found: When its first answer is enough.
         """
-        return replace(self, exit=found)
+        one, other = self.sides
+        return replace(self, exit=replace(found, sides=(one, other)))
 
     @property
     def on(self) -> frozenset[int]:
@@ -249,7 +262,7 @@ class Subnetwork:
 
         Returns:
             A module with only what the output needs, which shares its weights with the
-            supernetwork. It takes one tensor of images per view that it needs (one, where both
+            supernetwork. It takes one tensor of images per view that it needs (one, where all
             parents see images alike) and returns logits ``(N, classes)``, or
             ``(N, classes, H, W)``. That of a cascade is a `CascadeModule`; that of parents with
             two jobs returns both answers as a dictionary, ``{"a": ..., "b": ...}``.
@@ -263,7 +276,9 @@ class Subnetwork:
         statistics = {program.places[step]: own for step, own in program.statistics.items()}
         if self.output == BOTH:
             *steps, (_, heads) = self.resolved.steps
-            return self._assembled(statistics, steps, {}, dict(zip(SIDES, heads, strict=True)))
+            return self._assembled(
+                statistics, steps, {}, dict(zip(self.sides, heads, strict=True))
+            )
         if not self.is_cascade:
             return self._assembled(statistics, self.resolved.steps, {}, [self.resolved.output])
         if self.exit is None:
@@ -283,21 +298,22 @@ class Subnetwork:
     def heads_module(self) -> fx.GraphModule:
         """All heads that have a say as one module, which shares the supernetwork's weights.
 
-        It takes images as `extract` does, and returns logits by side: of one head, or of both.
+        It takes images as `extract` does, and returns logits by side: of one head, or of several.
         BatchNorms have their parents' statistics.
         """
-        if self.output in SIDES:
+        if len(self.sides) == 1:
             heads = {self.output: self.resolved.output}
             return self._assembled({}, self.resolved.steps, {}, heads)
-        *steps, (_, both) = self.resolved.steps
-        return self._assembled({}, steps, {}, dict(zip(SIDES, both, strict=True)))
+        *steps, (_, several) = self.resolved.steps
+        return self._assembled({}, steps, {}, dict(zip(self.sides, several, strict=True)))
 
     @cached_property
     def stages(self) -> Stages:
         """What a cascade computes for every image, and what for unsure ones only."""
-        supergraph, side = self.supergraph, self.genotype.first
-        assert side is not None, "only cascades have stages"
-        heads = supergraph.head(side), supergraph.head("b" if side == "a" else "a")
+        supergraph, first_head = self.supergraph, self.first_head
+        assert first_head is not None, "only cascades have stages"
+        order = (self.sides[first_head], self.sides[1 - first_head])
+        heads = supergraph.head(order[0]), supergraph.head(order[1])
         needed_first = self.first.resolved.steps
         # of whatever view: all images are given at the start
         images = [step for step in self.resolved.steps if self._is_input(step)]
@@ -329,7 +345,7 @@ class Subnetwork:
             outputs: What is returned; one value where there is one, several by name.
         """
         recalibrated = nn.ModuleDict()
-        parts: dict[str, nn.Module] = {s: self.supergraph.graphs[s].module for s in SIDES}
+        parts: dict[str, nn.Module] = {s: g.module for s, g in self.supergraph.graphs.items()}
         parts |= {"stitches": self.supergraph.stitches, "recalibrated": recalibrated}
         root = nn.ModuleDict(parts)
         graph = fx.Graph()
@@ -359,7 +375,7 @@ class Subnetwork:
         return fx.GraphModule(root, graph, class_name="Subnetwork").eval()
 
     def draw(self, *, title: str | None = None) -> Any:
-        """Draw both parents, and the path that this subnetwork takes through them.
+        """Draw all parents, and the path that this subnetwork takes through them.
 
         Args:
             title: Above the drawing; the parents' names, if None.

@@ -1,11 +1,11 @@
-"""Both parents and all stitches as one graph, and what a genotype needs of it."""
+"""All parents and all stitches as one graph, and what a genotype needs of it."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, reduce
 from typing import Any
 
 import torch
@@ -18,12 +18,14 @@ from optuna_stitch.models.graph import NetworkGraph
 from optuna_stitch.stitching.batch_norm import BatchNorm
 from optuna_stitch.stitching.genotype import (
     BOTH,
-    OUTPUTS,
-    SIDES,
+    ENSEMBLE,
     Genotype,
     Output,
     Side,
     Switch,
+    first_of,
+    heads_of,
+    outputs_of,
 )
 from optuna_stitch.stitching.layer import Stitch, Stitches
 from optuna_stitch.stitching.program import (
@@ -55,7 +57,8 @@ class Supergraph:
 
     A stitch reads the raw feature of its source, before the source's own switch. The graph has
     every edge that any genotype can ask for, and is sorted once; that it can be sorted is the
-    proof that no genotype makes a cycle.
+    proof that no genotype makes a cycle. Where several stitches lead into one point, the first
+    one that is on, in the switches' order, replaces it; others have no effect then.
 
     Args:
         graphs: The parents by side.
@@ -68,6 +71,7 @@ class Supergraph:
 
     Attributes:
         device: Where the weights are, and everything is computed.
+        sides: The parents by their letters, in order.
         graphs: As given.
         two_jobs: As given.
         view_of: As given for ``views``.
@@ -91,41 +95,58 @@ class Supergraph:
         two_jobs: bool = False,
     ) -> None:
         self.graphs = graphs
+        self.sides: tuple[Side, ...] = tuple(graphs)
         self.two_jobs = two_jobs
         self.view_of = dict(views)
-        self.views: tuple[View, ...] = tuple(dict.fromkeys(views[side] for side in SIDES))
+        self.views: tuple[View, ...] = tuple(dict.fromkeys(views[side] for side in graphs))
         self.switches = tuple(switches)
         self.stitches = Stitches(stitches)
         self._calibration = calibration
         self.device = next((p.device for p in self._weights()), torch.device("cpu"))
         self._parents_statistics: list[dict[int, Statistics]] = []
-        builder = _Builder(graphs, {side: self.views.index(views[side]) for side in SIDES})
+        builder = _Builder(graphs, {side: self.views.index(views[side]) for side in graphs})
         builder.add_stitches(self.switches, list(self.stitches))
         self.operations, place_of = builder.sort()
-        self._switch_at: dict[int, tuple[int, int]] = {
-            place_of[f"{switch.into}.{switch.target}"]: (index, place_of[f"stitch.{index}"])
-            for index, switch in enumerate(self.switches)
+        # by the point that they lead into: the index and the operation of every stitch
+        self._stitches_into: dict[int, list[tuple[int, int]]] = {}
+        for index, switch in enumerate(self.switches):
+            target = place_of[f"{switch.into}.{switch.target}"]
+            ways = self._stitches_into.setdefault(target, [])
+            ways.append((index, place_of[f"stitch.{index}"]))
+        self._heads: dict[Side, int] = {
+            side: place_of[f"{side}.{graph.output.name}"] for side, graph in graphs.items()
         }
-        outputs: dict[Output, int] = {
-            side: place_of[f"{side}.{graphs[side].output.name}"] for side in SIDES
-        }
-        heads = (outputs["a"], outputs["b"])
-        of_a, of_b = (self.operations[head].elements for head in heads)
-        if two_jobs:
-            outputs[BOTH] = len(self.operations)
-            self.operations.append(Operation(BOTH, two_answers, heads, 0, of_a + of_b, BOTH))
-        else:
-            outputs["ensemble"] = len(self.operations)
-            self.operations.append(
-                Operation("ensemble", mean_of_probabilities, heads, 0, of_a, "ensemble")
-            )
-            # both answers of a cascade; `Exit` says which of them counts for which image
-            outputs["a then both"] = outputs["b then both"] = len(self.operations)
-            self.operations.append(Operation("heads", both_heads, heads, 0, 2 * of_a, "heads"))
-        self._outputs = outputs
+        self._outputs: dict[Output, int] = {}
+        self._add_outputs()
         # one after the other asks for a subnetwork's costs and for its program
         self.resolve = lru_cache(_RESOLVED)(self._resolve)
         self._place_of = place_of
+
+    def _add_outputs(self) -> None:
+        """Add the operations that take several heads together."""
+        elements = {side: self.operations[head].elements for side, head in self._heads.items()}
+        made: dict[str, int] = {}
+        for output in (*self.sides, *self.outputs):
+            sides = heads_of(output, self.sides)
+            heads = tuple(self._heads[side] for side in sides)
+            if len(heads) == 1:
+                self._outputs[output] = heads[0]
+                continue
+            if output == BOTH:
+                operation = Operation(
+                    BOTH, two_answers, heads, 0, sum(elements[side] for side in sides), BOTH
+                )
+            elif first_of(output) is None:
+                run, count = mean_of_probabilities, elements[sides[0]]
+                operation = Operation(output, run, heads, 0, count, ENSEMBLE)
+            else:
+                # both answers of a cascade; `Exit` says which of them counts for which image
+                name = "heads" if len(self.sides) == 2 else f"heads {'+'.join(sides)}"
+                operation = Operation(name, both_heads, heads, 0, 2 * elements[sides[0]], "heads")
+            if operation.name not in made:
+                made[operation.name] = len(self.operations)
+                self.operations.append(operation)
+            self._outputs[output] = made[operation.name]
 
     def _weights(self) -> Iterator[nn.Parameter]:
         for module in (*(graph.module for graph in self.graphs.values()), self.stitches):
@@ -148,12 +169,12 @@ class Supergraph:
     @property
     def outputs(self) -> tuple[Output, ...]:
         """What networks that are searched may answer with."""
-        return (BOTH,) if self.two_jobs else OUTPUTS
+        return (BOTH,) if self.two_jobs else outputs_of(self.sides)
 
     @property
     def whole(self) -> Output:
-        """The output for which both parents are computed whole, where no stitch is on."""
-        return BOTH if self.two_jobs else "ensemble"
+        """The output for which all parents are computed whole, where no stitch is on."""
+        return BOTH if self.two_jobs else ENSEMBLE
 
     @property
     def classes(self) -> int:
@@ -209,7 +230,7 @@ class Supergraph:
 
     @cached_property
     def memory_format(self) -> torch.memory_format:
-        """How images lie in memory: channels last, which is faster, where both parents take it."""
+        """How images lie in memory: channels last, which is faster, where all parents take it."""
         shapes = [view.input_size for view in self.views]
         images = [
             torch.zeros(2, *shape, device=self.device).contiguous(
@@ -232,7 +253,7 @@ class Supergraph:
         Args:
             side: Which parent.
         """
-        return self._outputs[side]
+        return self._heads[side]
 
     @cached_property
     def by_image(self) -> Set[int]:
@@ -250,17 +271,18 @@ class Supergraph:
                 if not isinstance(value, Tensor) or value.shape[:1] != (count,):
                     continue
                 operation = program.operations[step]
-                graph = self.graphs["a" if operation.owner == "a" else "b"]
-                shape = graph.costs[operation.node.name].shape if operation.node else None
+                node = operation.node
+                shape = self.graphs[operation.owner].costs[node.name].shape if node else None
                 if shape is None or shape[0] == TRACED_BATCH:
                     found.add(program.places[step])
         return found
 
     def _resolve(self, genotype: Genotype) -> Resolved:
         """Walk back from a genotype's output to all that it needs."""
-        on = genotype.on
         instead = {
-            place: stitch for place, (index, stitch) in self._switch_at.items() if index in on
+            place: next(stitch for index, stitch in ways if index in genotype.on)
+            for place, ways in self._stitches_into.items()
+            if any(index in genotype.on for index, _ in ways)
         }
         output = self._outputs[genotype.output]
         output = instead.get(output, output)  # only where a linear probe gives the answer
@@ -297,18 +319,20 @@ class Supergraph:
         needed = bytearray(last + 1)
         needed[last] = 1
         said: dict[int, bool] = {}
+
+        def says(index: int) -> bool:
+            if index not in said:
+                said[index] = asks(index)
+            return said[index]
+
         for place in range(last, -1, -1):
             if not needed[place]:
                 continue
             operation = self.operations[place]
             for read in operation.inputs:
-                if operation.owner != "stitch" and read in self._switch_at:
-                    index, stitch = self._switch_at[read]
-                    if index not in said:
-                        said[index] = asks(index)
-                    needed[stitch if said[index] else read] = 1
-                else:
-                    needed[read] = 1
+                # a stitch reads the raw source
+                ways = () if operation.owner == "stitch" else self._stitches_into.get(read, ())
+                needed[next((stitch for index, stitch in ways if says(index)), read)] = 1
         return frozenset(index for index, on in said.items() if on)
 
     def program(self, genotypes: Sequence[Genotype]) -> Program:
@@ -323,10 +347,10 @@ class Supergraph:
         return shared_program(self.operations, [self.resolve(genotype) for genotype in genotypes])
 
     def parents_program(self, features: Sequence[tuple[Side, str]] | None = None) -> Program:
-        """Both parents as a program, without stitches.
+        """All parents as a program, without stitches.
 
         Args:
-            features: Sides and nodes whose raw features are wanted; what both answer, if None.
+            features: Sides and nodes whose raw features are wanted; what all answer, if None.
         """
         places = [self._place_of[f"{side}.{node}"] for side, node in features or ()]
         resolved = self.resolve(Genotype(self.whole))
@@ -357,7 +381,7 @@ class Supergraph:
     @property
     def targets(self) -> Set[int]:
         """The operations whose values stitches may replace."""
-        return self._switch_at.keys()
+        return self._stitches_into.keys()
 
     @property
     def points(self) -> Set[int]:
@@ -368,9 +392,9 @@ class Supergraph:
     def content_hash(self) -> str:
         """A hash of all that figures depend on: weights, matches, views, calibration images."""
         digest = hashlib.sha256(b"two jobs" if self.two_jobs else b"")
-        for side in SIDES:
-            digest.update(repr((self.graphs[side].name, self.views)).encode())
-            _update(digest, self.graphs[side].module)
+        for graph in self.graphs.values():
+            digest.update(repr((graph.name, self.views)).encode())
+            _update(digest, graph.module)
         digest.update(repr([switch.name for switch in self.switches]).encode())
         _update(digest, self.stitches)
         if self._calibration is not None:
@@ -385,17 +409,17 @@ def _update(digest: Any, module: nn.Module) -> None:
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
 
 
-def mean_of_probabilities(a: Tensor, b: Tensor) -> Tensor:
-    """The ensemble of two networks: the mean of their class probabilities, as logits.
+def mean_of_probabilities(*heads: Tensor) -> Tensor:
+    """The ensemble of two or more networks: the mean of their class probabilities, as logits.
 
     Args:
-        a: Logits ``(N, classes, ...)``.
-        b: Logits of the same shape.
+        *heads: Logits ``(N, classes, ...)`` of each.
 
     Returns:
-        ``log((softmax(a) + softmax(b)) / 2)``, whose softmax is that mean.
+        Of two ``log((softmax(a) + softmax(b)) / 2)``, whose softmax is that mean.
     """
-    return torch.logaddexp(F.log_softmax(a, dim=1), F.log_softmax(b, dim=1)) - math.log(2)
+    together = reduce(torch.logaddexp, [F.log_softmax(logits, dim=1) for logits in heads])
+    return together - math.log(len(heads))
 
 
 def both_heads(a: Tensor, b: Tensor) -> Tensor:
@@ -422,14 +446,14 @@ def two_answers(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Builder:
-    """Collect the operations of both parents and of the stitches by name, then sort them."""
+    """Collect the operations of all parents and of the stitches by name, then sort them."""
 
     def __init__(self, graphs: dict[Side, NetworkGraph], view_of: dict[Side, int]) -> None:
         self._graphs = graphs
         self._operations: dict[str, tuple[Operation, list[str]]] = {}
         self._reads: dict[str, list[str]] = {}  # what must come before, under any genotype
-        for side in SIDES:
-            self._add_parent(side, graphs[side], view_of[side])
+        for side, graph in graphs.items():
+            self._add_parent(side, graph, view_of[side])
 
     def _add_parent(self, side: Side, graph: NetworkGraph, view: int) -> None:
         names: dict[fx.Node, str] = {}
@@ -461,7 +485,6 @@ class _Builder:
             for read in inputs:
                 readers.setdefault(read, []).append(name)
         for index, (switch, stitch) in enumerate(zip(switches, stitches, strict=True)):
-            side: Side = "a" if switch.into == "b" else "b"
             name = f"stitch.{index}"
             weights = tuple(stitch.parameters())
             operation = Operation(
@@ -474,7 +497,7 @@ class _Builder:
                 number=index,
                 weights=weights,
             )
-            self._add(name, operation, [f"{side}.{switch.source}"])
+            self._add(name, operation, [f"{switch.out_of}.{switch.source}"])
             for reader in readers.get(f"{switch.into}.{switch.target}", []):
                 self._reads[reader].append(name)
 
@@ -500,7 +523,7 @@ class _Builder:
         if len(order) < len(self._operations):
             raise MatchError(
                 "The matches cross: some setting of the switches would make a cycle. Keep the "
-                "order of both networks."
+                "order of all networks."
             )
         place_of = {name: place for place, name in enumerate(order)}
         operations = []

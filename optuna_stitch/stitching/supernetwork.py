@@ -1,9 +1,10 @@
-"""The supernetwork: two frozen parents, the stitches between them, and the switches."""
+"""The supernetwork: frozen parents, the stitches between them, and the switches."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,15 @@ from optuna_stitch.models.graph import NetworkGraph
 from optuna_stitch.models.layouts import Layout
 from optuna_stitch.models.parent import Parent
 from optuna_stitch.stitching.fit import StitchFit, fit_stitches
-from optuna_stitch.stitching.genotype import BOTH, SIDES, Genotype, Output, Side, Switch
+from optuna_stitch.stitching.genotype import (
+    BOTH,
+    LETTERS,
+    SIDES,
+    Genotype,
+    Output,
+    Side,
+    Switch,
+)
 from optuna_stitch.stitching.io import (
     describe_parent,
     loading,
@@ -28,7 +37,7 @@ from optuna_stitch.stitching.io import (
     write_supernetwork,
 )
 from optuna_stitch.stitching.layer import Stitch, Stitches
-from optuna_stitch.stitching.matching import LinearCKA, Match, match
+from optuna_stitch.stitching.matching import LinearCKA, Match, match_all
 from optuna_stitch.stitching.recalibration import Calibration
 from optuna_stitch.stitching.settings import FitSettings, PointKind, Tuning
 from optuna_stitch.stitching.subnetwork import Subnetwork
@@ -49,26 +58,41 @@ _HEADS = {
     "macs_into_a": "b → a, M MACs",
 }
 
+_HEADS_OF_MANY = {
+    "point_a": "point in the first",
+    "layout_a": "layout in the first",
+    "point_b": "point in the second",
+    "layout_b": "layout in the second",
+    "macs_into_b": "first → second, M MACs",
+    "macs_into_a": "second → first, M MACs",
+}
+
 
 class Supernetwork:
-    """Two parents with stitches in both directions at every match.
+    """Two parents, or more, with stitches in both directions at every match.
 
     Every stitch has a switch, ``off`` (the parent's own feature) or ``on`` (the stitched one); an
     output switch picks parent a, parent b or their ensemble, the mean of their probabilities. Of
     parents with *two jobs*, which answer different questions, it has one value, ``both``. As made
     by `stitch`, stitches are zero: call `fit`.
 
+    Of more than two parents several stitches may lead into one point. Each has its own switch;
+    the first one that is on, in the switches' order, replaces the point's feature, and the others
+    have no effect then: genotypes that differ in these only are the same subnetwork.
+
     Args:
         a: Parent a.
         b: Parent b.
-        graphs: Both captured, by side.
-        matches: Pairs of points, in the order of both networks.
+        graphs: All of them captured, by side.
+        matches: Pairs of points, in the order of all networks.
         kept: Which stitches there are, ``2 m`` for ``a -> b`` at match m and ``2 m + 1`` for
             ``b -> a``; all, if None.
         two_jobs: Whether the parents answer different questions.
+        others: Parents c, d and so on.
 
     Attributes:
-        supergraph: What the switches make of both parents; `fit` puts a new one in its place.
+        parents: All of them by side, in the order of their letters.
+        supergraph: What the switches make of all parents; `fit` puts a new one in its place.
 
     Example:
         >>> supernetwork = st.stitch(a, b)
@@ -88,9 +112,9 @@ class Supernetwork:
         kept: Sequence[int] | None = None,
         *,
         two_jobs: bool = False,
+        others: Sequence[Parent] = (),
     ) -> None:
-        self.a = a
-        self.b = b
+        self.parents: dict[Side, Parent] = dict(zip(LETTERS, (a, b, *others), strict=False))
         self.matches = tuple(matches)
         self.kept = tuple(range(2 * len(self.matches)) if kept is None else kept)
         ends = [_both_ways(match) for match in self.matches]
@@ -104,18 +128,39 @@ class Supernetwork:
         )
 
     @staticmethod
-    def around(subnetwork: Subnetwork, a: Parent, b: Parent) -> Supernetwork:
+    def around(subnetwork: Subnetwork, a: Parent, b: Parent, *others: Parent) -> Supernetwork:
         """What a subnetwork is of, for one that was finished: it has weights of its own.
 
         Args:
             subnetwork: Any.
             a: Parent a, as it was.
             b: Parent b, as it was.
+            *others: Further ones, likewise.
         """
         graph = subnetwork.supergraph
-        found = Supernetwork(a, b, graph.graphs, (), two_jobs=graph.two_jobs)
+        found = Supernetwork(a, b, graph.graphs, (), two_jobs=graph.two_jobs, others=others)
         found.supergraph = graph
         return found
+
+    @property
+    def a(self) -> Parent:
+        """Parent a."""
+        return self.parents["a"]
+
+    @property
+    def b(self) -> Parent:
+        """Parent b."""
+        return self.parents["b"]
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        """The parents' letters, in order."""
+        return tuple(self.parents)
+
+    @property
+    def title(self) -> str:
+        """The parents' names, ``resnet18 × vit_tiny``."""
+        return " × ".join(parent.name for parent in self.parents.values())
 
     @property
     def device(self) -> torch.device:
@@ -154,7 +199,7 @@ class Supernetwork:
         return self
 
     def _move(self, device: torch.device) -> None:
-        for parent in (self.a, self.b):
+        for parent in self.parents.values():
             parent.module.to(device)
         for graph in self.graphs.values():
             graph.to(device)
@@ -162,7 +207,7 @@ class Supernetwork:
         self._lay([stitch.to(device) for stitch in self.stitches], calibration)
 
     def _views(self) -> dict[Side, View]:
-        return {"a": self.a.view, "b": self.b.view}
+        return {side: parent.view for side, parent in self.parents.items()}
 
     def _lay(self, stitches: Sequence[Stitch], calibration: Calibration | None) -> None:
         """Put stitches in place of those there are, in the switches' order."""
@@ -234,14 +279,15 @@ class Supernetwork:
         Args:
             params: ``off`` or ``on`` by the switch's name; for ``output`` ``a``, ``b``,
                 ``ensemble``, ``a then both`` or ``b then both``; for these two a ``threshold``
-                from 0 to 1, see `Genotype`; of parents with two jobs ``both``. Switches that are
+                from 0 to 1, see `Genotype`; of parents with two jobs ``both``, of more parents
+                also others, see `outputs_of`. Switches that are
                 not named are off. Or a genotype.
 
         Raises:
             StudyError: If a parameter is no switch of this supernetwork, or has no such value.
         """
         if not isinstance(params, Genotype):
-            params = Genotype.of(params, self.switches)
+            params = Genotype.of(params, self.switches, self.sides)
         return Subnetwork.of(self.supergraph, params)
 
     def fit(
@@ -313,7 +359,7 @@ class Supernetwork:
         """
         return tune_stitches(
             self.supergraph,
-            (self.a.module, self.b.module),
+            [parent.module for parent in self.parents.values()],
             split.together if isinstance(split, SplitPair) else split,
             settings or Tuning(**options),
             checkpoint=checkpoint,
@@ -343,7 +389,10 @@ class Supernetwork:
         used = sorted({number // 2 for number in numbers})
         kept = [2 * used.index(number // 2) + number % 2 for number in numbers]
         matches = [self.matches[place] for place in used]
-        smaller = Supernetwork(self.a, self.b, self.graphs, matches, kept, two_jobs=self.two_jobs)
+        a, b, *others = self.parents.values()
+        smaller = Supernetwork(
+            a, b, self.graphs, matches, kept, two_jobs=self.two_jobs, others=others
+        )
         stitches = list(self.stitches)
         smaller._lay([stitches[place] for place in places], self.calibration)
         return smaller
@@ -357,17 +406,17 @@ class Supernetwork:
         Raises:
             ArtifactError: If it cannot be written.
         """
-        parents = {"a": self.a, "b": self.b}
-        modules = {"a": self.a.module, "b": self.b.module, "stitches": self.stitches}
-        weights = named_weights(modules)
+        modules = {side: parent.module for side, parent in self.parents.items()}
+        weights = named_weights({**modules, "stitches": self.stitches})
         calibration = self.calibration
         if calibration is not None:
             pixels = calibration.pixels
             weights |= {f"calibration.{view}": some.cpu() for view, some in enumerate(pixels)}
         description = {
             "content": self.content_hash(),
-            "parents": {side: describe_parent(parent) for side, parent in parents.items()},
+            "parents": {s: describe_parent(parent) for s, parent in self.parents.items()},
             "matches": [[match.a.node, match.b.node] for match in self.matches],
+            **({"sides": [m.sides for m in self.matches]} if len(self.parents) > 2 else {}),
             "kept": list(self.kept),
             "two_jobs": self.two_jobs,
             "switches": [switch.name for switch in self.switches],
@@ -378,7 +427,11 @@ class Supernetwork:
 
     @staticmethod
     def load(
-        folder: str | Path, *, a: Parent | None = None, b: Parent | None = None
+        folder: str | Path,
+        *,
+        a: Parent | None = None,
+        b: Parent | None = None,
+        **others: Parent,
     ) -> Supernetwork:
         """Load a saved supernetwork.
 
@@ -386,6 +439,7 @@ class Supernetwork:
             folder: Where it was saved.
             a: Parent a, where it is a module of your own; its weights come from the folder.
             b: Parent b, likewise.
+            **others: Further parents by their letters, likewise.
 
         Returns:
             The supernetwork, with the content it was saved with.
@@ -394,25 +448,33 @@ class Supernetwork:
             ArtifactError: If it is missing, broken, or was changed since.
         """
         folder = Path(folder)
-        given = {"a": a, "b": b}
+        given: dict[Side, Parent | None] = {"a": a, "b": b, **others}
         with loading(folder):
             weights, description = read_supernetwork(folder)
             parents = {
-                side: given[side] or make_parent(side, description["parents"][side])
-                for side in SIDES
+                side: given.get(side) or make_parent(side, described)
+                for side, described in description["parents"].items()
             }
-            for side in SIDES:
-                parents[side].module.load_state_dict(weights_of(side, weights))
-            graphs: dict[Side, NetworkGraph] = {side: parents[side].graph() for side in SIDES}
-            points = {side: {point.node: point for point in graphs[side].points} for side in SIDES}
+            unknown = sorted(given.keys() - parents.keys())
+            if unknown:
+                raise ArtifactError(
+                    f"The supernetwork in {folder} has no parent {unknown[0]}, only "
+                    f"{', '.join(parents)}."
+                )
+            for side, parent in parents.items():
+                parent.module.load_state_dict(weights_of(side, weights))
+            graphs = {side: parent.graph() for side, parent in parents.items()}
+            points = {s: {point.node: point for point in g.points} for s, g in graphs.items()}
+            pairs = description["matches"]
+            sides = description.get("sides", [SIDES] * len(pairs))  # of more than two parents
             matches = [
-                Match(points["a"][of_a], points["b"][of_b])
-                for of_a, of_b in description["matches"]
+                Match(points[one][of_one], points[other][of_other], (one, other))
+                for (one, other), (of_one, of_other) in zip(sides, pairs, strict=True)
             ]
             kept = description["kept"]
             two_jobs = description.get("two_jobs", False)  # not in folders of version 0.2
-            a, b = parents["a"], parents["b"]
-            loaded = Supernetwork(a, b, graphs, matches, kept, two_jobs=two_jobs)
+            a, b, *more = parents.values()
+            loaded = Supernetwork(a, b, graphs, matches, kept, two_jobs=two_jobs, others=more)
             stitches = [
                 Stitch(plain.source, plain.target, **shape)
                 for plain, shape in zip(loaded.stitches, description["stitches"], strict=True)
@@ -442,7 +504,9 @@ class Supernetwork:
         Returns:
             A row per match, by ``match``, from 1: ``point_a``, ``layout_a``, ``point_b``,
             ``layout_b``, ``macs_into_b`` and ``macs_into_a`` (multiply-accumulates per image of
-            the stitch ``a -> b`` and of ``b -> a``; missing where there is no such stitch).
+            the stitch ``a -> b`` and of ``b -> a``; missing where there is no such stitch). Of
+            more than two parents, ``parents`` says between which, as in ``a, c``; what is said of
+            a and b holds for the first and the second of these.
         """
         stitches = dict(zip(self.kept, self.stitches, strict=True))
         rows = []
@@ -453,6 +517,8 @@ class Supernetwork:
             rows.append([*points, *macs])
         index = pd.RangeIndex(1, len(rows) + 1, name="match")
         table = pd.DataFrame(rows, index=index, columns=list(_HEADS))
+        if len(self.parents) > 2:
+            table.insert(0, "parents", [", ".join(pair.sides) for pair in self.matches])
         return table.astype(dict.fromkeys(_MACS, "Int64"))
 
     def _repr_html_(self) -> str:
@@ -464,10 +530,10 @@ class Supernetwork:
             macs_of = table[column]
             shown[column] = [f"{macs / 1e6:,.3f}" if pd.notna(macs) else "–" for macs in macs_of]
         with pd.option_context("display.max_colwidth", None):
-            rows = shown.rename(columns=_HEADS).to_html(index=False, border=0)
-        names = [html.escape(self.graphs[side].name) for side in SIDES]
+            heads = _HEADS if len(self.parents) == 2 else _HEADS_OF_MANY
+            rows = shown.rename(columns=heads).to_html(index=False, border=0)
         return (
-            f"<div><b>{names[0]} × {names[1]}</b></div>\n"
+            f"<div><b>{html.escape(self.title)}</b></div>\n"
             f"<div>{len(table)} matches, {stitches} stitches</div>\n"
             f'<div style="max-height: 30em; overflow: auto">\n{rows}\n</div>'
         )
@@ -476,21 +542,26 @@ class Supernetwork:
 def stitch(
     a: Parent,
     b: Parent,
-    *,
+    *others: Parent,
     points: PointKind = "auto",
     resize: bool = True,
     similar_on: Split | None = None,
     outputs: Sequence[Output] | None = None,
 ) -> Supernetwork:
-    """Match the layers of two trained networks and lay stitches between them, both ways.
+    """Match the layers of two or more trained networks and lay stitches between them, both ways.
 
     Parents that tell the same classes apart have one job. Parents of which one labels images and
     the other pixels, with other numbers of classes, or with other names of classes where both
     know theirs (see `Parent`), have **two jobs**: their subnetworks answer both questions.
 
+    With **more than two parents**, which have one job, stitches lead between every two of them,
+    and matches keep one order for all (see `match_all`). Networks answer with the head of one
+    parent, the ensemble of two (``a+b``) or of all, or a cascade of two (``a then a+b``).
+
     Args:
         a: Parent a.
         b: Parent b, which moves to where parent a is.
+        *others: Parents c, d and so on, likewise; eight in all at most.
         points: Which points may be matched: ``all``, the ``dominators`` that everything flows
             through, or the outputs of ``blocks``. ``auto`` takes the dominators, or all points
             where those give few matches.
@@ -510,18 +581,36 @@ def stitch(
         ConfigError: If ``both`` is asked for beside other outputs.
     """
     device = a.device
-    graphs: dict[Side, NetworkGraph] = {"a": a.to("cpu").graph(), "b": b.to("cpu").graph()}
-    similarity = LinearCKA((a.view, b.view), similar_on) if similar_on is not None else None
-    shapes = {side: graphs[side].costs[graphs[side].output.name].shape for side in SIDES}
-    for parent, shape in zip((a, b), shapes.values(), strict=True):
+    if len(others) > len(LETTERS) - 2:
+        raise MatchError(f"{2 + len(others)} parents are more than {len(LETTERS)}; give fewer.")
+    parents = dict(zip(LETTERS, (a, b, *others), strict=False))
+    graphs = {side: parent.to("cpu").graph() for side, parent in parents.items()}
+    similarities = None
+    if similar_on is not None:
+        similarities = {
+            (one, other): LinearCKA((parents[one].view, parents[other].view), similar_on)
+            for one, other in combinations(parents, 2)
+        }
+    shapes = {side: graph.costs[graph.output.name].shape for side, graph in graphs.items()}
+    for parent, shape in zip(parents.values(), shapes.values(), strict=True):
         if shape is not None and len(shape) not in (2, 4):
             raise MatchError(
                 f"{parent.name} returns {'×'.join(map(str, shape[1:]))} numbers for an image. "
                 "Logits are one for each class, or classes × height × width for pixels."
             )
-    two_jobs = _have_two_jobs((a, b), (shapes["a"] or (), shapes["b"] or ()), outputs)
-    matches = match(graphs["a"], graphs["b"], points=points, resize=resize, similarity=similarity)
-    return Supernetwork(a, b, graphs, matches, two_jobs=two_jobs).to(device)
+    two_jobs = False
+    for one, other in combinations(parents, 2):
+        both = parents[one], parents[other]
+        if _have_two_jobs(both, (shapes[one] or (), shapes[other] or ()), outputs):
+            if others:
+                raise MatchError(
+                    f"Parents {one}, {both[0].name}, and {other}, {both[1].name}, have two jobs, "
+                    f"which only two parents can have; there are {len(parents)}. Give two, or "
+                    "parents that tell the same classes apart."
+                )
+            two_jobs = True
+    matches = match_all(graphs, points=points, resize=resize, similarities=similarities)
+    return Supernetwork(a, b, graphs, matches, two_jobs=two_jobs, others=others).to(device)
 
 
 def _have_two_jobs(
@@ -571,10 +660,11 @@ def _have_two_jobs(
 
 def _both_ways(match: Match) -> tuple[tuple[Switch, Layout, Layout], ...]:
     """The switches of a match, ``a -> b`` and ``b -> a``, each with what it maps between."""
-    a, b = match.a, match.b
+    (one, p), (other, q) = match.points.items()
+    there, back = f"{one}.{p.name} -> {other}.{q.name}", f"{other}.{q.name} -> {one}.{p.name}"
     return (
-        (Switch(f"a.{a.name} -> b.{b.name}", a.node, b.node, "b"), a.layout, b.layout),
-        (Switch(f"b.{b.name} -> a.{a.name}", b.node, a.node, "a"), b.layout, a.layout),
+        (Switch(there, p.node, q.node, other, one), p.layout, q.layout),
+        (Switch(back, q.node, p.node, one, other), q.layout, p.layout),
     )
 
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from optuna_stitch.data.splits import Split
 from optuna_stitch.stitching.genotype import (
-    SIDES,
+    ENSEMBLE,
     Genotype,
     Output,
     Side,
@@ -71,7 +71,7 @@ class Trainer:
 
     Args:
         supergraph: The supernetwork's computation.
-        parents: The modules of both parents, which learn too where they are thawed.
+        parents: The modules of all parents, which learn too where they are thawed.
         split: Images to learn from.
         tuning: How.
 
@@ -93,15 +93,17 @@ class Trainer:
         described = repr((supergraph.content_hash(), split.fingerprint, tuning.model_dump()))
         self._key = hashlib.sha256(described.encode()).hexdigest()[:16]
         # how much runs at once: fewer, where memory runs out
-        self._networks = tuning.networks + 2 * tuning.thaw
+        self._networks = tuning.networks + len(parents) * tuning.thaw
         self._images = tuning.batch_size
         self._judged = AtOnce(len(supergraph.switches), "networks")
         self._read = AtOnce(supergraph.batch_size, "images")
         self._fitted = {k: v.clone() for k, v in supergraph.stitches.state_dict().items()}
         # of two jobs each parent teaches its own answer, and labels are only of one
-        outputs: Sequence[Output] = SIDES if supergraph.two_jobs else ("ensemble",)
+        sides = supergraph.sides
+        outputs: Sequence[Output] = sides if supergraph.two_jobs else (ENSEMBLE,)
         teachers = self._answers([Genotype(output) for output in outputs], range(len(split)))
-        self._teachers = dict(zip(SIDES, teachers * (3 - len(outputs)), strict=True))
+        teachers = teachers if supergraph.two_jobs else teachers * len(sides)
+        self._teachers = dict(zip(sides, teachers, strict=True))
         self._task = 0.0 if supergraph.two_jobs else tuning.task
         groups: list[dict[str, Any]] = [{"params": list(supergraph.stitches.parameters())}]
         if tuning.thaw:
@@ -133,7 +135,7 @@ class Trainer:
         generator = torch.Generator().manual_seed(1_000_003 * tuning.seed + self.step)
         genotypes = [self._draw(generator) for _ in range(tuning.networks)]
         if tuning.thaw:
-            genotypes += [Genotype("a"), Genotype("b")]
+            genotypes += [Genotype(side) for side in self._teachers]
         batches: list[list[int]] = []
         for _ in range(tuning.accumulate):
             drawn = torch.randint(len(self._train), (tuning.batch_size,), generator=generator)
@@ -202,7 +204,7 @@ class Trainer:
 
     def _loss(self, genotypes: Sequence[Genotype], positions: Sequence[int]) -> Tensor:
         batch = self._split.pick(positions, self._graph.views, self._graph.device)
-        wanted = {side: self._wanted(side, positions).softmax(1) for side in SIDES}
+        wanted = {side: self._wanted(side, positions).softmax(1) for side in self._teachers}
         program = self._graph.program(genotypes)
         device = self._graph.device.type
         casting = torch.autocast(device, torch.bfloat16, enabled=self._tuning.bfloat16)
@@ -210,7 +212,7 @@ class Trainer:
             answers = _run_matched(program, batch.images, self._graph)
         losses: list[Tensor] = []
         for genotype, logits in zip(genotypes, answers, strict=True):
-            loss = F.cross_entropy(logits.float(), wanted[_side_of(genotype)])
+            loss = F.cross_entropy(logits.float(), wanted[genotype.output])
             if self._task:
                 loss = loss + self._task * F.cross_entropy(logits.float(), batch.targets)
             losses.append(loss)
@@ -228,11 +230,13 @@ class Trainer:
         singles = single_stitch_genotypes(self._graph.switches)
         answers = self._answers(singles, self._held_out)
         self._graph.stitches.load_state_dict(tuned)
-        wanted = {side: self._wanted(side, self._held_out).log_softmax(1) for side in SIDES}
+        wanted = {
+            side: self._wanted(side, self._held_out).log_softmax(1) for side in self._teachers
+        }
         found = [
             F.kl_div(
                 logits.log_softmax(1),
-                wanted[_side_of(single)],
+                wanted[single.output],
                 log_target=True,
                 reduction="batchmean",
             )
@@ -338,11 +342,6 @@ class Trainer:
             )
 
 
-def _side_of(genotype: Genotype) -> Side:
-    """The parent whose head a network of one answer ends in."""
-    return "a" if genotype.output == "a" else "b"
-
-
 def _run_matched(
     program: Program, images: tuple[Tensor, ...], supergraph: Supergraph
 ) -> list[Tensor]:
@@ -376,7 +375,7 @@ def tune_stitches(
 
     Args:
         supergraph: The supernetwork's computation.
-        parents: The modules of both parents.
+        parents: The modules of all parents.
         split: Images to learn from; the train split.
         tuning: How.
         checkpoint: A file to keep the progress in; if it exists and belongs to the same tuning,
@@ -391,7 +390,7 @@ def tune_stitches(
             two jobs, the checkpoint belongs to another tuning, the loss is not finite, or memory
             does not suffice for one network.
     """
-    if any(supergraph.segments_of(side) for side in SIDES):
+    if any(supergraph.segments_of(side) for side in supergraph.sides):
         raise FitError("Tuning is for networks that label images; these label every pixel.")
     if supergraph.two_jobs and "task" in tuning.model_fields_set and tuning.task:
         raise FitError(

@@ -5,12 +5,13 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 import optuna_stitch as st
 from optuna_stitch.diagram.drawing import draw_subnetwork, macs_text
 from optuna_stitch.diagram.lanes import DROP
 from optuna_stitch.diagram.segments import dissect
-from optuna_stitch.stitching.genotype import FIRST, OUTPUTS, SIDES, Genotype, Output
+from optuna_stitch.stitching.genotype import SIDES, Genotype, Output, first_of
 from tests.helpers.drawings import (
     STRANGE,
     SVG,
@@ -36,6 +37,14 @@ def pair() -> st.Supernetwork:
 
 
 @pytest.fixture(scope="module")
+def trio() -> st.Supernetwork:
+    """Three networks."""
+    sizes = zip((4, 6, 8), (2, 3, 5), strict=True)
+    view = st.View((3, 8, 8))
+    return st.stitch(*(st.load_parent(chain(*size), view=view, name="chain") for size in sizes))
+
+
+@pytest.fixture(scope="module")
 def branching() -> st.Supernetwork:
     """Two networks that are matched inside of their residual blocks as well."""
     a, b = st.load_parent("test_resnet"), st.load_parent("test_vit")
@@ -50,12 +59,24 @@ def deep() -> st.Supernetwork:
     return st.stitch(a, b, points="blocks")
 
 
+def chain(width: int, layers: int) -> nn.Module:
+    """Convolutions one after the other."""
+    convolutions = [nn.Conv2d(width, width, 1) for _ in range(layers)]
+    return nn.Sequential(
+        nn.Conv2d(3, width, 1),
+        *convolutions,
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(width, 5),
+    )
+
+
 def _random(supernetwork: st.Supernetwork, seed: int) -> Genotype:
     draw = random.Random(seed)
     count = len(supernetwork.switches)
     on = draw.sample(range(count), draw.choice([1, 3, 8, count // 2]))
-    output = draw.choice(OUTPUTS)
-    return Genotype(output, frozenset(on), 0.3 if output in FIRST else None)
+    output = draw.choice(supernetwork.supergraph.outputs)
+    return Genotype(output, frozenset(on), 0.3 if first_of(output) else None)
 
 
 def _drawn(supernetwork: st.Supernetwork, genotype: Genotype) -> ET.Element:
@@ -63,7 +84,7 @@ def _drawn(supernetwork: st.Supernetwork, genotype: Genotype) -> ET.Element:
 
 
 @pytest.mark.parametrize("seed", range(12))
-@pytest.mark.parametrize("which", ["pair", "branching"])
+@pytest.mark.parametrize("which", ["pair", "branching", "trio"])
 def test_it_shows_what_the_genotype_computes(
     which: str, seed: int, request: pytest.FixtureRequest
 ) -> None:
@@ -78,7 +99,7 @@ def test_it_shows_what_the_genotype_computes(
     arrows = {tip(arrow) for arrow in of_kind(root, "g", "crossing")}
     macs = [macs_text(stitch.macs) for stitch in supernetwork.stitches]
     assert arrows == {f"{supernetwork.switches[i].name}\n{macs[i]} MACs" for i in subnetwork.on}
-    for side in SIDES:
+    for side in supernetwork.sides:
         graph = supernetwork.graphs[side]
         nodes = {point.name: f"{side}.{point.node}" for point in graph.points}
         nodes["output"] = f"{side}.{graph.output.name}"
@@ -96,7 +117,7 @@ def test_it_shows_what_the_genotype_computes(
 
 
 @pytest.mark.parametrize("seed", range(12))
-@pytest.mark.parametrize("which", ["pair", "branching"])
+@pytest.mark.parametrize("which", ["pair", "branching", "trio"])
 def test_the_coloured_way_leads_from_images_and_stitches_to_stitches_and_the_output(
     which: str, seed: int, request: pytest.FixtureRequest
 ) -> None:
@@ -104,7 +125,7 @@ def test_the_coloured_way_leads_from_images_and_stitches_to_stitches_and_the_out
     root = _drawn(supernetwork, _random(supernetwork, seed))
     arrows = arrow_ends(root)
     ways = 0
-    for side in SIDES:
+    for side in supernetwork.sides:
         lane = lane_of(root, side)
         rows = rows_of(lane)
         begins = {rows[0][1], *(to for _, into, _, to in arrows if into == side)}
@@ -275,7 +296,7 @@ def test_names_are_escaped(deep: st.Supernetwork, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("which", ["pair", "branching"])
+@pytest.mark.parametrize("which", ["pair", "branching", "trio"])
 def test_texts_have_room_and_suit_light_and_dark(
     which: str, seed: int, request: pytest.FixtureRequest
 ) -> None:

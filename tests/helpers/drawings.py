@@ -94,11 +94,11 @@ def arrow_ends(root: ET.Element) -> list[tuple[str, str, float, float]]:
     """For every arrow where it comes from, where it goes, and the heights of both ends."""
     ends = []
     for arrow in of_kind(root, "g", "crossing"):
-        source = tip(arrow)[0]
+        source, into = tip(arrow)[0], tip(arrow).partition("-> ")[2][0]
         (path,) = of_kind(arrow, "path", "stitch")
         numbers = [float(n) for n in re.findall(r"-?[\d.]+", path.attrib["d"])]
-        assert (numbers[0] < numbers[-2]) == (source == "a")  # a is on the left
-        ends.append((source, "b" if source == "a" else "a", numbers[1], numbers[-1]))
+        assert (numbers[0] < numbers[-2]) == (source < into)  # a is on the left
+        ends.append((source, into, numbers[1], numbers[-1]))
     return ends
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -47,3 +47,22 @@ def small_pair(*, segments: bool = False, side: int = 16) -> st.Supernetwork:
         for width in (4, 6)
     ]
     return st.stitch(*parents, points="all")
+
+
+def small_parents(modules: Sequence[nn.Module]) -> list[st.Parent]:
+    """Networks that see images of 8 pixels, as parents."""
+    view = st.View((3, 8, 8))
+    return [
+        st.load_parent(module, view=view, name=f"network {place}")
+        for place, module in enumerate(modules)
+    ]
+
+
+def small_trio(*, widths: Sequence[int] = (4, 6, 8)) -> st.Supernetwork:
+    """Three of them, stitched wherever that is possible, by random stitches; always the same."""
+    torch.manual_seed(0)
+    modules = [SmallNetwork(width, segments=False) for width in widths]
+    supernetwork = st.stitch(*small_parents(modules), points="all")
+    for weight in supernetwork.stitches.parameters():
+        nn.init.normal_(weight, std=0.3)
+    return supernetwork
