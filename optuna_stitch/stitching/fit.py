@@ -395,7 +395,8 @@ def _not_finite(broken: Reading, group: Sequence[_Job]) -> FitError:
     name = next(
         job.switch.name
         for job in group
-        if broken in {r.base for pair, _ in job.maps for r in (pair.source, pair.target)}
+        if broken
+        in {b for pair, _ in job.maps for r in (pair.source, pair.target) for b in r.bases}
     )
     return FitError(
         f"The features of stitch {name!r} hold NaN or infinite values (in parent "

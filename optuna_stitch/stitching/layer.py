@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from optuna_stitch.models.layouts import Layout, fold, folds, resample, unfold
 
-# What a linear map reads of a feature: its grid, the mean over its grid, or one prefix token.
-Part = Literal["grid", "mean"] | int
+# What a linear map reads of a feature: its grid, the mean over its grid, or one prefix token; or
+# that mean and all prefix tokens.
+Part = Literal["grid", "mean", "context"] | int
 
 
 class Stitch(nn.Module):
@@ -174,11 +175,13 @@ def read_part(
 
     Returns:
         ``(N, C, *size)`` for the grid, or ``(N, C · f², *size)``; ``(N, C, 1, 1)`` for its mean or
-        for a prefix token.
+        for a prefix token, ``(N, (1 + P) C, 1, 1)`` for all of these.
     """
     grid, prefix = layout.split(feature)
     if part == "grid":
         return resample(fold(grid, folds(layout.grid, size) if folded else 1), size)
+    if part == "context":
+        return read_context(layout, feature)[:, :, None, None]
     if part == "mean" or prefix is None:
         return grid.mean(dim=(2, 3), keepdim=True)
     return prefix[:, part, :, None, None]

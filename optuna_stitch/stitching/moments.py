@@ -12,7 +12,7 @@ images add their sums.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 from optuna_stitch.data.splits import CPU
 from optuna_stitch.models.layouts import Layout, folds
 from optuna_stitch.stitching.genotype import Side
-from optuna_stitch.stitching.layer import Part, read_context, read_part
+from optuna_stitch.stitching.layer import Part, read_part
 from optuna_stitch.utils.device import are_finite, fetch, send, sums_in_float64
 
 # Sums are kept apart for the images that are fitted and for those that are held out.
@@ -64,6 +64,8 @@ class Reading:
     @property
     def channels(self) -> int:
         """Number of columns without neighbours."""
+        if self.part == "context":
+            return self.layout.channels * (1 + self.layout.prefix)
         times = folds(self.layout.grid, self.size) if self.folded else 1
         return self.layout.channels * times**2
 
@@ -79,32 +81,34 @@ class Reading:
 
     @property
     def base(self) -> Reading:
-        """The same without neighbours."""
-        return replace(self, kernel=1)
+        """The same without neighbours and context."""
+        return replace(self, kernel=1, context=False)
+
+    @property
+    def bases(self) -> tuple[Reading, ...]:
+        """What is summed for it: its grid, and what all positions have in common."""
+        if not self.context:
+            return (self.base,)
+        return self.base, Reading(self.side, self.node, self.layout, "context", (1, 1))
 
     def read(self, feature: Tensor) -> Tensor:
-        """What it reads without neighbours, ``(N, width, *size)``.
+        """What a base reads, ``(N, width, *size)``.
 
         Args:
             feature: N images in its layout.
         """
-        grid = read_part(self.layout, feature, self.part, self.size, folded=self.folded)
-        if not self.context:
-            return grid
-        seen = read_context(self.layout, feature)[:, :, None, None]
-        return torch.cat([grid, seen.expand(-1, -1, *self.size)], dim=1)
+        return read_part(self.layout, feature, self.part, self.size, folded=self.folded)
 
-    def gather(self, positions: Positions, grid: Tensor) -> Tensor:
+    def gather(self, positions: Positions, grids: Sequence[Tensor]) -> Tensor:
         """Its columns at some positions, ``(N, positions, width)``.
 
         Args:
             positions: Which.
-            grid: What `read` returned, or a mean of such.
+            grids: What its bases read, or means of such.
         """
-        own = positions.gather(grid[:, : self.channels], self.kernel)
-        if not self.context:
-            return own
-        return torch.cat([own, positions.gather(grid[:, self.channels :])], dim=2)
+        own = positions.gather(grids[0], self.kernel)
+        seen = [grid.flatten(1)[:, None].expand(-1, own.shape[1], -1) for grid in grids[1:]]
+        return torch.cat([own, *seen], dim=2) if seen else own
 
 
 @dataclass(frozen=True)
@@ -206,7 +210,7 @@ class Moments:
         self.squares: dict[Reading, Tensor] = {}
         self.products: dict[tuple[Reading, Reading], Tensor] = {}
         for pair in self.pairs:
-            for reading in (pair.source.base, pair.target):
+            for reading in (*pair.source.bases, pair.target):
                 self.sums.setdefault(reading, zeros(2, reading.width, *reading.size))
             self.squares.setdefault(pair.target, zeros(2, pair.target.width))
             for one, other in _products(pair):
@@ -222,7 +226,7 @@ class Moments:
         """
         products = sum(one.width * other.width for one, other in _products(pair))
         cells = pair.source.size[0] * pair.source.size[1]
-        by_position = cells * (pair.source.base.width + pair.target.width)
+        by_position = cells * (pair.source.channels + pair.target.width) + pair.source.seen
         return 2 * 8 * (products + by_position), 8 * 6 * pair.source.width**2
 
     @property
@@ -278,9 +282,9 @@ class Moments:
     def _samples(self, grids: Mapping[Reading, Tensor]) -> dict[Reading, Tensor]:
         """What is multiplied, ``(images · positions, width)``."""
         return {
-            reading: reading.gather(self.positions[reading.size], grids[reading.base]).flatten(
-                0, 1
-            )
+            reading: reading.gather(
+                self.positions[reading.size], [grids[base] for base in reading.bases]
+            ).flatten(0, 1)
             for reading in dict.fromkeys(reading for pair in self.products for reading in pair)
         }
 
@@ -331,7 +335,7 @@ class Moments:
         Args:
             reading: The reading.
         """
-        sums = self.sums[reading.base] / self.count[:, None, None, None]
+        sums = [self.sums[base] / self.count[:, None, None, None] for base in reading.bases]
         return reading.gather(self.positions[reading.size], sums)
 
 

@@ -270,8 +270,6 @@ class Regression:
             self._x = self._x * factor
             self._xx = self._xx * factor * factor[:, None]
             self._xy = self._xy * factor[:, None]
-            wide = torch.cat([factor[: self._pair.source.channels], factor[own:]])
-            self._maps[0] = self._maps[0] * wide[:, None, None]
             self._rounding = _ROUNDING * float(self._squares.mean())
         return factor[own:]
 
@@ -423,19 +421,17 @@ class Regression:
     def _bias(self, weight: Tensor, kernel: int, everywhere: bool) -> Tensor:
         """What is added so that the prediction's mean is the target's, here or everywhere."""
         source, target = self._maps
-        channels = self._pair.source.channels
-        context = weight.shape[1] > channels * kernel**2
-        if everywhere:
-            own = weight[:, : channels * kernel**2].reshape(len(weight), channels, kernel, kernel)
-            predicted: Tensor = torch.conv2d(source[None, :channels], own, padding=kernel // 2)[0]
-            if context:
-                rest = weight[:, channels * kernel**2 :]
-                predicted = predicted + torch.tensordot(rest, source[channels:], 1)
-            return target - predicted
+        own = self._pair.source.channels * kernel**2
         x: Tensor
         y: Tensor
         x, y = (torch.tensordot(self._share, means, 1).mean(0) for means in (self._x, self._y))
-        return (y - weight @ x[self._columns(kernel, context=context)])[:, None, None]
+        if everywhere:
+            reads = weight[:, :own].reshape(len(weight), -1, kernel, kernel)
+            predicted: Tensor = torch.conv2d(source[None], reads, padding=kernel // 2)[0]
+            seen = weight.shape[1] - own
+            return target - predicted - (weight[:, own:] @ x[len(x) - seen :])[:, None, None]
+        columns = self._columns(kernel, context=weight.shape[1] > own)
+        return (y - weight @ x[columns])[:, None, None]
 
 
 def _shifted(product: Tensor, mx: Tensor, my: Tensor, x: Tensor, y: Tensor) -> Tensor:
