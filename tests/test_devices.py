@@ -255,9 +255,10 @@ def test_a_device_is_waited_for_once_a_batch(data: st.Data, gpu: torch.device) -
             found.append(len(names))
         return found
 
+    # whether context is tried for every kernel, held-out images say: another number of solutions
     few, many = counted(
         lambda batches: supernetwork.fit(
-            data.train.take(10 * batches), batch_size=10, recalibrate=0
+            data.train.take(10 * batches), batch_size=10, recalibrate=0, context=False
         )
     )
     assert many - few == 4

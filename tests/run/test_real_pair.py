@@ -40,7 +40,7 @@ data:
   train: {{root: {data}/train.tar, images: 150}}
   val: {{root: {data}/val.tar, images: 100}}
   test: {{root: {data}/test.tar, images: 400}}
-study: {{trials: 24, start: {{population: 12}}}}
+study: {{trials: 60, start: {{population: 12}}}}
 """
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
 ARGUMENTS = {

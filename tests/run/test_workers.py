@@ -87,15 +87,15 @@ def test_one_that_is_killed_is_started_again(
     launch: list[str], module: str, workplace: Path, built_once: Path
 ) -> None:
     _need(module)
-    with _started(built_once, 200, *launch) as process:
-        _wait(lambda: _finished() > 20, process)
+    with _started(built_once, 400, *launch) as process:
+        _wait(lambda: _finished() > 20 and bool(_pids()), process)
         os.kill(_pids()[0], signal.SIGKILL)
         _, said = process.communicate(timeout=300)
     assert process.returncode == 0, said.decode()
     if not launch:
         assert b"was killed by signal 9, as the system does where memory runs out" in said
     assert said.count(b"it is started again") == 1
-    assert len(complete(study_of())) >= 200
+    assert len(complete(study_of())) >= 400
     states = {trial.state for trial in study_of().trials}
     assert TrialState.RUNNING not in states
 
