@@ -92,9 +92,6 @@ def heads_of(output: Output, sides: Sequence[Side]) -> tuple[Side, ...]:
 # Of two parents with one job.
 OUTPUTS: tuple[Output, ...] = outputs_of(SIDES)
 
-# What studies could choose from before there were cascades.
-STATIC_OUTPUTS: tuple[Output, ...] = static_outputs(SIDES)
-
 # The heads that the cascades of two parents ask first.
 FIRST: dict[Output, Side] = {o: first for o in OUTPUTS if (first := first_of(o)) is not None}
 

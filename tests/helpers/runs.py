@@ -33,6 +33,18 @@ study:
   sampler: {name: nsga2, population_size: 8}
   start: {population: 8}
 """
+
+
+def write_study(folder: Path, text: str, **changes: object) -> Path:
+    """Write ``tiny.yaml``, a study file, with changes to its sections; where it is."""
+    content = yaml.safe_load(text)
+    for key, value in changes.items():
+        content[key] = {**content.get(key, {}), **value}  # type: ignore[dict-item]
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
 # What a run leaves in its folder.
 PRODUCTS = {
     "artifacts",

@@ -8,13 +8,13 @@ import onnxruntime
 import pandas as pd
 import pytest
 import torch
-import yaml
 from optuna.trial import TrialState
 
 import optuna_stitch as st
 from optuna_stitch.run.study_file import dump_study_file, flatten, load_study_file
 from optuna_stitch.stitching.genotype import outputs_of
 from tests.helpers.commands import call
+from tests.helpers.runs import write_study
 
 OWN = "mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5], interpolation: bilinear, input_size: 32"
 TINY = f"""\
@@ -30,16 +30,8 @@ study:
 """
 
 
-def _file(folder: Path, **changes: object) -> Path:
-    content = yaml.safe_load(TINY)
-    for key, value in changes.items():
-        content[key] = {**content.get(key, {}), **value}  # type: ignore[dict-item]
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(content))
-    return folder / "tiny.yaml"
-
-
 def test_three_parents_have_outputs_of_their_own(tmp_path: Path) -> None:
-    study_file = load_study_file(_file(tmp_path))
+    study_file = load_study_file(write_study(tmp_path, TINY))
     assert tuple(study_file.study.outputs) == outputs_of("abc")
     assert list(study_file.parents.by_side) == ["a", "b", "c"]
     # the copy in the run's folder, with every default, says the same
@@ -67,7 +59,7 @@ def test_wrong_study_files_are_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert call("run", str(_file(tmp_path, **changes))) == 2
+    assert call("run", str(write_study(tmp_path, TINY, **changes))) == 2
     error = " ".join(capsys.readouterr().err.split())
     assert said in error
     assert "Traceback" not in error
@@ -89,7 +81,7 @@ def test_a_study_of_three_runs_from_its_file_to_its_exports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    _file(tmp_path)
+    write_study(tmp_path, TINY)
     assert call("run", "tiny.yaml") == 0
     folder = Path("runs/tiny")
     run = st.Run.open(folder)

@@ -11,6 +11,7 @@ import optuna_stitch as st
 from optuna_stitch.run.study_file import dump_study_file, flatten, load_study_file
 from optuna_stitch.utils.errors import ConfigError
 from tests.helpers.commands import call
+from tests.helpers.runs import write_study
 
 TINY = """\
 parents:
@@ -28,16 +29,8 @@ study: {trials: 14, batch: 7, start: {population: 3}}
 """
 
 
-def _file(folder: Path, **changes: object) -> Path:
-    content = yaml.safe_load(TINY)
-    for key, value in changes.items():
-        content[key] = {**content.get(key, {}), **value}  # type: ignore[dict-item]
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(content))
-    return folder / "tiny.yaml"
-
-
 def test_what_stands_beside_the_questions_holds_for_both(tmp_path: Path) -> None:
-    study_file = load_study_file(_file(tmp_path))
+    study_file = load_study_file(write_study(tmp_path, TINY))
     a, b = study_file.data.tasks.values()
     assert (a.column, b.column) == ("digit", "loop")
     assert a.train.images == b.train.images == 60
@@ -63,7 +56,7 @@ def test_wrong_study_files_are_refused_before_anything_is_built(
     tmp_path: Path, changes: dict[str, object], said: str
 ) -> None:
     with pytest.raises(ConfigError, match=said):
-        st.Run.start(_file(tmp_path, **changes), tmp_path / "run")
+        st.Run.start(write_study(tmp_path, TINY, **changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -81,7 +74,7 @@ def test_a_study_of_two_jobs_runs_from_its_file_to_an_export(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    _file(tmp_path)
+    write_study(tmp_path, TINY)
     assert call("run", "tiny.yaml") == 0
     folder = Path("runs/tiny")
     report = (folder / "report.md").read_text()

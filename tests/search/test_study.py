@@ -20,7 +20,7 @@ from optuna_stitch.search.space import (
     sparse_genotypes,
 )
 from optuna_stitch.search.steering import SteeredSampler
-from optuna_stitch.stitching.genotype import OUTPUTS, STATIC_OUTPUTS, Genotype
+from optuna_stitch.stitching.genotype import OUTPUTS, SIDES, Genotype, static_outputs
 from optuna_stitch.storage.open import open_storage, rdb_of
 from optuna_stitch.utils.errors import ConfigError, StudyError, StudyNotFoundError
 from tests.helpers.networks import networks
@@ -59,7 +59,7 @@ def test_the_space_is_every_switch_and_the_output(supernetwork: st.Supernetwork)
     assert space["output"].choices == OUTPUTS  # type: ignore[attr-defined]
     assert space["threshold"] == THRESHOLDS
     # where no network is a cascade, there is no threshold
-    assert list(distributions(supernetwork, STATIC_OUTPUTS)) == [*names, "output"]
+    assert list(distributions(supernetwork, static_outputs(SIDES))) == [*names, "output"]
 
 
 def test_sparse_genotypes_are_sparse_distinct_and_repeatable(
@@ -359,7 +359,7 @@ def test_a_study_from_before_cascades_goes_on_as_it_was(
     supernetwork: st.Supernetwork, data: st.Data, tmp_path: Path
 ) -> None:
     """Its output has three choices, which Optuna does not let change."""
-    before = st.Objective(supernetwork, data.val.take(20), outputs=STATIC_OUTPUTS)
+    before = st.Objective(supernetwork, data.val.take(20), outputs=static_outputs(SIDES))
     study = _open(before, _url(tmp_path))
     st.optimize(study, before, n_trials=12)
     assert not any("threshold" in trial.params for trial in study.trials)
@@ -370,7 +370,7 @@ def test_a_study_from_before_cascades_goes_on_as_it_was(
     finished = again.get_trials(states=(TrialState.COMPLETE,))
     assert len(finished) == 22
     for trial in finished:
-        assert trial.distributions["output"].choices == STATIC_OUTPUTS  # type: ignore[attr-defined]
+        assert trial.distributions["output"].choices == static_outputs(SIDES)  # type: ignore[attr-defined]
         assert "threshold" not in trial.params
 
 
