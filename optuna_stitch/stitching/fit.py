@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -237,9 +238,11 @@ class _Job:
         choices: Choices,
         *,
         fold: bool = True,
-        context: bool = True,
+        context: Literal["auto"] | bool = "auto",
     ) -> _Job:
         source, target, size = stitch.source, stitch.target, stitch.grid
+        if context == "auto":
+            context = "NLC" in (source.kind, target.kind)
         cells = size[0] * size[1]
         read = Reading(switch.out_of, switch.source, source, "grid", size)
         wanted = Reading(switch.into, switch.target, target, "grid", size)

@@ -35,7 +35,8 @@ class FitSettings(Settings):
             tell the positions of the finer grid apart, instead of reading their average or
             writing what lies between its neighbours.
         context: Whether stitches may also read the mean over the source's grid, and its class
-            token, at every position, where that predicts held-out images better.
+            token, at every position, where that predicts held-out images better; ``auto`` tries
+            it where an end is a sequence of tokens, which attention mixes over the whole image.
         recalibrate: How many of the images are kept with the supernetwork to estimate BatchNorm
             statistics anew downstream of stitches, for each subnetwork; 0 to keep the parents'
             own statistics.
@@ -59,7 +60,7 @@ class FitSettings(Settings):
     match_variance: bool = True
     by_position: bool = True
     fold: bool = True
-    context: bool = True
+    context: Literal["auto"] | bool = "auto"
     recalibrate: int = Field(64, ge=0)
     memory: float | None = Field(None, gt=0)
     batch_size: int | None = Field(None, gt=0)
