@@ -11,15 +11,18 @@ import os
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import ConcatDataset
 
 import optuna_stitch as st
+from optuna_stitch.data.splits import Split
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("OPTUNA_STITCH_DATA", ROOT.parent / "shared" / "data"))
@@ -88,9 +91,19 @@ def _cifar_resnet(name: str, blocks: int) -> st.Parent:
     )
 
 
-def _splits(folder: Path, seed: int, **shared: object) -> st.Data:
-    parts = {part: {"root": folder / f"{part}.tar"} for part in ("train", "val", "test")}
+def _splits(folder: Path, seed: int, train: str = "train", **shared: object) -> st.Data:
+    parts = {part: {"root": folder / f"{part}.tar"} for part in ("val", "test")}
+    parts["train"] = {"root": folder / f"{train}.tar"}
     return st.load_data("", seed=seed, **parts, **shared)  # type: ignore[arg-type]
+
+
+def _with_more(data: st.Data, more: Split) -> st.Data:
+    """The same with further images to fit on."""
+    own = data.train
+    count = len(own.dataset)
+    both: ConcatDataset[Any] = ConcatDataset([own.dataset, more.dataset])  # type: ignore[list-item]
+    indices = [*own.indices, *(count + index for index in more.indices)]
+    return replace(data, train=Split(own.name, both, indices, f"{own.source} + {more.source}"))
 
 
 def _digits(seed: int) -> Pair:
@@ -139,7 +152,11 @@ def load_pair(name: str, seed: int = 0) -> Pair:
         )
         for network in ("mobilenetv1_100", "mobilenetv2_100")
     )
-    return Pair(a, b, _splits(folder, seed, class_map=folder / "class_map.txt"))
+    data, more = (
+        _splits(folder, seed, train, class_map=folder / "class_map.txt")
+        for train in ("train", "extra")
+    )
+    return Pair(a, b, _with_more(data, more.train))
 
 
 def arguments_of(description: str, pairs: Sequence[str]) -> argparse.Namespace:

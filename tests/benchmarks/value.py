@@ -49,7 +49,7 @@ LEVELS = (1.1, 1.2, 1.3, 1.5, 1.75, 2.0)
 IMAGES: dict[str, tuple[int, int | None, int | None]] = {
     "cifar": (500, None, 4000),
     "cnn_vit": (500, None, 4000),
-    "imagenet": (200, None, None),
+    "imagenet": (600, None, None),
     "digits": (500, None, None),
 }
 
