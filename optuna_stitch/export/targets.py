@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -196,25 +197,51 @@ def write_openvino(traced: Traced, folder: Path) -> None:
     import openvino
 
     with tempfile.TemporaryDirectory(dir=folder, prefix=".openvino-") as work, _calm():
-        save_model(onnx_model(traced), Path(work) / "network.onnx")
-        try:
-            model = openvino.convert_model(Path(work) / "network.onnx")
-        except Exception as error:  # its kinds have no common base
-            raise ExportError(
-                f"OpenVINO cannot convert the network: {_lacking_openvino(error)}. Choose another "
-                "format, such as onnx."
-            ) from error
+        path = Path(work) / "network.onnx"
+        save_model(onnx_model(traced), path)
+        model = openvino_model(path)
         try:
             openvino.save_model(model, folder / OPENVINO[0], compress_to_fp16=False)
         except RuntimeError as error:  # of a disk that is full, among others
             raise OSError(first_line(error)) from error
 
 
-def _lacking_openvino(error: Exception) -> str:
-    """What OpenVINO lacks, without where in its own code it noticed."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    told = [line for line in lines if "support" in line.lower() or "operation" in line.lower()]
-    return "; ".join(told[:2]) or first_line(error)
+def openvino_model(path: Path) -> Any:
+    """Convert an ONNX file to OpenVINO's model.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ExportError: If OpenVINO lacks an operator.
+    """
+    import onnx
+    import openvino
+
+    try:
+        return openvino.convert_model(path)
+    except Exception as error:  # its kinds have no common base
+        nodes = onnx.load(path, load_external_data=False).graph.node
+        # "No conversion rule found for operations: Det-18, mine.Twice"
+        told = set(re.findall(r"[\w.]+", str(error).partition("operations:")[2]))
+        lacking = [
+            f"it has no operator {name}, of the node {node.name}"
+            for node in nodes
+            if (name := _operator(node)) in told
+        ]
+        raise ExportError(
+            f"OpenVINO cannot take the network: {'; '.join(lacking[:3]) or first_line(error)}. "
+            "Choose another format, such as onnx."
+        ) from error
+
+
+def _operator(node: Any) -> str:
+    """The name of a node's operator, with its domain where that is not ONNX's own."""
+    return node.op_type if _is_standard(node) else f"{node.domain}.{node.op_type}"
+
+
+def _is_standard(node: Any) -> bool:
+    return node.domain in ("", "ai.onnx")
 
 
 def load_openvino(folder: Path) -> Callable[..., Answer]:
@@ -304,9 +331,8 @@ def check_tensorrt(model: Any) -> None:
         )
     for node in model.graph.node:
         said = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
-        if node.domain not in ("", "ai.onnx") or node.op_type not in known:
-            name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-            refuse(node, f"its parser has no operator {name}")
+        if not _is_standard(node) or node.op_type not in known:
+            refuse(node, f"its parser has no operator {_operator(node)}")
         if node.op_type == "Resize" and (said.get("mode") == b"cubic" or said.get("antialias")):
             refuse(node, "it resizes neither by cubic interpolation nor with antialiasing")
         if node.op_type == "MaxPool" and (

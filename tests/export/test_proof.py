@@ -21,7 +21,7 @@ from optuna_stitch.export.export import export_subnetwork
 from optuna_stitch.export.formats import FORMATS, select_formats
 from optuna_stitch.export.onnx_file import load_onnx
 from optuna_stitch.export.proof import read_proofs
-from optuna_stitch.export.targets import check_tensorrt
+from optuna_stitch.export.targets import check_tensorrt, openvino_model
 from optuna_stitch.utils.errors import ArtifactError, ExportError
 from tests.helpers.exports import best_single_stitch, cascade_of, small_pair
 from tests.helpers.networks import small_pair as dense_pair
@@ -160,6 +160,15 @@ def test_operators_that_runtimes_lack_are_named(tmp_path: Path) -> None:
         with pytest.raises(ExportError, match=f"TensorRT cannot take.*{words}"):
             check_tensorrt(model_of(node))
     check_tensorrt(model_of(helper.make_node("Relu", ["x"], ["y"], "r")))
+
+    for name in ("Det", "mine.Twice"):
+        domain, _, kind = name.rpartition(".")
+        node = helper.make_node(kind, ["x"], ["y"], "d", domain=domain)
+        model = model_of(node)
+        model.opset_import.append(helper.make_opsetid("mine", 1))
+        onnx.save(model, tmp_path / "lacking.onnx")
+        with pytest.raises(ExportError, match=f"OpenVINO.*operator {name}, of the node d"):
+            openvino_model(tmp_path / "lacking.onnx")
 
     weights = helper.make_tensor("w", TensorProto.DOUBLE, [1, 3, 1, 1], np.ones(3))
     double = model_of(helper.make_node("Conv", ["x", "w"], ["y"], "c"), kind=TensorProto.DOUBLE)
