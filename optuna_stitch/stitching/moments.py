@@ -30,8 +30,8 @@ FITTED, HELD_OUT = 0, 1
 # One image in this many is held out, to choose by its error.
 EVERY = 5
 
-# Columns of a symmetric product that are computed at once; of more, halves apart.
-_NARROW = 96
+# Columns of a symmetric product that are computed at once.
+_STRIP = 96
 
 # Rows whose products of eight bits by eight add up exactly in the 24 bits of float32.
 _ROWS = 128
@@ -395,17 +395,13 @@ def _increase(total: Tensor, term: Tensor) -> None:
 
 
 def _gram(samples: Tensor) -> Tensor:
-    """``samples.T @ samples``, of which little more than one half is computed."""
-    width = samples.shape[1]
-    if width <= _NARROW:
-        return samples.T @ samples
-    gram = samples.new_empty(width, width)
-    half = width // 2
-    one, other = samples[:, :half], samples[:, half:]
-    gram[:half, :half] = _gram(one)
-    gram[half:, half:] = _gram(other)
-    gram[:half, half:] = one.T @ other
-    gram[half:, :half] = gram[:half, half:].T
+    """``samples.T @ samples``, of which only one half is computed."""
+    gram = samples.new_empty(samples.shape[1], samples.shape[1])
+    for start in range(0, len(gram), _STRIP):
+        strip = slice(start, start + _STRIP)
+        product = samples[:, strip].T @ samples[:, start:]
+        gram[strip, start:] = product
+        gram[start:, strip] = product.T
     return gram
 
 
