@@ -143,10 +143,10 @@ def test_a_run_says_where_it_computes(
 ) -> None:
     shutil.copytree(built_once, "runs/tiny")
     with accelerator():
-        assert call("search", "tiny.yaml", "--device", "cuda", "--trials", "4") == 0
+        assert call("search", "tiny.yaml", "--device", "cuda", "--trials", "2") == 0
     assert "Computing on cuda:0 (a GPU that is not there)" in capsys.readouterr().err
     assert call("search", "tiny.yaml", "--device", "cpu", "--trials", "2") == 0
-    assert len(complete(study_of())) == 6
+    assert len(complete(study_of())) == 4
 
 
 def test_devices_that_are_not_there(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

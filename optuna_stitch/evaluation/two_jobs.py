@@ -57,7 +57,7 @@ class TwoJobEvaluator:
         DataError: If a parent cannot take the images of the other's job.
 
     Example:
-        >>> both = st.stitch(a, b, outputs=["both"])
+        >>> both = st.stitch(a, b, points="blocks", outputs=["both"])
         >>> fits = both.fit(data.train, images=50)
         >>> pair = st.DataPair(data, data)
         >>> evaluator = st.TwoJobEvaluator(both, pair.val, ["retained", "accuracy_b", "macs"])

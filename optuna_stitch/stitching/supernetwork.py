@@ -95,7 +95,7 @@ class Supernetwork:
         supergraph: What the switches make of all parents; `fit` puts a new one in its place.
 
     Example:
-        >>> supernetwork = st.stitch(a, b)
+        >>> supernetwork = st.stitch(a, b, points="blocks")
         >>> fits = supernetwork.fit(data.train, images=100)
         >>> len(fits) == len(supernetwork.switches)
         True

@@ -241,9 +241,9 @@ def test_an_interruption_loses_nothing_that_is_finished(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     genotypes = single_stitch_genotypes(supernetwork.switches)
-    url = f"sqlite:///{tmp_path}/records.db"
+    url, split = f"sqlite:///{tmp_path}/records.db", data.val.take(30)
     # so little memory that each runs by itself
-    evaluator = st.Evaluator(supernetwork, data.val, memory=1e-9, result_cache=url)
+    evaluator = st.Evaluator(supernetwork, split, memory=1e-9, result_cache=url)
     whole = Engine.prepare
     prepared: list[int] = []
 
@@ -261,7 +261,7 @@ def test_an_interruption_loses_nothing_that_is_finished(
         evaluator.evaluate(networks(supernetwork, genotypes))
     assert prepared == [1, 1, 1]
     monkeypatch.setattr(Engine, "prepare", counted)
-    again = st.Evaluator(supernetwork, data.val, memory=1e-9, result_cache=url)
+    again = st.Evaluator(supernetwork, split, memory=1e-9, result_cache=url)
     again.evaluate(networks(supernetwork, genotypes))
     distinct = len(set(networks(supernetwork, genotypes)))
     assert len(prepared) == distinct

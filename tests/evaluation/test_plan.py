@@ -29,7 +29,7 @@ def _genotypes(supernetwork: st.Supernetwork) -> some.SearchStrategy[list[Genoty
 _SLOW_PAIRS = [pytest.param(pair, marks=pytest.mark.slow) for pair in ("cnn_vit", "tokens")]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(some.data())
 @pytest.mark.parametrize("pair", ["supernetwork", *_SLOW_PAIRS])
 def test_together_or_alone_logits_are_equal_bit_for_bit(
@@ -45,7 +45,7 @@ def test_together_or_alone_logits_are_equal_bit_for_bit(
             assert torch.equal(logits.nan_to_num(), alone.nan_to_num())
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(some.data())
 @pytest.mark.parametrize(
     "pair",

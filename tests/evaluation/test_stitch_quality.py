@@ -10,19 +10,10 @@ from optuna_stitch.stitching.genotype import Genotype
 from tests.helpers.networks import networks
 
 
-@pytest.fixture(scope="module")
-def stitch_qualities(a: st.Parent, b: st.Parent, data: st.Data) -> list[StitchQuality]:
-    supernetwork = st.stitch(a, b)
+def test_each_is_the_network_with_one_stitch_on(a: st.Parent, b: st.Parent, data: st.Data) -> None:
+    supernetwork = st.stitch(a, b, points="blocks")
     fits = supernetwork.fit(data.train, images=100)
-    return measure_stitches(supernetwork, fits, data.val.take(100))
-
-
-@pytest.mark.slow
-def test_each_is_the_network_with_one_stitch_on(
-    stitch_qualities: list[StitchQuality], a: st.Parent, b: st.Parent, data: st.Data
-) -> None:
-    supernetwork = st.stitch(a, b)
-    supernetwork.fit(data.train, images=100)
+    stitch_qualities = measure_stitches(supernetwork, fits, data.val.take(100))
     evaluator = st.Evaluator(supernetwork, data.val.take(100), ["accuracy", "macs"])
     parents = evaluator.evaluate(networks(supernetwork, [Genotype("a"), Genotype("b")]))
     weaker = min(entry["accuracy"] for entry in parents)
@@ -40,9 +31,10 @@ def test_each_is_the_network_with_one_stitch_on(
     assert [c.depth_a for c in stitch_qualities] == sorted(c.depth_a for c in stitch_qualities)
 
 
-def test_the_best_are_kept(stitch_qualities: list[StitchQuality]) -> None:
+def test_the_best_are_kept() -> None:
+    one = StitchQuality("a.x -> b.y", "b", 0.5, 0.5, 0.0, 1.0, 1, 4, 1000, 10_000, 0.0, 0.0)
     some = [
-        replace(stitch_qualities[0], quality=quality, drop=0.9 - quality, r2=r2)
+        replace(one, quality=quality, drop=0.9 - quality, r2=r2)
         for quality, r2 in ((0.9, 0.1), (0.5, 0.9), (0.8, 0.8), (0.7, 0.7))
     ]
     assert best_stitches(some) == [0, 1, 2, 3]

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -166,12 +167,13 @@ def test_a_stale_lock_ends(holder: str, tmp_path: Path, monkeypatch: pytest.Monk
         os.symlink("run/study.journal", "run/study.journal.lock")
         monkeypatch.setattr(journal, "_GRACE", 0.1)
     else:
-        code = (
-            "import os; from optuna_stitch.storage.journal import _Lock; "
-            "_Lock('run/study.journal')._acquire(); os.kill(os.getpid(), 9)"
-        )
-        root = Path(st.__file__).parents[1]
-        subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(root)})
+        holder_of_lock = os.fork()
+        if holder_of_lock == 0:
+            try:
+                journal._Lock(Path("run/study.journal"))._acquire()
+            finally:  # whatever happens, no second test run begins here
+                os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(holder_of_lock, 0)
         assert Path("run/study.journal.lock").exists()
         monkeypatch.setattr(journal, "_GRACE", 1e9)  # it is not waited for
     study = _study(url)

@@ -15,7 +15,10 @@ from optuna_stitch.utils.errors import CaptureError
 NAMES = ["test_resnet", "test_vit", "test_convnext", "test_efficientnet", "test_mambaout"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+# all of them are captured by default in test_sweep.py
+@pytest.mark.parametrize(
+    "name", [*NAMES[:2], *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[2:])]
+)
 def test_capture_equals_eager_at_another_batch_size(name: str) -> None:
     torch.manual_seed(0)
     module = timm.create_model(name).eval()

@@ -50,7 +50,7 @@ def test_an_exported_program_is_a_parent(tmp_path: Path, images: Tensor) -> None
     with torch.no_grad():
         assert torch.equal(parent.module(images), module(images))
         assert torch.equal(graph.module(images), module(images))
-    supernetwork = st.stitch(parent, st.load_parent("test_vit2", num_classes=10, input_size=160))
+    supernetwork = st.stitch(parent, st.load_parent("test_resnet", num_classes=10, input_size=48))
     supernetwork.save(tmp_path / "saved")
     loaded = st.Supernetwork.load(tmp_path / "saved")
     assert loaded.content_hash() == supernetwork.content_hash()

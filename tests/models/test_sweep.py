@@ -51,10 +51,12 @@ SAMPLE = [
 # Those of them that take seconds.
 LARGER = {
     "convit_tiny",
+    "dla46x_c",
     "edgenext_xx_small",
     "ghostnet_050",
     "mobilevit_xxs",
     "pvt_v2_b0",
+    "resnetv2_18",
     "shvit_s1",
     "tiny_vit_5m_224",
     "xcit_nano_12_p8_224",

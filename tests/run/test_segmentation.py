@@ -17,6 +17,7 @@ from optuna_stitch.evaluation.significance import interval_of, paired_p_value
 from optuna_stitch.report.evaluate import FrontEvaluator
 from optuna_stitch.search.space import enqueue_starts
 from optuna_stitch.utils.errors import ConfigError, DataError, MatchError
+from tests.helpers.networks import SmallNetwork
 
 
 def _parent(name: str) -> st.Parent:
@@ -105,8 +106,9 @@ def test_the_paired_bootstrap_tells_what_can_be_told() -> None:
 
 def test_pixels_and_images_do_not_mix_in_one_job() -> None:
     labels_images = st.load_parent("test_resnet", num_classes=5, input_size=64)
+    labels_pixels = st.load_parent(SmallNetwork(4, segments=True), input_size=64, name="small")
     with pytest.raises(MatchError, match=r"labels of 64×64 pixels.*one label per image"):
-        st.stitch(_parent("lraspp_mobilenet_v3_large"), labels_images, outputs=["a", "ensemble"])
+        st.stitch(labels_pixels, labels_images, outputs=["a", "ensemble"])
 
 
 def test_pascal_voc(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import errno
 import itertools
@@ -21,11 +22,16 @@ from optuna_stitch.utils.errors import ArtifactError, FitError
 SHORT = st.Finishing(epochs=2, batch_size=10, learning_rate=3e-3, flip=True, shift=0.1, mixup=True)
 
 
-@pytest.fixture
-def supernetwork(a: st.Parent, b: st.Parent, data: st.Data) -> st.Supernetwork:
+@pytest.fixture(scope="module")
+def fitted(a: st.Parent, b: st.Parent, data: st.Data) -> st.Supernetwork:
     made = st.stitch(a, b, points="blocks")
     made.fit(data.train, images=60, recalibrate=20)
     return made
+
+
+@pytest.fixture
+def supernetwork(fitted: st.Supernetwork) -> st.Supernetwork:
+    return copy.deepcopy(fitted)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from optuna_stitch.stitching.layer import Stitch
 from optuna_stitch.stitching.moments import Moments
 from optuna_stitch.stitching.regression import Choices
 from optuna_stitch.utils.errors import FitError
+from tests.helpers.fixtures import FITTED
 from tests.helpers.networks import networks
 
 PLAIN = Choices((1,), everywhere=False, match_variance=False)
@@ -321,7 +322,7 @@ def test_a_fit_is_repeatable_and_late_stitches_are_good(
     a: st.Parent, b: st.Parent, supernetwork: st.Supernetwork, data: st.Data
 ) -> None:
     again = st.stitch(a, b)
-    fits = again.fit(data.train)
+    fits = again.fit(data.train, **FITTED)
     assert again.content_hash() == supernetwork.content_hash()
     assert [entry.switch for entry in fits] == [switch.name for switch in again.switches]
     assert all(entry.macs > 0 for entry in fits)

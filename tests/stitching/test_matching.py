@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
+from torch import nn
 
 from optuna_stitch.models.graph import NetworkGraph, capture_graph
 from optuna_stitch.stitching.matching import heaviest_in_order, match
@@ -69,6 +70,9 @@ def test_without_resizing_grids_are_equal() -> None:
 
 
 def test_no_compatible_points_is_an_error_that_names_both() -> None:
-    a, b = _graph("vgg11"), _graph("test_resnet")  # VGG has no blocks
-    with pytest.raises(MatchError, match="vgg11 and test_resnet have no compatible points"):
+    plain = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
+    )
+    a, b = capture_graph(plain.eval(), (3, 32, 32), "plain"), _graph("test_resnet")
+    with pytest.raises(MatchError, match="plain and test_resnet have no compatible points"):
         match(a, b, points="blocks")

@@ -14,7 +14,7 @@ from optuna_stitch.stitching.supernetwork import Supernetwork
 from optuna_stitch.utils.errors import MatchError
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(some.data())
 def test_any_genotype_runs_alone_and_reads_only_what_came_before(
     supernetwork: st.Supernetwork, draw: some.DataObject

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,14 @@ def _fitted(a: st.Parent, b: st.Parent, data: st.Data) -> st.Supernetwork:
     return supernetwork
 
 
-@pytest.fixture
-def fitted(a: st.Parent, b: st.Parent, data: st.Data) -> st.Supernetwork:
+@pytest.fixture(scope="module")
+def fitted_once(a: st.Parent, b: st.Parent, data: st.Data) -> st.Supernetwork:
     return _fitted(a, b, data)
+
+
+@pytest.fixture
+def fitted(fitted_once: st.Supernetwork) -> st.Supernetwork:
+    return copy.deepcopy(fitted_once)
 
 
 @pytest.mark.slow
