@@ -60,13 +60,17 @@ def _wait(condition: Callable[[], bool], seconds: float = 300) -> None:
 def _check(trials: list[FrozenTrial], supernetwork: st.Supernetwork, wanted: int) -> None:
     """Every trial is finished exactly once, or failed and was tried again."""
     states = Counter(trial.state for trial in trials)
-    assert states[TrialState.RUNNING] == 0
+    # one that was killed may have asked for trials that it had not signed yet
+    running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+    assert not any(WORKER in trial.user_attrs for trial in running)
     assert wanted <= states[TrialState.COMPLETE] <= wanted + 8 * COUNT
     assert [trial.number for trial in trials] == list(range(len(trials)))
     space = distributions(supernetwork)
     retried = Counter(t.user_attrs[RETRY_OF] for t in trials if RETRY_OF in t.user_attrs)
     assert set(retried.values()) <= {1}  # none was tried again by two
     for trial in trials:
+        if trial in running:
+            continue
         assert trial.params.keys() == space.keys()
         if trial.state == TrialState.FAIL and trial.user_attrs.get(RETRIES, 0) < 3:
             (again,) = (t for t in trials if t.user_attrs.get(RETRY_OF) == trial.number)
@@ -84,7 +88,7 @@ def _is_complete(trial: FrozenTrial) -> bool:
 
 @pytest.mark.parametrize(
     ("kind", "wanted"),
-    [("sqlite", 40), *(pytest.param(kind, 400, marks=pytest.mark.slow) for kind in KINDS)],
+    [("sqlite", 100), *(pytest.param(kind, 400, marks=pytest.mark.slow) for kind in KINDS)],
 )
 def test_four_workers_one_of_which_is_killed(
     kind: str, wanted: int, saved: Path, supernetwork: st.Supernetwork
@@ -95,7 +99,7 @@ def test_four_workers_one_of_which_is_killed(
     ):
         storage = open_storage(url)
         # in the middle of its work: some of its trials run
-        _wait(lambda: sum(map(_is_complete, _trials(storage))) > wanted // 4)
+        _wait(lambda: sum(map(_is_complete, _trials(storage))) > 10)
         processes[1].kill()
         processes[1].join()
         _wait(lambda: all(not process.is_alive() for process in processes))
