@@ -39,9 +39,10 @@ def serve_dashboard(
     try:
         with socket.create_server((host, port)):
             pass
-    except OSError as error:
+    except (OSError, OverflowError) as error:  # the latter of a port beyond 65535
+        why = getattr(error, "strerror", None) or error
         raise StudyError(
-            f"The dashboard cannot listen on {host}:{port} ({error.strerror}); choose another "
+            f"The dashboard cannot listen on {host}:{port} ({why}); choose another `--host` or "
             "`--port`."
         ) from error
     app = dashboard_app(storage, artifact_store)

@@ -56,6 +56,7 @@ from optuna_stitch.storage.open import result_cache_engine
 from optuna_stitch.utils.errors import ConfigError, RunError
 from optuna_stitch.utils.machine import own_threads
 from optuna_stitch.utils.progress import console
+from optuna_stitch.utils.settings import settings_of
 
 
 class Run(RunFolder):
@@ -134,11 +135,16 @@ class Run(RunFolder):
 
         Raises:
             ConfigError: If the study file is wrong.
-            RunError: If the folder is no run, or belongs to another study file.
+            RunError: If the folder is no run, or belongs to another study file, or there are two.
         """
         path = Path(run).expanduser()
         if path.is_file():
             return Run._of_file(path, folder, smoke=False)._on(device)
+        if folder is not None:
+            raise RunError(
+                f"Both {path} and {folder} (`--run`) name a folder. Name a study file and the "
+                "folder of its run, or the folder alone."
+            )
         if not (path / COPY).is_file():
             raise RunError(f"{path} is no run: it has no {COPY}. Start with a study file.")
         return Run(load_study_file(path / COPY), path)._on(device)
@@ -246,7 +252,7 @@ class Run(RunFolder):
             self._build_for_workers(show_progress_bar=show_progress_bar)
             search_together(
                 self,
-                workers or "auto",
+                "auto" if workers is None else workers,
                 launch=launch or "local",
                 options=launch_options,
                 n_trials=n_trials,
@@ -359,7 +365,8 @@ class Run(RunFolder):
         Raises:
             RunError: If the run has no study yet, or its folder is read-only.
             StudyError: If a trial is none, or not complete.
-            ConfigError: If no trial is named, or an option is unknown or has a wrong value.
+            ConfigError: If no trial is named, an option is unknown or has a wrong value, or there
+                are options beside ``settings``.
             FitError: As `optuna_stitch.finish` says; other networks are finished first.
         """
         said = self.study_file.finish or FinishConfig()
@@ -372,7 +379,9 @@ class Run(RunFolder):
                 "`optuna-stitch finish RUN --trial 14`, `--front`, or `finish: {trials: front}` "
                 "in the study file."
             )
-        how = settings or Finishing(**{**said.how.model_dump(exclude_unset=True), **options})
+        if settings is None:
+            options = {**said.how.model_dump(exclude_unset=True), **options}
+        how = settings_of(Finishing, settings, options)
         named = said.students if students is None else students
         return finish_trials(
             self,

@@ -46,6 +46,7 @@ from optuna_stitch.stitching.tune import Tuned, tune_stitches
 from optuna_stitch.utils.device import full, resolve_device
 from optuna_stitch.utils.errors import ArtifactError, ConfigError, MatchError
 from optuna_stitch.utils.memory import memory_for
+from optuna_stitch.utils.settings import settings_of
 
 _MACS = ["macs_into_b", "macs_into_a"]
 
@@ -321,7 +322,7 @@ class Supernetwork:
         stitches, fits, calibration = fit_stitches(
             self.supergraph,
             split.together if isinstance(split, SplitPair) else split,
-            settings or FitSettings(**options),
+            settings_of(FitSettings, settings, options),
             show_progress_bar=show_progress_bar,
         )
         self._lay(stitches, calibration)
@@ -361,7 +362,7 @@ class Supernetwork:
             self.supergraph,
             [parent.module for parent in self.parents.values()],
             split.together if isinstance(split, SplitPair) else split,
-            settings or Tuning(**options),
+            settings_of(Tuning, settings, options),
             checkpoint=checkpoint,
             show_progress_bar=show_progress_bar,
         )
@@ -423,7 +424,7 @@ class Supernetwork:
             "stitches": [stitch.form for stitch in self.stitches],
             "calibration": calibration and {"batch_size": calibration.batch_size},
         }
-        write_supernetwork(Path(folder), weights, description)
+        write_supernetwork(Path(folder).expanduser(), weights, description)
 
     @staticmethod
     def load(
@@ -447,7 +448,7 @@ class Supernetwork:
         Raises:
             ArtifactError: If it is missing, broken, or was changed since.
         """
-        folder = Path(folder)
+        folder = Path(folder).expanduser()
         given: dict[Side, Parent | None] = {"a": a, "b": b, **others}
         with loading(folder):
             weights, description = read_supernetwork(folder)

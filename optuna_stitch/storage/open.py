@@ -161,5 +161,5 @@ def hide_password(url: str) -> str:
         return url
     try:
         return sqlalchemy.make_url(url).render_as_string(hide_password=True)
-    except sqlalchemy.exc.ArgumentError:
+    except (sqlalchemy.exc.ArgumentError, ValueError):  # the latter of a port that is no number
         return repr(url)
