@@ -125,7 +125,12 @@ class Split:
 
         Args:
             images: Their number; all, if None or more than there are.
+
+        Raises:
+            DataError: If that is none.
         """
+        if images is not None and images < 1:
+            raise DataError(f"{images} images cannot be taken; take 1 or more.")
         if images is None or images >= len(self):
             return self
         taken = replace(self.bare(), indices=self.indices[:images])

@@ -177,7 +177,7 @@ def load_parent(
             "Save the exported program by `torch.export.save`, and give the path of its `.pt2`."
         )
     else:
-        network = os.path.expanduser(network)
+        network = os.path.expanduser(str(network))
         if num_classes is not None:
             arguments["num_classes"] = num_classes
         check_network(network)

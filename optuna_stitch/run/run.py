@@ -290,7 +290,7 @@ class Run(RunFolder):
                 objective,
                 n_trials=n_trials,
                 until=config.trials if n_trials is None else None,
-                batch=batch or config.batch,
+                batch=config.batch if batch is None else batch,
                 grace=config.grace,
                 callbacks=[stack.enter_context(tracker) for tracker in trackers],
                 show_progress_bar=show_progress_bar,
@@ -372,6 +372,8 @@ class Run(RunFolder):
         said = self.study_file.finish or FinishConfig()
         if isinstance(trials, int):
             trials = [trials]
+        if isinstance(trials, str) and trials != "front":
+            raise ConfigError(f"Trials are named by their numbers, or `front`, not {trials!r}.")
         chosen = said.trials if trials is None else trials
         if not chosen:
             raise ConfigError(

@@ -377,15 +377,19 @@ class Supernetwork:
             A supernetwork that shares everything with this one.
 
         Raises:
-            MatchError: If none is kept, or there is no switch of such a name.
+            MatchError: If none is kept, or there is no switch of such a name or index.
         """
         if not switches:
             raise MatchError("No stitch is kept, so that there is nothing to search; keep more.")
         index_of = {switch.name: index for index, switch in enumerate(self.switches)}
-        unknown = [name for name in switches if isinstance(name, str) and name not in index_of]
+        known = {*index_of, *index_of.values()}
+        unknown = [switch for switch in switches if switch not in known]
         if unknown:
-            raise MatchError(f"{unknown[0]!r} is no switch; see `supernetwork.switches`.")
-        places = sorted(s if isinstance(s, int) else index_of[s] for s in switches)
+            raise MatchError(
+                f"{unknown[0]!r} is no switch, by name or by index from 0 to {len(index_of) - 1}; "
+                "see `supernetwork.switches`."
+            )
+        places = sorted({s if isinstance(s, int) else index_of[s] for s in switches})
         numbers = [self.kept[place] for place in places]
         used = sorted({number // 2 for number in numbers})
         kept = [2 * used.index(number // 2) + number % 2 for number in numbers]

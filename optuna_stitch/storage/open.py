@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 import warnings
 from collections.abc import Iterator
@@ -78,7 +79,11 @@ def open_storage(
     except Exception as error:  # every database driver has exceptions of its own
         raise StudyError(
             f"The storage {hide_password(url)} cannot be opened: {reason(error)}. "
-            + way_out(error, "Check the URL, that the database runs, and that its folder exists.")
+            + way_out(
+                error,
+                "Check the URL (one is sqlite:///study.db), that the database runs, and that its "
+                "folder exists.",
+            )
         ) from error
     return BufferedStorage(backend, retry_timeout=retry_timeout)
 
@@ -162,4 +167,4 @@ def hide_password(url: str) -> str:
     try:
         return sqlalchemy.make_url(url).render_as_string(hide_password=True)
     except (sqlalchemy.exc.ArgumentError, ValueError):  # the latter of a port that is no number
-        return repr(url)
+        return repr(re.sub(r"(://[^:/@]*:).*@", r"\1***@", url))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +39,10 @@ def test_too_many_images_are_refused() -> None:
     [
         ({"train": {"images": 0}}, "train split cannot have 0 `images`"),
         ({"val": {"images": -5}}, "val split cannot have -5 `images`"),
-        ({"val": {"image": 5}}, "val split cannot have 'image'; what may differ for it is dataset"),
+        (
+            {"val": {"image": 5}},
+            "val split cannot have 'image'; what may differ for it is dataset",
+        ),
         ({"root": "images"}, r'sklearn/digits, without `root`.*`dataset: ""`'),
         ({"unreadable": "ignore"}, "`unreadable` is stop or skip"),
         ({}, "No image of sklearn/digits is left for the val split: .* take all 1797"),
