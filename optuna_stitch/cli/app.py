@@ -42,7 +42,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Stitch two trained networks into one supernetwork and search it with Optuna.",
+    help="Stitch trained networks into one supernetwork and search it with Optuna.",
 )
 
 for command in (init, zoo, inspect, advise):
@@ -98,7 +98,10 @@ def run(
     smoke: SmokeOption = False,
     device: DeviceOption = None,
 ) -> None:
-    """Build, search and report; after an interruption, go on where it was."""
+    """Build, search, finish what the study file says, and report.
+
+    After an interruption it goes on where it was.
+    """
     with _resumable():
         started = start_run(study, folder, smoke=smoke, device=device)
         started.build(show_progress_bar=True)

@@ -181,7 +181,7 @@ def advise(
         typer.Argument(
             help="Networks: resnet50, 'resnet*', resnet50=weights.safetensors, or what the study "
             "file calls them; its parents, if none is named.",
-            metavar="[NETWORK]...",
+            metavar="NETWORK",
         ),
     ] = None,
     data: Annotated[

@@ -20,6 +20,7 @@ from optuna_stitch.storage.journal import JournalFile
 from optuna_stitch.storage.rdb import open_engine, open_rdb
 from optuna_stitch.storage.retry import RETRY_TIMEOUT, reason, retry, way_out
 from optuna_stitch.utils.errors import StudyError, StudyNotFoundError
+from optuna_stitch.utils.machine import check_address
 
 _JOURNAL = "journal:///"
 
@@ -95,7 +96,11 @@ def serve_proxy(storage: BufferedStorage, *, host: str = "127.0.0.1", port: int 
         storage: What is behind it.
         host: Address to listen on; only this machine can reach the default.
         port: Port to listen on.
+
+    Raises:
+        StudyError: If the address cannot be listened on.
     """
+    check_address("The proxy", host, port)
     with _experimental():
         optuna.storages.run_grpc_proxy_server(storage.backend, host=host, port=port)
 
