@@ -181,6 +181,11 @@ class Run(RunFolder):
         objectives = resolve_metrics(study_file.study.objectives)
         bounds = resolve_constraints(study_file.study.constraints)
         figures = [*objectives, *(bound.metric for bound in bounds)]
+        if study_file.study.steering is not None and objectives[0].direction != "maximize":
+            raise ConfigError(
+                f"`study.steering` is a floor on the first objective, and {objectives[0].name} "
+                "shall be small. Name one first that shall be large, as accuracy, or leave it out."
+            )
         if study_file.two_jobs:
             check_sides(figures)
         else:
@@ -205,11 +210,15 @@ class Run(RunFolder):
             DataError: If the parents tell other classes apart than the data set has.
             MatchError: If the parents cannot be stitched, or no stitch is kept.
             ConfigError: If the sampler cannot search for so many objectives.
+            RunError: If the search shall start from the front of another run, which is not there.
         """
         _check_sampler(self.study_file)
         _ = self.storage
         if is_saved(self.folder) or self._fetch():
             return self.supernetwork
+        other = self.study_file.study.start.front_of
+        if other is not None:
+            Run.open(other)  # it is needed once all is built
         self._supernetwork = build(
             self.study_file,
             self.data,

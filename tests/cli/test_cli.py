@@ -245,6 +245,14 @@ BAD_FILES = {
         TINY.replace("name: nsga2", "name: samplers:linkage:Sampler"),
         ["no sampler 'samplers:linkage:Sampler'", "as hub:package:Class."],
     ),
+    "a floor on what shall be small": (
+        TINY.replace("study:", "study:\n  objectives: [macs, accuracy]\n  steering: {}"),
+        ["`study.steering` is a floor on the first objective, and macs shall be small"],
+    ),
+    "front of a run that is not there": (
+        TINY.replace("start: {", "start: {front_of: runs/none, "),
+        ["runs/none is no run"],
+    ),
     "too many images": (
         TINY.replace("images: 100", "images: 5000"),
         ["train split wants 5000", "1797"],
