@@ -140,7 +140,7 @@ class Run(RunFolder):
         path = Path(run).expanduser()
         if path.is_file():
             return Run._of_file(path, folder, smoke=False)._on(device)
-        if folder is not None:
+        if folder is not None and path.is_dir():
             raise RunError(
                 f"Both {path} and {folder} (`--run`) name a folder. Name a study file and the "
                 "folder of its run, or the folder alone."
