@@ -67,7 +67,7 @@ def check_address(what: str, host: str, port: int) -> None:
     except (OSError, OverflowError) as error:  # the latter of a port beyond 65535
         why = getattr(error, "strerror", None) or error
         raise StudyError(
-            f"{what} cannot listen on {host}:{port} ({why}); choose another `--host` or `--port`."
+            f"{what} cannot listen on {host}:{port} ({why}); choose another `--port` or `--host`."
         ) from error
 
 
