@@ -28,7 +28,7 @@ from optuna_stitch.cli.options import (
     worker_count,
 )
 from optuna_stitch.cli.results import compare, export, pick
-from optuna_stitch.utils.errors import OptunaStitchError
+from optuna_stitch.utils.errors import ConfigError, OptunaStitchError
 from optuna_stitch.utils.progress import console
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Stitch two trained networks into one supernetwork and search it with Optuna.",
+    help="Stitch trained networks into one supernetwork and search it with Optuna.",
 )
 
 for command in (init, zoo, inspect, advise):
@@ -70,7 +70,10 @@ def main() -> None:
         sys.exit(2)
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
-        text = escape(f"{error.strerror or error}{place}")
+        text = escape(
+            f"{error.strerror or error}{place}. See that it may be read and written, or name "
+            "another place."
+        )
         console.print(f"[red]Error:[/red] {text}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except Exception as error:
@@ -95,7 +98,10 @@ def run(
     smoke: SmokeOption = False,
     device: DeviceOption = None,
 ) -> None:
-    """Build, search and report; after an interruption, go on where it was."""
+    """Build, search, finish what the study file says, and report.
+
+    After an interruption it goes on where it was.
+    """
     with _resumable():
         started = start_run(study, folder, smoke=smoke, device=device)
         started.build(show_progress_bar=True)
@@ -124,7 +130,7 @@ def build(study: StudyArgument, folder: FolderOption = None, device: DeviceOptio
             barrier()
         supernetwork = started.build(show_progress_bar=rank() == 0)
         if rank() == 0:
-            out = Console()
+            out = Console(emoji=False)
             out.print(stitch_quality_table(started.stitch_quality))
             out.print(stitch_quality_sentence(started.stitch_quality))
             out.print(
@@ -189,7 +195,7 @@ def search(
             show_progress_bar=True,
         )
     finished = sum(trial.state.is_finished() for trial in found.get_trials(deepcopy=False))
-    Console().print(
+    Console(emoji=False).print(
         f"{finished} trials; next: optuna-stitch report {shlex.quote(str(started.folder))}",
         highlight=False,
         markup=False,
@@ -239,6 +245,8 @@ def finish(
     batch under `torchrun --nproc-per-node 2 -m -- optuna_stitch finish STUDY --trial 14`.
     """
     check_study_file(study)
+    if front and trial:
+        raise ConfigError("Name trials by `--trial`, or all of the front by `--front`, not both.")
     from optuna_stitch.utils.distributed import process_group, rank
 
     said: dict[str, Any] = {
@@ -258,7 +266,7 @@ def finish(
         if rank() == 0:
             place = shlex.quote(str(opened.folder))
             number = next(iter(finished))
-            Console().print(
+            Console(emoji=False).print(
                 f"{len(finished)} finished; next: optuna-stitch report {place}, and "
                 f"optuna-stitch export {place} --trial {number} --finished --to PATH",
                 highlight=False,
@@ -297,7 +305,7 @@ def demo(
         finished, page = run_demo(show_progress_bar=True)
     opened = browser and webbrowser.open(page.resolve().as_uri())
     quoted = shlex.quote(str(finished.folder))
-    Console().print(
+    Console(emoji=False).print(
         f"{'Opened in the browser' if opened else 'Open in a browser'}: {page}\n"
         f"What was found is in {finished.folder / 'report.md'}\n"
         f"Pick a network: optuna-stitch pick {quoted} --max-macs 3e6\n"
@@ -342,7 +350,7 @@ def proxy(
     study: StudyArgument,
     folder: FolderOption = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 13000,
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)] = 13000,
 ) -> None:
     """Serve a study's storage to workers elsewhere, by Optuna's gRPC proxy."""
     # made where there is none, since workers elsewhere may be the first to search
@@ -356,7 +364,7 @@ def proxy(
 def _show(reported: Run, front: Front) -> None:
     from optuna_stitch.report.tables import rich_table
 
-    out = Console()
+    out = Console(emoji=False)
     out.print(rich_table(front))
     out.print(front.headline, highlight=False)
     folder = reported.folder

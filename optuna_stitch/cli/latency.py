@@ -31,7 +31,7 @@ def export_pieces(
 ) -> None:
     """Write the supernetwork in pieces, with a script that times them by onnxruntime."""
     script = open_run(study, folder, device=device).export_latency(to)
-    Console().print(
+    Console(emoji=False).print(
         f"Take {to} to the device, run there: python {script.name}\n"
         f"It needs onnxruntime and numpy, and writes latency.json; then: optuna-stitch latency "
         f"import {shlex.quote(str(study))} latency.json",
@@ -51,7 +51,7 @@ def import_table(
 ) -> None:
     """Take in the times that a device measured; the search counts with them."""
     latencies = open_run(study, folder).import_latency(table)
-    Console().print(
+    Console(emoji=False).print(
         f"latency_ms counts with {len(latencies.milliseconds)} operations, for "
         f"{latencies.batch_size} image{'s' if latencies.batch_size > 1 else ''} at once, of "
         f"{latencies.device}.",

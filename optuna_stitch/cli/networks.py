@@ -70,7 +70,7 @@ def init(
         from optuna_stitch.run.template import study_file_for
 
     path.write_text(study_file_for(a, b, data=data, folder=path.parent), encoding="utf-8")
-    out = Console()
+    out = Console(emoji=False)
     names, file = shlex.join([a, b]), shlex.quote(str(path))
     out.print(
         f"{path} is written: see that it names your weights and images. Then:\n"
@@ -109,7 +109,7 @@ def zoo(
             write_survey,
         )
 
-    out = Console()
+    out = Console(emoji=False)
     if pattern is None:
         families = list_families()
         out.print(families_table(families))
@@ -160,7 +160,7 @@ def inspect(
     kind = candidates_of(matches, points.value)
     picture = svg or Path(_pair_name(a, b, ".svg"))
     draw_pair(graphs["a"], graphs["b"], matches, points=kind).write(picture)
-    out = Console()
+    out = Console(emoji=False)
     out.print(matches_table(matches))
     if any(graph.excluded for graph in graphs.values()):
         out.print(excluded_table(graphs, every=excluded))
@@ -181,7 +181,7 @@ def advise(
         typer.Argument(
             help="Networks: resnet50, 'resnet*', resnet50=weights.safetensors, or what the study "
             "file calls them; its parents, if none is named.",
-            metavar="[NETWORK]...",
+            metavar="NETWORK",
         ),
     ] = None,
     data: Annotated[
@@ -233,7 +233,7 @@ def advise(
         device=device,
         show_progress_bar=True,
     )
-    out = Console()
+    out = Console(emoji=False)
     for table in advice_tables(found):
         out.print(table)
     out.print(found.sentence, highlight=False, markup=False)

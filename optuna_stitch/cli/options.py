@@ -9,7 +9,7 @@ import typer
 import yaml
 
 from optuna_stitch.run.schema import check_launch
-from optuna_stitch.run.study_file import load_study_file
+from optuna_stitch.run.study_file import load_study_file, load_yaml
 from optuna_stitch.utils.errors import ConfigError
 from optuna_stitch.utils.progress import console
 
@@ -85,8 +85,13 @@ def launch_options(launch: str | None, values: list[str] | None) -> dict[str, An
         key, equals, said = value.partition("=")
         if not (key and equals):
             raise ConfigError(f"`--launch-option {value}` is no `key=value`.")
-        # hours, minutes and seconds would be one number
-        options[key] = said if ":" in said else yaml.safe_load(said)
+        try:
+            options[key] = load_yaml(said)
+        except yaml.YAMLError as error:
+            raise ConfigError(
+                f"`--launch-option {value}`: {said!r} is no value. Put texts that look otherwise "
+                "into quotes."
+            ) from error
     return options
 
 
@@ -109,7 +114,12 @@ def start_run(
     """
     run = _import_run(study)
     if study.is_dir():
-        return run.open(study, device=device)
+        if smoke:
+            raise ConfigError(
+                f"`--smoke` tries a study file out, and {study} is the folder of a run. Name the "
+                "study file."
+            )
+        return run.open(study, folder, device=device)
     return run.start(study, folder, smoke=smoke, device=device, elsewhere=elsewhere)
 
 

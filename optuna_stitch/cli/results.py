@@ -95,7 +95,7 @@ def export(
     from optuna_stitch.export.proof import proof_cells, proof_note, read_proofs, unproven_note
     from optuna_stitch.report.tables import figures_table
 
-    out = Console()
+    out = Console(emoji=False)
     proofs = read_proofs(written)
     if proofs:
         head, rows = proof_cells(proofs)
@@ -138,7 +138,7 @@ def pick(
     from optuna_stitch.run.report import export_command
 
     picked = opened.pick(knee=knee, fixed_cost=fixed_cost, **bounds)
-    out = Console()
+    out = Console(emoji=False)
     out.print(str(picked), highlight=False, markup=False, soft_wrap=True)
     said = "It is a baseline; `export` writes the study's trials only."
     if picked.trial is not None:
@@ -198,7 +198,7 @@ def compare(
         compared = compare_runs(open_searched(runs))
     with console.status("Drawing"):
         write_comparison(compared, to, force=force)
-    out = Console()
+    out = Console(emoji=False)
     out.print(rich_table(compared))
     for said in sentences(compared):
         out.print(said, highlight=False, markup=False)

@@ -127,6 +127,8 @@ def load_data(
         >>> digits.train.targets[:2].dtype
         torch.int64
     """
+    if unreadable not in ("stop", "skip"):
+        raise DataError(f"`unreadable` is stop or skip, not {unreadable!r}.")
     shared = {
         "dataset": dataset,
         "root": root,
@@ -144,6 +146,13 @@ def load_data(
     classes: tuple[str, ...] | None = None
     for name, spec in wanted.items():
         count = spec.pop("images", None)
+        unknown = spec.keys() - shared.keys()
+        if unknown or (count is not None and count < 1):
+            wrong = f"{min(unknown)!r}" if unknown else f"{count} `images`"
+            raise DataError(
+                f"The {name} split cannot have {wrong}; what may differ for it is "
+                f"{', '.join(shared)}, and a number of images from 1."
+            )
         for key in ("root", "class_map", "labels"):
             spec[key] = None if spec[key] is None else Path(spec[key]).expanduser()
         if spec["dataset"].startswith("torch/voc"):
@@ -163,9 +172,16 @@ def load_data(
             left = _readable(Split(name, opened, left, source), count)
         taken = left if count is None else left[:count]
         if not taken or (count is not None and len(taken) < count):
+            what = spec["dataset"] or str(spec["root"])
+            if count is None:
+                raise DataError(
+                    f"No image of {what} is left for the {name} split: those before it take all "
+                    f"{len(opened)}. Give these a number of `images`, or the {name} split images "
+                    "of its own."
+                )
             raise DataError(
-                f"The {name} split wants {count or 'some'} images, but only {len(left)} of "
-                f"{source} are left; give its `images` a smaller number, or splits of its own."
+                f"The {name} split wants {count} images, but only {len(left)} of {what} are left; "
+                "give its `images` a smaller number, or images of its own."
             )
         sources[source] = (opened, left[len(taken) :])
         described = f"{source} of {len(opened)} images"
@@ -242,6 +258,11 @@ def _open(
         table = Table(labels, root, column)
         return _named(Files(table, table.class_names), mapped, name)
     if dataset == "sklearn/digits":
+        if root is not None or class_map is not None or split is not None:
+            raise DataError(
+                f"The {name} split is sklearn/digits, without `root`, `class_map` or `split`. "
+                'For a folder of images give the data set the empty name, `dataset: ""`.'
+            )
         return Digits(column)
     if column is not None:
         raise DataError(
@@ -312,8 +333,8 @@ def _create(name: str, dataset: str, root: Path | None, **arguments: Any) -> Any
         )
     except Exception as error:  # timm's readers raise whatever their format's library raises
         raise DataError(
-            f"The {name} split cannot be read as timm data set {dataset!r} at {root}: "
-            f"{first_line(error)}."
+            f"The {name} split cannot be read as timm data set {dataset!r}"
+            f"{'' if root is None else f' at {root}'}: {first_line(error)}."
         ) from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 import weakref
@@ -26,6 +27,9 @@ from optuna_stitch.utils.progress import console
 
 # Pixels are kept in memory up to this many bytes per view, beyond it in a temporary file.
 IN_MEMORY = 1 << 30
+
+# Bytes of such a file that are written at once, where the system cannot reserve them.
+_BLOCK = 1 << 24
 
 # Pixels stay on an accelerator where they take at most this share of what is free there.
 _DEVICE_SHARE = 1 / 8
@@ -121,7 +125,12 @@ class Split:
 
         Args:
             images: Their number; all, if None or more than there are.
+
+        Raises:
+            DataError: If that is none.
         """
+        if images is not None and images < 1:
+            raise DataError(f"{images} images cannot be taken; take 1 or more.")
         if images is None or images >= len(self):
             return self
         taken = replace(self.bare(), indices=self.indices[:images])
@@ -478,16 +487,22 @@ def _capital(text: str) -> str:
 
 def _array(shape: tuple[int, ...]) -> NDArray[Any]:
     """An empty array of bytes: in memory, or in a file that vanishes with the process."""
-    if np.prod(shape) <= IN_MEMORY:
+    size = math.prod(shape)
+    if size <= IN_MEMORY:
         return np.empty(shape, np.uint8)
     try:
         with tempfile.TemporaryFile() as file:
             # a mapped file without blocks of its own would kill the process on a full disk
-            os.posix_fallocate(file.fileno(), 0, int(np.prod(shape)))
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:  # as on macOS
+                for start in range(0, size, _BLOCK):
+                    file.write(bytes(min(_BLOCK, size - start)))
+                file.flush()
             return np.memmap(file, np.uint8, "r+", shape=shape)
     except OSError as error:
         raise DataError(
-            f"There is no room for {np.prod(shape) / 2**30:.1f} GiB of decoded images in "
+            f"There is no room for {size / 2**30:.1f} GiB of decoded images in "
             f"{tempfile.gettempdir()}: {error}. Take fewer `images`, or name a folder with more "
             "room in $TMPDIR."
         ) from error

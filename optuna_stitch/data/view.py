@@ -19,6 +19,9 @@ from optuna_stitch.utils.progress import console
 # PIL's names of colour modes, by the number of channels.
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
+# timm's names of filters.
+_INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos", "box", "hamming", "random")
+
 
 @dataclass(frozen=True)
 class View:
@@ -33,7 +36,8 @@ class View:
         crop_mode: timm's name of the crop.
 
     Raises:
-        ConfigError: If images have no such number of channels, or ``mean`` or ``std`` another.
+        ConfigError: If images have no such number of channels, or ``mean`` or ``std`` another, or
+            there is no such filter.
 
     Example:
         >>> view = st.View((3, 32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -54,6 +58,11 @@ class View:
             raise ConfigError(
                 f"An image has 1 (grey), 3 (RGB) or 4 (RGBA) channels, not {channels} as in "
                 f"`input_size` {tuple(self.input_size)}."
+            )
+        if self.interpolation not in _INTERPOLATIONS:
+            raise ConfigError(
+                f"There is no `interpolation` {self.interpolation!r}; choose one of "
+                f"{', '.join(_INTERPOLATIONS)}."
             )
         for name in ("mean", "std"):
             values = tuple(getattr(self, name))

@@ -41,6 +41,7 @@ from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supernetwork import Supernetwork
 from optuna_stitch.utils.errors import ConfigError, StudyError
 from optuna_stitch.utils.progress import progress_bar
+from optuna_stitch.utils.settings import settings_of
 from optuna_stitch.utils.text import listed_text
 
 _V = TypeVar("_V")
@@ -99,7 +100,7 @@ class Evaluator:
         self.supernetwork = supernetwork
         self.split = split
         self.metrics = metrics_of_one_job(metrics)
-        self.settings = settings = settings or EvaluationSettings(**options)
+        self.settings = settings = settings_of(EvaluationSettings, settings, options)
         self._supergraph = supergraph = supernetwork.supergraph
         for metric in self.metrics:
             dense = supergraph.segments_of(self._side)

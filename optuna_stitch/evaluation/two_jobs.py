@@ -33,6 +33,7 @@ from optuna_stitch.stitching.genotype import BOTH, SIDES, Side
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supernetwork import Supernetwork
 from optuna_stitch.utils.errors import ConfigError, StudyError
+from optuna_stitch.utils.settings import settings_of
 
 
 class TwoJobEvaluator:
@@ -82,7 +83,7 @@ class TwoJobEvaluator:
                 f"{supernetwork.a.name} and {supernetwork.b.name} have one job: give one split; "
                 "or, for two jobs, give `stitch` the outputs `both`."
             )
-        self.settings = settings = settings or EvaluationSettings(**options)
+        self.settings = settings = settings_of(EvaluationSettings, settings, options)
         if settings.racing is not None:
             raise ConfigError("Races are not there for two jobs. Leave `racing` out.")
         self.supernetwork = supernetwork

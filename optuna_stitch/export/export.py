@@ -93,7 +93,7 @@ def export_subnetwork(
         >>> sorted(path.name for path in folder.iterdir())
         ['README.md', 'config.json', 'network.py', 'network.safetensors', 'network.svg']
     """
-    to, selected = Path(to), select_formats(formats)
+    to, selected = Path(to).expanduser(), select_formats(formats)
     check_folder(to, force=force)
     check_max_drop(max_drop)
     _check_images(subnetwork, selected, validation, train, max_drop)

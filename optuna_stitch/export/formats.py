@@ -136,6 +136,8 @@ def select_formats(names: Sequence[str]) -> list[str]:
     Raises:
         ExportError: If a format is unknown, or needs a package that is missing.
     """
+    if isinstance(names, str):
+        names = (names,)
     known = f"there are {', '.join(FORMATS)} and all ({listed_text(_ALL)})."
     for name in names:
         if name not in ("all", *FORMATS):

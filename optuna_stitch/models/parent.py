@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -165,7 +166,7 @@ def load_parent(
         (3, 32, 32)
     """
     arguments = dict(model_args or {})
-    file = Path(checkpoint) if checkpoint is not None else None
+    file = Path(checkpoint).expanduser() if checkpoint is not None else None
     weights: Any = None
     source: Source
     if isinstance(network, nn.Module):
@@ -176,7 +177,7 @@ def load_parent(
             "Save the exported program by `torch.export.save`, and give the path of its `.pt2`."
         )
     else:
-        network = str(network)
+        network = os.path.expanduser(str(network))
         if num_classes is not None:
             arguments["num_classes"] = num_classes
         check_network(network)

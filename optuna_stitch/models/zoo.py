@@ -234,7 +234,10 @@ def create_module(
         ):  # other than its weights have
             raise UnknownNetworkError(f"{network} cannot be made so: {error}") from error
         if not pretrained:
-            raise
+            raise UnknownNetworkError(
+                f"{network} cannot be made with model_args {dict(model_args)}: "
+                f"{first_line(error)}."
+            ) from error
         raise CheckpointError(
             f"The pretrained weights of {network} could not be fetched ({first_line(error)}). "
             "Check the network connection, or give a local file as `checkpoint`."

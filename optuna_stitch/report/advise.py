@@ -105,8 +105,8 @@ def advise(
     names = [parent if isinstance(parent, str) else parent.name for parent in parents]
     twice = sorted({name for name in names if names.count(name) > 1})
     if len(names) < 2 or twice:
-        said = f"{twice[0]} is there twice" if twice else f"there is {len(names)}"
-        raise ConfigError(f"Advice is on pairs of at least two different networks; {said}.")
+        said = f"{twice[0]} is there twice" if twice else f"{len(names)} named"
+        raise ConfigError(f"Advice is on at least two different networks; {said}.")
     val, train = data.val.take(images), data.train.take(fit_images)
     asked: list[Answers] = []
     left_out: list[str] = []

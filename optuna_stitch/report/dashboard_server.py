@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ import optuna
 import optuna_dashboard
 from optuna_dashboard._serializer import serialize_frozen_trial
 
-from optuna_stitch.utils.errors import StudyError
+from optuna_stitch.utils.machine import check_address
 
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
@@ -36,14 +35,7 @@ def serve_dashboard(
     Raises:
         StudyError: If the address cannot be listened on.
     """
-    try:
-        with socket.create_server((host, port)):
-            pass
-    except OSError as error:
-        raise StudyError(
-            f"The dashboard cannot listen on {host}:{port} ({error.strerror}); choose another "
-            "`--port`."
-        ) from error
+    check_address("The dashboard", host, port)
     app = dashboard_app(storage, artifact_store)
     app.run(host=host, port=port, quiet=True, server_class=ThreadingServer)
 

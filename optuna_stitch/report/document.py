@@ -14,7 +14,6 @@ from optuna_stitch.utils.text import (
     markdown_table,
     percent_interval_text,
     percent_text,
-    points_text,
 )
 
 # How intervals are made and differences tested.
@@ -96,7 +95,7 @@ _OF_TWO = (
     "other, once or more, by small linear layers (stitches); nothing of the parents was "
     "trained again. Where its output is *then both*, it is a stitched cascade: one head "
     "answers, and images of which it is unsure go on to the other head, whose rest runs on "
-    "what is computed already; the answer is the mean of both."
+    "what is computed already; the answer is a mean of both."
 )
 
 _OF_MANY = (
@@ -107,7 +106,7 @@ _OF_MANY = (
     "small linear layers (stitches); nothing of the parents was trained again. Its output says "
     "whose heads answer, as in *a+b*; where it is *a then a+b*, it is a stitched cascade: the "
     "head of a answers, and images of which it is unsure go on to that of b, whose rest runs on "
-    "what is computed already; the answer is the mean of both."
+    "what is computed already; the answer is a mean of both."
 )
 
 
@@ -142,10 +141,11 @@ def _how_to_read(front: Front) -> list[str]:
     if any(entry.finished for entry in front.entries):
         lines += [_FINISHED, ""]
     if front.optimism is not None:
+        way = "higher" if front.optimism > 0 else "lower"
         lines += [
-            f"A search picks networks that were lucky on the validation images: there, {words} of "
-            "the stitched networks above was higher than on the test images by "
-            f"{points_text(front.optimism, 1)} points, in the median.",
+            "A search picks networks by validation images, and with them lucky ones: there, "
+            f"{words} of the stitched networks above was {way} than on the test images by "
+            f"{percent_text(abs(front.optimism), 1, sign='')} points, in the median.",
             "",
         ]
     hidden = len(front.entries) - len(worth_showing(front))

@@ -97,10 +97,10 @@ def pick(
         unit: What people read a figure in.
 
     Raises:
-        ConfigError: If a bound is about no figure of the report.
+        ConfigError: If a bound is about no figure of the report, or beyond all of its values.
         StudyError: If no network keeps to the bounds; names the one that comes nearest.
     """
-    checked = [_bound(table, name, value) for name, value in bounds.items()]
+    checked = [_bound(table, name, value, unit) for name, value in bounds.items()]
     on_front = (
         table["on_fixed_front"] if fixed_cost else table["on_front"] | table["on_fixed_front"]
     )
@@ -146,7 +146,7 @@ def pick(
     )
 
 
-def _bound(table: pd.DataFrame, name: str, value: float) -> Bound:
+def _bound(table: pd.DataFrame, name: str, value: float, unit: Callable[[str], Unit]) -> Bound:
     side, _, figure = name.partition("_")
     columns = [str(column) for column in table.columns]
     known = [column.removeprefix("test_") for column in columns if column.startswith("test_")]
@@ -157,6 +157,8 @@ def _bound(table: pd.DataFrame, name: str, value: float) -> Bound:
             f"There is no bound {name!r}: it is max_ or min_ and a figure of the report, which "
             f"has {', '.join(dict.fromkeys(known))}."
         )
+    if unit(figure).share and value > 1:
+        raise ConfigError(f"{name} is a share of 1, not {value:g}: 0.98 is 98%.")
     return Bound(name, figure, value)
 
 

@@ -93,6 +93,11 @@ def _open(data: str, images: int, fit_images: int) -> tuple[StudyFile | None, Da
             )
         return study_file, load_data(**study_file.data.model_dump(exclude={"a", "b"}))
     root = path if path.exists() else None
+    if root is None and "/" not in data:
+        raise ConfigError(
+            f"There is no study file, run or folder of images at {data}, and no data set of that "
+            "name, as sklearn/digits is one."
+        )
     return None, load_data(
         data if root is None else "",
         root=root,

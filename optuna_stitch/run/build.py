@@ -29,7 +29,14 @@ from optuna_stitch.run.schema import DataConfig, KeepConfig, ParentConfig, Study
 from optuna_stitch.stitching.genotype import BOTH, Side
 from optuna_stitch.stitching.supernetwork import Supernetwork, stitch
 from optuna_stitch.utils.distributed import barrier, rank, world_size
-from optuna_stitch.utils.errors import CheckpointError, ConfigError, DataError, MatchError
+from optuna_stitch.utils.errors import (
+    ArtifactError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    MatchError,
+    first_line,
+)
 from optuna_stitch.utils.files import write_text
 from optuna_stitch.utils.text import listed_text
 
@@ -171,9 +178,19 @@ def read_stitch_quality(folder: Path) -> list[StitchQuality]:
 
     Args:
         folder: The run's.
+
+    Raises:
+        ArtifactError: If it is missing or broken.
     """
-    rows: list[dict[str, Any]] = pd.read_csv(folder / "fit.csv").to_dict("records")  # type: ignore[assignment]
-    return [StitchQuality(**row) for row in rows]
+    path = folder / "fit.csv"
+    try:
+        rows: list[dict[str, Any]] = pd.read_csv(path).to_dict("records")  # type: ignore[assignment]
+        return [StitchQuality(**row) for row in rows]
+    except (OSError, ValueError, TypeError) as error:
+        raise ArtifactError(
+            f"The quality of the stitches in {path} cannot be read ({first_line(error)}). Put "
+            "back a copy of the file, or build again in another folder (`--run`)."
+        ) from error
 
 
 def make_parent(

@@ -33,8 +33,12 @@ _PLACES = (
     "data.val.class_map",
 )
 
+# Sections and keys of what comes beside the search, or after it.
+_BESIDE = ("device", "parents.check", "data.workers", "launch", "trackers", "report", "finish")
+
 _NO_MATTER = (
     *_PLACES,
+    *_BESIDE,
     "study.name",
     "study.storage",
     "study.artifacts",
@@ -154,7 +158,9 @@ def _check_same(first: SearchedRun, second: SearchedRun, *, places: bool) -> Non
     """
     flat = [flatten(run.study_file) for run in (first, second)]
     keys = _differing(
-        flat, lambda key: places if key in _PLACES else key.startswith(_SAME), absent=None
+        flat,
+        lambda key: places if key in _PLACES else key.startswith(_SAME) and key not in _BESIDE,
+        absent=None,
     )
     if keys:
         here, there = (own.get(keys[0]) for own in flat)

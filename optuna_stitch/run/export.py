@@ -74,7 +74,7 @@ def export_trial(
         ExportError: If there is no such trial or it is not complete, or as `export_subnetwork`
             and `push_folder` say.
     """
-    to = Path(to)
+    to = Path(to).expanduser()
     # what can be checked is checked before anything is computed
     select_formats(formats)
     check_folder(to, force=force)

@@ -99,6 +99,7 @@ def finish_trials(
     chosen = _chosen(run, trials)
     if students and supernetwork.two_jobs:
         raise ConfigError("Students are not there for two jobs; leave them out.")
+    made = [(config, _student(config, run)) for config in students]  # a wrong name costs nothing
     folder = run.folder / FOLDER
     found: dict[int, Subnetwork] = {}
     failed: list[str] = []
@@ -120,11 +121,10 @@ def finish_trials(
             place = folder / f"parent-{side}-{budget}"
             if done.setdefault(place.name, name):
                 work.finish(parent, place, steps=steps, control=name)
-        for config in students:
+        for config, network in made:
             name = Path(config.network).name
             place = folder / f"{name}-{content_key(config.model_dump(mode='json'))[:6]}-{budget}"
             student = json.dumps(config.model_dump(mode="json"))
-            network = _student(config, run)
             work.finish(network, place, steps=steps, control=name, student=student)
     if failed:
         raise FitError("\n".join(failed))
@@ -302,7 +302,8 @@ def _chosen(run: RunFolder, trials: Trials) -> dict[int, Subnetwork]:
     }
     for number in trials:
         if number not in complete:
-            best_of = ", ".join(str(trial.number) for trial in study.best_trials[:_NAMED])
+            front = [str(trial.number) for trial in study.best_trials[:_NAMED]]
+            best_of = ", ".join(front) or "none"
             raise StudyError(
                 f"The study {study.study_name!r} has no complete trial {number}; on its front are "
                 f"{best_of}."

@@ -37,7 +37,7 @@ from optuna_stitch.run.schema import TaskConfig
 from optuna_stitch.search.objective import DEVIATION
 from optuna_stitch.stitching.genotype import SIDES
 from optuna_stitch.storage.open import hide_password
-from optuna_stitch.utils.errors import RunError, StudyError
+from optuna_stitch.utils.errors import RunError, StudyError, first_line
 from optuna_stitch.utils.files import write_text
 
 # Where a run keeps the drawings of the front's networks.
@@ -121,7 +121,7 @@ def pick_network(
         fixed_cost: Whether cascades are left out.
 
     Raises:
-        RunError: If there is no report yet.
+        RunError: If there is no report yet, or its table is broken.
     """
     path = run.folder / _TABLE
     if not path.is_file():
@@ -129,7 +129,14 @@ def pick_network(
             f"{run.folder} has no report to pick from yet. Make it by: "
             f"optuna-stitch report {shlex.quote(str(run.folder))}"
         )
-    table = pd.read_csv(path)
+    try:
+        table = pd.read_csv(path)
+        _ = table["on_front"]
+    except (ValueError, KeyError) as error:
+        raise RunError(
+            f"{path} is no table of a report ({first_line(error)}). Make it again by: "
+            f"optuna-stitch report {shlex.quote(str(run.folder))}"
+        ) from error
     metrics = resolve_metrics(run.study_file.study.objectives)
     costs = [metric.name for metric in metrics if isinstance(metric, Cost)]
     quality = quality_metric(segments="test_mean_iou" in table)
@@ -168,6 +175,8 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
     """What the figures of a report come from, as (what, which)."""
     supernetwork, data, config = run.supernetwork, run.data, run.study_file
     study = run.study
+    trials = study.get_trials(deepcopy=False)
+    finished = sum(trial.state.is_finished() for trial in trials)
     return [
         *(
             (f"parent {side}", f"{parent.name}, input {parent.view.input_size}")
@@ -175,7 +184,7 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
         ),
         ("data", "; ".join(dict.fromkeys(map(_source, config.data.tasks.values())))),
         ("images", _images(data)),
-        ("stitches", f"{len(supernetwork.switches)}, two at each match"),
+        ("stitches", f"{len(supernetwork.switches)} at {len(supernetwork.matches)} matches"),
         *(
             []
             if supernetwork.two_jobs
@@ -183,7 +192,7 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
         ),
         ("supernetwork", supernetwork.content_hash()),
         ("study", f"{study.study_name} in {hide_password(run.storage_url)}"),
-        ("trials", str(len(study.get_trials(deepcopy=False)))),
+        ("trials", str(finished)),
         ("sampler", config.study.sampler.name),
         *_precision(study),
         ("versions", versions()),

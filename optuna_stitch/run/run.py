@@ -56,6 +56,7 @@ from optuna_stitch.storage.open import result_cache_engine
 from optuna_stitch.utils.errors import ConfigError, RunError
 from optuna_stitch.utils.machine import own_threads
 from optuna_stitch.utils.progress import console
+from optuna_stitch.utils.settings import settings_of
 
 
 class Run(RunFolder):
@@ -134,11 +135,16 @@ class Run(RunFolder):
 
         Raises:
             ConfigError: If the study file is wrong.
-            RunError: If the folder is no run, or belongs to another study file.
+            RunError: If the folder is no run, or belongs to another study file, or there are two.
         """
         path = Path(run).expanduser()
         if path.is_file():
             return Run._of_file(path, folder, smoke=False)._on(device)
+        if folder is not None and path.is_dir():
+            raise RunError(
+                f"Both {path} and {folder} (`--run`) name a folder. Name a study file and the "
+                "folder of its run, or the folder alone."
+            )
         if not (path / COPY).is_file():
             raise RunError(f"{path} is no run: it has no {COPY}. Start with a study file.")
         return Run(load_study_file(path / COPY), path)._on(device)
@@ -175,6 +181,11 @@ class Run(RunFolder):
         objectives = resolve_metrics(study_file.study.objectives)
         bounds = resolve_constraints(study_file.study.constraints)
         figures = [*objectives, *(bound.metric for bound in bounds)]
+        if study_file.study.steering is not None and objectives[0].direction != "maximize":
+            raise ConfigError(
+                f"`study.steering` is a floor on the first objective, and {objectives[0].name} "
+                "shall be small. Name one first that shall be large, as accuracy, or leave it out."
+            )
         if study_file.two_jobs:
             check_sides(figures)
         else:
@@ -199,11 +210,15 @@ class Run(RunFolder):
             DataError: If the parents tell other classes apart than the data set has.
             MatchError: If the parents cannot be stitched, or no stitch is kept.
             ConfigError: If the sampler cannot search for so many objectives.
+            RunError: If the search shall start from the front of another run, which is not there.
         """
         _check_sampler(self.study_file)
         _ = self.storage
         if is_saved(self.folder) or self._fetch():
             return self.supernetwork
+        other = self.study_file.study.start.front_of
+        if other is not None:
+            Run.open(other)  # it is needed once all is built
         self._supernetwork = build(
             self.study_file,
             self.data,
@@ -246,7 +261,7 @@ class Run(RunFolder):
             self._build_for_workers(show_progress_bar=show_progress_bar)
             search_together(
                 self,
-                workers or "auto",
+                "auto" if workers is None else workers,
                 launch=launch or "local",
                 options=launch_options,
                 n_trials=n_trials,
@@ -284,7 +299,7 @@ class Run(RunFolder):
                 objective,
                 n_trials=n_trials,
                 until=config.trials if n_trials is None else None,
-                batch=batch or config.batch,
+                batch=config.batch if batch is None else batch,
                 grace=config.grace,
                 callbacks=[stack.enter_context(tracker) for tracker in trackers],
                 show_progress_bar=show_progress_bar,
@@ -359,12 +374,15 @@ class Run(RunFolder):
         Raises:
             RunError: If the run has no study yet, or its folder is read-only.
             StudyError: If a trial is none, or not complete.
-            ConfigError: If no trial is named, or an option is unknown or has a wrong value.
+            ConfigError: If no trial is named, an option is unknown or has a wrong value, or there
+                are options beside ``settings``.
             FitError: As `optuna_stitch.finish` says; other networks are finished first.
         """
         said = self.study_file.finish or FinishConfig()
         if isinstance(trials, int):
             trials = [trials]
+        if isinstance(trials, str) and trials != "front":
+            raise ConfigError(f"Trials are named by their numbers, or `front`, not {trials!r}.")
         chosen = said.trials if trials is None else trials
         if not chosen:
             raise ConfigError(
@@ -372,7 +390,9 @@ class Run(RunFolder):
                 "`optuna-stitch finish RUN --trial 14`, `--front`, or `finish: {trials: front}` "
                 "in the study file."
             )
-        how = settings or Finishing(**{**said.how.model_dump(exclude_unset=True), **options})
+        if settings is None:
+            options = {**said.how.model_dump(exclude_unset=True), **options}
+        how = settings_of(Finishing, settings, options)
         named = said.students if students is None else students
         return finish_trials(
             self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import types
+import re
 import typing
 from pathlib import Path
 from typing import Any
@@ -87,10 +87,10 @@ def load_study_file(path: str | Path) -> StudyFile:
     path = Path(path).expanduser()
     try:
         text = path.read_text(encoding="utf-8")
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
-        content = yaml.safe_load(text)
+        tree = yaml.compose(text, Loader=_Loader)
+        content = load_yaml(text)
     except FileNotFoundError as error:
-        raise ConfigError(f"There is no study file at {path}.") from error
+        raise ConfigError(f"There is no study file at {path}, nor the folder of a run.") from error
     except OSError as error:
         raise ConfigError(f"The study file {path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
@@ -108,6 +108,41 @@ def load_study_file(path: str | Path) -> StudyFile:
     return _with_absolute_paths(study_file, path.parent.resolve())
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads numbers as people mean them: ``1e-3`` is one, and ``4:00:00`` is a text."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads: texts that look like numbers have quotes."""
+
+
+def _number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int | float | str:
+    if ":" in node.value:  # YAML 1.1 counts in sixties
+        return str(node.value)
+    whole = node.tag == _INT
+    return loader.construct_yaml_int(node) if whole else loader.construct_yaml_float(node)
+
+
+_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")  # YAML 1.1 wants point and sign
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(_FLOAT, _EXPONENT, list("-+.0123456789"))
+for _tag in (_INT, _FLOAT):
+    _Loader.add_constructor(_tag, _number)
+
+
+def load_yaml(text: str) -> Any:
+    """What a study file, or the value of an option, says.
+
+    Args:
+        text: In YAML.
+
+    Raises:
+        yaml.YAMLError: If it is none.
+    """
+    return yaml.load(text, Loader=_Loader)
+
+
 def dump_study_file(study_file: StudyFile) -> str:
     """A study file as YAML, with every default filled in.
 
@@ -115,7 +150,7 @@ def dump_study_file(study_file: StudyFile) -> str:
         study_file: The study file.
     """
     content = study_file.model_dump(mode="json")
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def flatten(study_file: StudyFile) -> dict[str, Any]:
@@ -176,12 +211,15 @@ def _explain(path: Path, tree: yaml.Node | None, error: Any) -> str:
     if error["type"] == "missing":
         return f"{place}: the key `{dotted}` is missing."
     message = error["msg"].removeprefix("Value error, ")
-    return f"{place}: `{dotted}`: {message} (it is {error['input']!r})."
+    # a whole section would be long, and may hold a password
+    said = "" if isinstance(error["input"], dict) else f" (it is {error['input']!r})"
+    return f"{place}: {f'`{dotted}`: ' if dotted else ''}{message}{said}."
 
 
 def _is_type_tag(key: Any) -> bool:
     """Whether pydantic put this into a location to tell the members of a union apart."""
-    return isinstance(key, str) and (key in ("int", "str", "float") or key.startswith("tuple["))
+    kinds = ("tuple[", "list[", "literal[")
+    return isinstance(key, str) and (key in ("int", "str", "float") or key.startswith(kinds))
 
 
 def _line(tree: yaml.Node | None, keys: list[Any]) -> int:
@@ -207,17 +245,16 @@ def _line(tree: yaml.Node | None, keys: list[Any]) -> int:
 def _section(model: type[BaseModel], keys: list[Any]) -> type[BaseModel] | None:
     """The model that describes the section at these keys."""
     for key in keys:
+        if isinstance(key, int):
+            continue  # an entry of a list of sections
         annotation = model.model_fields[key].annotation
-        options = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
+        # of a union, or of a list
+        options = typing.get_args(annotation) or (annotation,)
         models = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
         if not models:
             return None
         model = models[0]
     return model
-
-
-def _is_union(annotation: Any) -> bool:
-    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
 
 
 def _allowed(model: type[BaseModel]) -> str:

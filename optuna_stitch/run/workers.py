@@ -16,7 +16,7 @@ import optuna
 
 from optuna_stitch.run.launchers import LAUNCHERS, End, Worker, Workers
 from optuna_stitch.run.schema import check_launch
-from optuna_stitch.utils.errors import OptunaStitchError, RunError
+from optuna_stitch.utils.errors import ConfigError, OptunaStitchError, RunError
 from optuna_stitch.utils.progress import console, progress_bar
 
 if TYPE_CHECKING:
@@ -60,6 +60,10 @@ def search_together(
         RunError: If a worker fails, or dies again and again, or the launcher cannot be used.
     """
     check_launch(launch)
+    if workers != "auto" and (isinstance(workers, str) or workers < 1):
+        raise ConfigError(
+            f"So many workers cannot be started: {workers!r}. Say auto, or 1 or more."
+        )
     said = {**getattr(run.study_file.launch, launch, {}), **(options or {})}
     task = Search(run.folder.resolve(), Path.cwd(), n_trials, batch)
     device = run.study_file.device

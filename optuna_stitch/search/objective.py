@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 from weakref import WeakKeyDictionary
 
 import optuna
@@ -70,7 +70,7 @@ def resolve_constraints(bounds: Mapping[str, float]) -> tuple[Constraint, ...]:
         bounds: By name; what follows ``max_`` or ``min_`` is a known metric.
 
     Raises:
-        ConfigError: If a name is something else.
+        ConfigError: If a name is something else, or a bound no number.
     """
     found: list[Constraint] = []
     for name, bound in bounds.items():
@@ -79,7 +79,11 @@ def resolve_constraints(bounds: Mapping[str, float]) -> tuple[Constraint, ...]:
             raise ConfigError(
                 f"A constraint is max_ or min_ and a metric, as in max_macs, not {name!r}."
             )
-        found.append(Constraint(name, resolve_metrics([metric])[0], float(bound)))
+        try:
+            value = float(bound)
+        except (TypeError, ValueError):
+            raise ConfigError(f"The constraint {name} needs a number, not {bound!r}.") from None
+        found.append(Constraint(name, resolve_metrics([metric])[0], value))
     return tuple(found)
 
 
@@ -193,6 +197,8 @@ class Objective:
         latency: LatencySettings | Latencies | None = None,
         **options: Any,
     ) -> None:
+        if space not in get_args(Space):
+            raise ConfigError(f"The space is {' or '.join(get_args(Space))}, not {space!r}.")
         self.supernetwork = supernetwork
         self.space = space
         allowed = supernetwork.supergraph.outputs

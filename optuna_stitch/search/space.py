@@ -236,9 +236,9 @@ def enqueue_starts(
 
     They are all parents, their ensembles and plain cascades, genotypes that are given, for every
     stitch of the report of the fit the stitched ensemble and the cascade, the single-stitch
-    networks that are best by that report, and then sparse random ones. Of two jobs they are both
-    parents side by side, what is given, one network for every stitch, and random ones. Whatever
-    sampler the study has, it starts from these.
+    networks that are best by that report, and then sparse random ones; each where its output is
+    one of ``outputs``. Of two jobs they are both parents side by side, what is given, one network
+    for every stitch, and random ones. Whatever sampler the study has, it starts from these.
 
     Args:
         study: A study over this supernetwork's switches.
@@ -266,7 +266,9 @@ def enqueue_starts(
     ]
     continuing = continuing_genotypes(supernetwork, [number[q.switch] for q in known], outputs)
     whole = baselines(supernetwork.sides, two_jobs=supernetwork.two_jobs)
-    starts = dict.fromkeys([*whole, *plain, *genotypes, *continuing, *singles])
+    first = dict.fromkeys([*whole, *plain, *genotypes, *continuing, *singles])
+    # what networks may answer with need not be what parents, or another study's front, do
+    starts = {genotype: None for genotype in first if genotype.output in outputs}
     population = max(population, len(starts))
     random = sparse_genotypes(
         supernetwork, population, probability=probability, outputs=outputs, seed=seed

@@ -87,13 +87,15 @@ def optimize(
         show_progress_bar: Whether to show a progress bar.
 
     Raises:
-        ValueError: If neither number is given.
+        ValueError: If neither number is given, or ``batch`` is none.
         StudyError: If the storage fails, another version of this package works on the study, or
             nothing but failed trials comes; finished trials are kept.
         ConfigError: If the sampler cannot search for several objectives.
     """
     if n_trials is None and until is None:
         raise ValueError("Say how long to search: n_trials, until, or both.")
+    if batch < 1:
+        raise ValueError(f"`batch` is {batch}; at least one trial is judged at once.")
     threads = torch.get_num_threads()
     try:
         with Heartbeat(study, grace=grace) as worker, _stoppable(study) as stop:

@@ -40,6 +40,7 @@ from optuna_stitch.utils.errors import FitError
 from optuna_stitch.utils.files import content_key
 from optuna_stitch.utils.memory import memory_for
 from optuna_stitch.utils.progress import console, progress_bar
+from optuna_stitch.utils.settings import settings_of
 
 # Steps in which the learning rate rises, and those after which it is settled how many fit into a
 # time; the first ones take longer than others.
@@ -108,7 +109,7 @@ def finish(
         >>> finished.params == subnetwork.params, finished.finished.steps
         (True, 4)
     """
-    settings = settings or Finishing(**options)
+    settings = settings_of(Finishing, settings, options)
     if isinstance(network, Parent):
         if teacher is None:
             raise FitError(f"Nothing teaches {network.name}: give a supernetwork as `teacher`.")

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from optuna_stitch.models.layouts import resample
 from optuna_stitch.models.points import Point
 from optuna_stitch.stitching.genotype import SIDES, Side
 from optuna_stitch.stitching.settings import PointKind
-from optuna_stitch.utils.errors import MatchError
+from optuna_stitch.utils.errors import ConfigError, MatchError
 
 # Features are compared on a grid of at most this many positions a side.
 _COARSE_SIDE = 4
@@ -137,7 +137,12 @@ def select_points(graph: NetworkGraph, kind: PointKind) -> tuple[Point, ...]:
         graph: The network.
         kind: ``all`` points, the ``dominators`` that everything flows through, or the outputs of
             ``blocks``; ``auto`` starts with the dominators.
+
+    Raises:
+        ConfigError: If it is none of these.
     """
+    if kind not in get_args(PointKind):
+        raise ConfigError(f"Points are {', '.join(get_args(PointKind))}, not {kind!r}.")
     if kind == "all":
         return graph.points
     if kind in ("dominators", "auto"):

@@ -104,8 +104,8 @@ class Subnetwork:
             genotype: In any form. A cascade that lets no image go on is its first head.
 
         Raises:
-            StudyError: If it is a cascade without a threshold, or the parents have two jobs, and
-                it answers one of them only in part.
+            StudyError: If it is a cascade without a threshold from 0 to 1, or the parents have two
+                jobs, and it answers one of them only in part.
         """
         if genotype.output not in (*supergraph.sides, *supergraph.outputs):
             jobs = "two jobs" if supergraph.two_jobs else "one job"
@@ -114,6 +114,8 @@ class Subnetwork:
                 f"{'are' if len(supergraph.outputs) > 1 else 'is'} "
                 f"{', '.join(supergraph.outputs)}."
             )
+        if genotype.threshold is not None and not 0 <= genotype.threshold <= 1:
+            raise StudyError(f"A threshold is from 0 to 1, not {genotype.threshold:g}.")
         if genotype.first is not None and not genotype.threshold:
             if genotype.threshold is None:
                 raise StudyError(f"The cascade {genotype.output!r} needs a threshold.")

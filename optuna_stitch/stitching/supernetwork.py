@@ -46,6 +46,7 @@ from optuna_stitch.stitching.tune import Tuned, tune_stitches
 from optuna_stitch.utils.device import full, resolve_device
 from optuna_stitch.utils.errors import ArtifactError, ConfigError, MatchError
 from optuna_stitch.utils.memory import memory_for
+from optuna_stitch.utils.settings import settings_of
 
 _MACS = ["macs_into_b", "macs_into_a"]
 
@@ -321,7 +322,7 @@ class Supernetwork:
         stitches, fits, calibration = fit_stitches(
             self.supergraph,
             split.together if isinstance(split, SplitPair) else split,
-            settings or FitSettings(**options),
+            settings_of(FitSettings, settings, options),
             show_progress_bar=show_progress_bar,
         )
         self._lay(stitches, calibration)
@@ -361,7 +362,7 @@ class Supernetwork:
             self.supergraph,
             [parent.module for parent in self.parents.values()],
             split.together if isinstance(split, SplitPair) else split,
-            settings or Tuning(**options),
+            settings_of(Tuning, settings, options),
             checkpoint=checkpoint,
             show_progress_bar=show_progress_bar,
         )
@@ -376,15 +377,19 @@ class Supernetwork:
             A supernetwork that shares everything with this one.
 
         Raises:
-            MatchError: If none is kept, or there is no switch of such a name.
+            MatchError: If none is kept, or there is no switch of such a name or index.
         """
         if not switches:
             raise MatchError("No stitch is kept, so that there is nothing to search; keep more.")
         index_of = {switch.name: index for index, switch in enumerate(self.switches)}
-        unknown = [name for name in switches if isinstance(name, str) and name not in index_of]
+        known = {*index_of, *index_of.values()}
+        unknown = [switch for switch in switches if switch not in known]
         if unknown:
-            raise MatchError(f"{unknown[0]!r} is no switch; see `supernetwork.switches`.")
-        places = sorted(s if isinstance(s, int) else index_of[s] for s in switches)
+            raise MatchError(
+                f"{unknown[0]!r} is no switch, by name or by index from 0 to {len(index_of) - 1}; "
+                "see `supernetwork.switches`."
+            )
+        places = sorted({s if isinstance(s, int) else index_of[s] for s in switches})
         numbers = [self.kept[place] for place in places]
         used = sorted({number // 2 for number in numbers})
         kept = [2 * used.index(number // 2) + number % 2 for number in numbers]
@@ -423,7 +428,7 @@ class Supernetwork:
             "stitches": [stitch.form for stitch in self.stitches],
             "calibration": calibration and {"batch_size": calibration.batch_size},
         }
-        write_supernetwork(Path(folder), weights, description)
+        write_supernetwork(Path(folder).expanduser(), weights, description)
 
     @staticmethod
     def load(
@@ -447,7 +452,7 @@ class Supernetwork:
         Raises:
             ArtifactError: If it is missing, broken, or was changed since.
         """
-        folder = Path(folder)
+        folder = Path(folder).expanduser()
         given: dict[Side, Parent | None] = {"a": a, "b": b, **others}
         with loading(folder):
             weights, description = read_supernetwork(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 import warnings
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from optuna_stitch.storage.journal import JournalFile
 from optuna_stitch.storage.rdb import open_engine, open_rdb
 from optuna_stitch.storage.retry import RETRY_TIMEOUT, reason, retry, way_out
 from optuna_stitch.utils.errors import StudyError, StudyNotFoundError
+from optuna_stitch.utils.machine import check_address
 
 _JOURNAL = "journal:///"
 
@@ -78,7 +80,11 @@ def open_storage(
     except Exception as error:  # every database driver has exceptions of its own
         raise StudyError(
             f"The storage {hide_password(url)} cannot be opened: {reason(error)}. "
-            + way_out(error, "Check the URL, that the database runs, and that its folder exists.")
+            + way_out(
+                error,
+                "Check the URL (one is sqlite:///study.db), that the database runs, and that its "
+                "folder exists.",
+            )
         ) from error
     return BufferedStorage(backend, retry_timeout=retry_timeout)
 
@@ -90,7 +96,11 @@ def serve_proxy(storage: BufferedStorage, *, host: str = "127.0.0.1", port: int 
         storage: What is behind it.
         host: Address to listen on; only this machine can reach the default.
         port: Port to listen on.
+
+    Raises:
+        StudyError: If the address cannot be listened on.
     """
+    check_address("The proxy", host, port)
     with _experimental():
         optuna.storages.run_grpc_proxy_server(storage.backend, host=host, port=port)
 
@@ -161,5 +171,5 @@ def hide_password(url: str) -> str:
         return url
     try:
         return sqlalchemy.make_url(url).render_as_string(hide_password=True)
-    except sqlalchemy.exc.ArgumentError:
-        return repr(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):  # the latter of a port that is no number
+        return repr(re.sub(r"(://[^:/@]*:).*@", r"\1***@", url))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+
+from optuna_stitch.utils.errors import StudyError
 
 
 def machine_name() -> str:
@@ -45,6 +48,27 @@ def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
         if allowed > 0:
             cores = min(cores, max(1, round(allowed)))
     return cores
+
+
+def check_address(what: str, host: str, port: int) -> None:
+    """Raise if nothing can listen on an address.
+
+    Args:
+        what: Who would, at the beginning of a sentence.
+        host: A name or number of this machine.
+        port: From 0 to 65535.
+
+    Raises:
+        StudyError: If it is no address of this machine, or in use.
+    """
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except (OSError, OverflowError) as error:  # the latter of a port beyond 65535
+        why = getattr(error, "strerror", None) or error
+        raise StudyError(
+            f"{what} cannot listen on {host}:{port} ({why}); choose another `--port` or `--host`."
+        ) from error
 
 
 def core_mask() -> str:

@@ -18,8 +18,9 @@ from rich.progress import (
 
 T = TypeVar("T")
 
-# Progress and remarks go to stderr, results to stdout.
-console = Console(stderr=True)
+# Progress and remarks go to stderr, results to stdout; both without emoji, since names may have
+# what rich takes for one: `hub:package:Class`.
+console = Console(stderr=True, emoji=False)
 
 
 @contextmanager

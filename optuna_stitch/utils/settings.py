@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -41,6 +41,35 @@ class Settings(BaseModel):
     # Without this mark, pydantic calls `__init__` for sections of a study file too, and the error
     # above would hide where in the file the value stands.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+
+_S = TypeVar("_S", bound=Settings)
+
+
+def settings_of(kind: type[_S], given: _S | None, options: Mapping[str, Any]) -> _S:
+    """Settings as functions take them: whole, or some of the fields.
+
+    Args:
+        kind: Their class.
+        given: All of them, if they are given so.
+        options: Fields by name, if they are given so.
+
+    Raises:
+        ConfigError: If they are given both ways, or a field is unknown or has a wrong value.
+
+    Example:
+        >>> from optuna_stitch.utils.settings import settings_of
+        >>> settings_of(st.Racing, None, {"first": 50}).first
+        50
+    """
+    if given is None:
+        return kind(**options)
+    if options:
+        raise ConfigError(
+            f"{kind.__name__} is given whole, and {_listed(options)} beside it. Give it whole, or "
+            "only its fields."
+        )
+    return given
 
 
 def _explain(settings: type[Settings], error: Any) -> str:

@@ -73,6 +73,7 @@ def test_run_leaves_everything_and_the_stages_go_on(
     out = capsys.readouterr().out
     assert "parent a" in out
     assert "optuna-stitch dashboard runs/tiny" in out
+    assert "| trials | 17 |" in (finished / "report.md").read_text()
     assert len(complete(study_of())) == 17
     assert (finished / "supernetwork.json").stat().st_mtime_ns == built
 
@@ -240,6 +241,18 @@ BAD_FILES = {
         TINY.replace("study:", "study:\n  storage: sqlite:////no/such/folder/s.db"),
         ["/no/such/folder does not exist", "cannot be opened"],
     ),
+    "sampler of a hub without its class": (
+        TINY.replace("name: nsga2", "name: samplers:linkage:Sampler"),
+        ["no sampler 'samplers:linkage:Sampler'", "as hub:package:Class."],
+    ),
+    "a floor on what shall be small": (
+        TINY.replace("study:", "study:\n  objectives: [macs, accuracy]\n  steering: {}"),
+        ["`study.steering` is a floor on the first objective, and macs shall be small"],
+    ),
+    "front of a run that is not there": (
+        TINY.replace("start: {", "start: {front_of: runs/none, "),
+        ["runs/none is no run"],
+    ),
     "too many images": (
         TINY.replace("images: 100", "images: 5000"),
         ["train split wants 5000", "1797"],
@@ -261,6 +274,30 @@ def test_bad_input_is_one_message_and_exit_code_2(
         assert part in message
     assert "Traceback" not in captured.err
     assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "runs/tiny", "--smoke"], "runs/tiny is the folder of a run. Name the study file"),
+        (["report", "runs/tiny", "--run", "mine"], "Both runs/tiny and mine (`--run`) name a"),
+        (["finish", "tiny.yaml", "--trial", "1", "--front"], "`--front`, not both"),
+        (["search", "tiny.yaml", "--launch-option", "time=["], "'[' is no value"),
+        (
+            ["advise", "a", "b", "--data", "nowhere"],
+            "no study file, run or folder of images at no",
+        ),
+    ],
+)
+def test_options_that_do_not_go_together(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("runs/tiny").mkdir(parents=True)
+    Path("runs/tiny/study.yaml").write_text(TINY)
+    before = _tree()
+    assert call(*arguments) == 2
+    assert said in _text(capsys.readouterr().err)
+    assert _tree() == before
 
 
 @pytest.mark.parametrize("command", ["run", "report"])

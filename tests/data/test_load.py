@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +32,25 @@ def test_seeds_decide_the_splits() -> None:
 def test_too_many_images_are_refused() -> None:
     with pytest.raises(DataError, match="The val split wants 1000 images, but only 797"):
         st.load_data(train={"images": 1000}, val={"images": 1000})
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"train": {"images": 0}}, "train split cannot have 0 `images`"),
+        ({"val": {"images": -5}}, "val split cannot have -5 `images`"),
+        (
+            {"val": {"image": 5}},
+            "val split cannot have 'image'; what may differ for it is dataset",
+        ),
+        ({"root": "images"}, r'sklearn/digits, without `root`.*`dataset: ""`'),
+        ({"unreadable": "ignore"}, "`unreadable` is stop or skip"),
+        ({}, "No image of sklearn/digits is left for the val split: .* take all 1797"),
+    ],
+)
+def test_what_a_split_cannot_have(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        st.load_data(**options)
 
 
 def _folder(root: Path, images: int) -> Path:

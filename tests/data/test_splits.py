@@ -71,6 +71,16 @@ def test_a_disk_without_room_for_images(split: st.Split, monkeypatch: pytest.Mon
         next(split.batches([VIEW]))
 
 
+def test_a_system_that_cannot_reserve_room(
+    split: st.Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = next(split.bare().batches([VIEW]))
+    monkeypatch.setattr(splits, "IN_MEMORY", 10)
+    monkeypatch.setattr(splits, "_BLOCK", 1000)
+    monkeypatch.delattr("os.posix_fallocate")  # as on macOS
+    assert torch.equal(next(split.bare().batches([VIEW])).images[0], expected.images[0])
+
+
 def test_every_rank_reads_batches_of_its_own(split: st.Split) -> None:
     whole = list(split.batches([VIEW], batch_size=4))
     parts = [list(split.batches([VIEW], batch_size=4, shard=(rank, 3))) for rank in range(3)]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import optuna_stitch as st
-from optuna_stitch.utils.errors import CheckpointError, UnknownNetworkError
+from optuna_stitch.utils.errors import CheckpointError, ConfigError, UnknownNetworkError
 
 
 def test_views_come_from_the_network() -> None:
@@ -18,6 +18,8 @@ def test_views_come_from_the_network() -> None:
     small = st.load_parent("test_resnet", input_size=32, mean=(0.5, 0.5, 0.5)).view
     assert small.input_size == (3, 32, 32)
     assert small.mean == (0.5, 0.5, 0.5)
+    with pytest.raises(ConfigError, match="no `interpolation` 'cubic'; choose one of bicubic"):
+        st.load_parent("test_resnet", interpolation="cubic")
 
 
 def test_torchvision_networks_see_images_as_their_weights_say() -> None:

@@ -20,7 +20,8 @@ from optuna_stitch.report.hypervolume import hypervolume_over_trials
 from optuna_stitch.report.interactive import draw_front, draw_history, draw_switches
 from optuna_stitch.report.plots import switch_shares
 from optuna_stitch.storage.artifacts import open_artifact_store
-from optuna_stitch.storage.open import open_storage
+from optuna_stitch.storage.buffered import BufferedStorage
+from optuna_stitch.storage.open import open_storage, serve_proxy
 from optuna_stitch.utils.errors import StudyError
 from tests.helpers.browser import Tab, open_browser
 from tests.helpers.published import SUMMARY, Published
@@ -191,5 +192,7 @@ def test_a_port_that_is_taken_is_told() -> None:
     storage = optuna.storages.InMemoryStorage()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(StudyError, match=f"cannot listen on 127.0.0.1:{port} .*`--port`"):
-            serve_dashboard(storage, port=port)
+        for serve, given in ((serve_dashboard, storage), (serve_proxy, BufferedStorage(storage))):
+            for wrong in (port, 65536):
+                with pytest.raises(StudyError, match=f"listen on 127.0.0.1:{wrong} .*`--port`"):
+                    serve(given, port=wrong)  # type: ignore[operator]

@@ -322,6 +322,9 @@ def test_the_report(marked: st.Front) -> None:
         export="export {trial}",
     )
     assert "There are two fronts, " in report
+    assert front.optimism is not None
+    way, points = "higher" if front.optimism > 0 else "lower", abs(100 * front.optimism)
+    assert f"was {way} than on the test images by {points:.1f} points" in report
     cascade = next(entry for entry in front.stitched_front if entry.is_cascade)
     assert cascade.share is not None
     assert f"at worst, {100 * cascade.share:.0f}% of the images go on: the head of b" in report

@@ -105,6 +105,11 @@ def test_bounds_on_what_the_report_does_not_have(name: str) -> None:
         pick(TABLE, {name: 1.0})
 
 
+def test_percent_in_place_of_a_share() -> None:
+    with pytest.raises(ConfigError, match=r"min_accuracy is a share of 1, not 98: 0\.98 is 98%"):
+        pick(TABLE, {"min_accuracy": 98})
+
+
 def test_a_front_and_its_table_as_a_file(front: st.Front, tmp_path: Path) -> None:
     front.table().to_csv(tmp_path / "front.csv", index=False)
     bound = front.baselines[1].test["macs"]
@@ -130,6 +135,10 @@ def test_the_command(finished: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "no option --maximum" in said
     assert "needs a number, not nothing" in said
     assert "needs a number, not few" in said
+    for broken in ("", "name\ntrial 1\n"):
+        (finished / "front.csv").write_text(broken)
+        assert call("pick", str(finished), "--knee") == 2
+        assert "is no table of a report" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("workplace")

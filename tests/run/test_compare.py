@@ -54,6 +54,12 @@ def test_groups_that_lack_what_others_have_or_differ_in_much_have_names_too() ->
     assert names == ["like plain", "like raced", "like much"]
 
 
+def test_what_comes_beside_a_search_makes_no_other_group() -> None:
+    finish = {"trials": "front"}
+    runs = [make_run("first"), make_run("second", parents__check=False, finish=finish)]
+    assert [group.name for group in compare_runs(runs).groups] == ["the same study file"]
+
+
 def test_what_else_differs_than_the_search_is_said() -> None:
     first = make_run("first")
     assert compare_runs([first, make_run("alike", study__seed=1)]).notes == []

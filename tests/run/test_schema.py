@@ -79,6 +79,17 @@ def test_defaults_are_filled_in_and_paths_made_absolute(tmp_path: Path) -> None:
         ),
         ("study:", "stdy:", r"study\.yaml:8: unknown key `stdy`; .*Did you mean `study`?"),
         ("parents:", "parents: [", "is no YAML"),
+        (
+            "study:",
+            "report: {baselines: [{netwrk: x}]}\nstudy:",
+            r"study\.yaml:8: unknown key `report.baselines.0.netwrk`; allowed here: network, .*",
+        ),
+        ("study:", "finish: {trials: all}\nstudy:", r"study\.yaml:8: `finish.trials`: .*'front'"),
+        (
+            "study:",
+            "study:\n  storage: mysql://me:secret@host/db\n  outputs: [a, c]",
+            r"^[^`]*study\.yaml:1: `study.outputs` of parents a, b are [^{]* none of these\.$",
+        ),
     ],
 )
 def test_a_wrong_key_is_named_with_its_line(
@@ -142,6 +153,18 @@ def test_races_go_by_the_seed_of_the_study(tmp_path: Path) -> None:
     own = text.replace("first: 20", "first: 20, seed: 5")
     racing_of_its_own = load_study_file(_write(tmp_path, own)).evaluation.racing
     assert racing_of_its_own == st.Racing(first=20, seed=5)
+
+
+def test_numbers_are_read_as_people_write_them(tmp_path: Path) -> None:
+    text = GOOD.replace("population_size: 30", "mutation_prob: 1e-2\n    crossover_prob: 5E1")
+    text += "launch: {slurm: {time: 4:00:00, mem: 16G}}\n"
+    study_file = load_study_file(_write(tmp_path, text))
+    assert study_file.study.sampler.arguments == {"mutation_prob": 0.01, "crossover_prob": 50.0}
+    assert study_file.launch.slurm == {"time": "4:00:00", "mem": "16G"}
+    study_file.launch.slurm["partition"] = "1e3"  # what looks like a number stays a text
+    again = load_study_file(_write(tmp_path, dump_study_file(study_file)))
+    assert again.launch == study_file.launch
+    assert again.study == study_file.study
 
 
 def test_no_file_and_no_keys(tmp_path: Path) -> None:

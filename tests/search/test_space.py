@@ -107,6 +107,17 @@ def test_any_sampler_searches_the_reachable_space(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("outputs", [["a", "b"], ["ensemble"], ["b then both"]])
+def test_a_study_starts_with_its_own_outputs_only(
+    supernetwork: st.Supernetwork, data: st.Data, outputs: list[str]
+) -> None:
+    objective = st.Objective(supernetwork, data.val.take(5), outputs=outputs)
+    study = st.create_study(objective, population=10, genotypes=[Genotype("a"), Genotype("b")])
+    assert len(study.trials) == 10
+    assert {trial.params[OUTPUT] for trial in study.trials} == set(outputs)
+    st.optimize(study, objective, n_trials=4)
+
+
 def test_the_best_single_stitch_networks_are_among_the_first(
     a: st.Parent, b: st.Parent, data: st.Data
 ) -> None:

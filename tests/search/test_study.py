@@ -22,7 +22,7 @@ from optuna_stitch.search.space import (
 from optuna_stitch.search.steering import SteeredSampler
 from optuna_stitch.stitching.genotype import OUTPUTS, SIDES, Genotype, static_outputs
 from optuna_stitch.storage.open import open_storage, rdb_of
-from optuna_stitch.utils.errors import ConfigError, StudyError, StudyNotFoundError
+from optuna_stitch.utils.errors import ConfigError, DataError, StudyError, StudyNotFoundError
 from tests.helpers.networks import networks
 
 
@@ -405,3 +405,14 @@ def test_other_thresholds_of_a_cascade_are_tried(
         assert subnetwork.heads in {replace(genotype, threshold=None) for genotype in known}
         accuracy, macs = objective.values(objective.evaluate([subnetwork])[0])
         assert not any(other[0] >= accuracy and other[1] <= macs for other in values)
+
+
+def test_a_study_that_cannot_be_is_refused(supernetwork: st.Supernetwork, data: st.Data) -> None:
+    with pytest.raises(ConfigError, match="The space is flat or reachable, not 'all'"):
+        st.Objective(supernetwork, data.val, space="all")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="constraint max_macs needs a number, not 'few'"):
+        st.Objective(supernetwork, data.val, constraints={"max_macs": "few"})  # type: ignore[dict-item]
+    with pytest.raises(DataError, match="0 images cannot be taken"):
+        data.val.take(0)
+    with pytest.raises(StudyError, match="threshold is from 0 to 1, not 7"):
+        supernetwork.subnetwork(Genotype("a then both", threshold=7))

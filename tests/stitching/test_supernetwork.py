@@ -121,8 +121,12 @@ def test_some_of_the_stitches_can_be_kept(
                 expected = supernetwork.subnetwork(whole).extract()(images)
                 found = kept.subnetwork(part).extract()(images)
             assert torch.equal(found, expected)
+    assert supernetwork.keep([1, 1]).switches == (supernetwork.switches[1],)
     with pytest.raises(MatchError, match="No stitch is kept"):
         supernetwork.keep([])
+    for wrong in (-1, len(supernetwork.switches), "a -> b"):
+        with pytest.raises(MatchError, match=f"{wrong!r} is no switch"):
+            supernetwork.keep([wrong])
 
 
 def test_parents_that_see_images_differently(a: st.Parent, data: st.Data) -> None:

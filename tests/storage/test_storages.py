@@ -324,6 +324,13 @@ def test_a_missing_driver_is_named(
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("url", ["grpc://host:abc", "postgresql://me:sec/r@et@host:port/x"])
+def test_a_url_that_is_none(url: str) -> None:
+    with pytest.raises(StudyError, match="cannot be opened") as caught:
+        open_storage(url)
+    assert "et@" not in str(caught.value)
+
+
 def _needs_grpc(**_: Any) -> None:
     import grpc  # noqa: F401
 

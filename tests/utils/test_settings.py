@@ -6,7 +6,7 @@ import pytest
 from pydantic import BaseModel, Field, ValidationError
 
 from optuna_stitch.utils.errors import ConfigError
-from optuna_stitch.utils.settings import Settings
+from optuna_stitch.utils.settings import Settings, settings_of
 
 
 class _Oven(Settings):
@@ -53,6 +53,14 @@ def test_a_wrong_value_is_told_with_what_is_allowed(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         _Oven(**values)
+
+
+def test_settings_are_given_whole_or_by_their_fields() -> None:
+    oven = _Oven(minutes=20)
+    assert settings_of(_Oven, oven, {}) is oven
+    assert settings_of(_Oven, None, {"minutes": 20}) == oven
+    with pytest.raises(ConfigError, match=r"^_Oven is given whole, and `degrees` beside it\."):
+        settings_of(_Oven, oven, {"degrees": 90})
 
 
 def test_within_another_model_pydantic_tells_the_place() -> None:
