@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from optuna_stitch.cli.latency import app as latency
@@ -29,7 +28,7 @@ from optuna_stitch.cli.options import (
 )
 from optuna_stitch.cli.results import compare, export, pick
 from optuna_stitch.utils.errors import ConfigError, OptunaStitchError
-from optuna_stitch.utils.progress import console
+from optuna_stitch.utils.progress import console, results
 
 if TYPE_CHECKING:
     from optuna_stitch.report.front import Front
@@ -130,7 +129,7 @@ def build(study: StudyArgument, folder: FolderOption = None, device: DeviceOptio
             barrier()
         supernetwork = started.build(show_progress_bar=rank() == 0)
         if rank() == 0:
-            out = Console(emoji=False)
+            out = results()
             out.print(stitch_quality_table(started.stitch_quality))
             out.print(stitch_quality_sentence(started.stitch_quality))
             out.print(
@@ -195,7 +194,7 @@ def search(
             show_progress_bar=True,
         )
     finished = sum(trial.state.is_finished() for trial in found.get_trials(deepcopy=False))
-    Console(emoji=False).print(
+    results().print(
         f"{finished} trials; next: optuna-stitch report {shlex.quote(str(started.folder))}",
         highlight=False,
         markup=False,
@@ -266,7 +265,7 @@ def finish(
         if rank() == 0:
             place = shlex.quote(str(opened.folder))
             number = next(iter(finished))
-            Console(emoji=False).print(
+            results().print(
                 f"{len(finished)} finished; next: optuna-stitch report {place}, and "
                 f"optuna-stitch export {place} --trial {number} --finished --to PATH",
                 highlight=False,
@@ -305,7 +304,7 @@ def demo(
         finished, page = run_demo(show_progress_bar=True)
     opened = browser and webbrowser.open(page.resolve().as_uri())
     quoted = shlex.quote(str(finished.folder))
-    Console(emoji=False).print(
+    results().print(
         f"{'Opened in the browser' if opened else 'Open in a browser'}: {page}\n"
         f"What was found is in {finished.folder / 'report.md'}\n"
         f"Pick a network: optuna-stitch pick {quoted} --max-macs 3e6\n"
@@ -364,7 +363,7 @@ def proxy(
 def _show(reported: Run, front: Front) -> None:
     from optuna_stitch.report.tables import rich_table
 
-    out = Console(emoji=False)
+    out = results()
     out.print(rich_table(front))
     out.print(front.headline, highlight=False)
     folder = reported.folder

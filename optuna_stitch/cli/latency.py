@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from optuna_stitch.cli.options import (
     DeviceOption,
@@ -16,6 +15,7 @@ from optuna_stitch.cli.options import (
     open_run,
     user_path,
 )
+from optuna_stitch.utils.progress import results
 
 app = typer.Typer(no_args_is_help=True, help="Count with the latencies of another device.")
 
@@ -31,7 +31,7 @@ def export_pieces(
 ) -> None:
     """Write the supernetwork in pieces, with a script that times them by onnxruntime."""
     script = open_run(study, folder, device=device).export_latency(to)
-    Console(emoji=False).print(
+    results().print(
         f"Take {to} to the device, run there: python {script.name}\n"
         f"It needs onnxruntime and numpy, and writes latency.json; then: optuna-stitch latency "
         f"import {shlex.quote(str(study))} latency.json",
@@ -51,7 +51,7 @@ def import_table(
 ) -> None:
     """Take in the times that a device measured; the search counts with them."""
     latencies = open_run(study, folder).import_latency(table)
-    Console(emoji=False).print(
+    results().print(
         f"latency_ms counts with {len(latencies.milliseconds)} operations, for "
         f"{latencies.batch_size} image{'s' if latencies.batch_size > 1 else ''} at once, of "
         f"{latencies.device}.",

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from optuna_stitch.cli.options import DeviceOption, user_path
 from optuna_stitch.utils.errors import ConfigError
-from optuna_stitch.utils.progress import console
+from optuna_stitch.utils.progress import console, results
 
 # Commands import what they need themselves: torch and timm take seconds, which the help should
 # not cost.
@@ -70,7 +69,7 @@ def init(
         from optuna_stitch.run.template import study_file_for
 
     path.write_text(study_file_for(a, b, data=data, folder=path.parent), encoding="utf-8")
-    out = Console(emoji=False)
+    out = results()
     names, file = shlex.join([a, b]), shlex.quote(str(path))
     out.print(
         f"{path} is written: see that it names your weights and images. Then:\n"
@@ -109,7 +108,7 @@ def zoo(
             write_survey,
         )
 
-    out = Console(emoji=False)
+    out = results()
     if pattern is None:
         families = list_families()
         out.print(families_table(families))
@@ -160,7 +159,7 @@ def inspect(
     kind = candidates_of(matches, points.value)
     picture = svg or Path(_pair_name(a, b, ".svg"))
     draw_pair(graphs["a"], graphs["b"], matches, points=kind).write(picture)
-    out = Console(emoji=False)
+    out = results()
     out.print(matches_table(matches))
     if any(graph.excluded for graph in graphs.values()):
         out.print(excluded_table(graphs, every=excluded))
@@ -233,7 +232,7 @@ def advise(
         device=device,
         show_progress_bar=True,
     )
-    out = Console(emoji=False)
+    out = results()
     for table in advice_tables(found):
         out.print(table)
     out.print(found.sentence, highlight=False, markup=False)

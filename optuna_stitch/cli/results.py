@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from optuna_stitch.cli.options import (
@@ -21,7 +20,7 @@ from optuna_stitch.cli.options import (
     user_path,
 )
 from optuna_stitch.utils.errors import ConfigError
-from optuna_stitch.utils.progress import console
+from optuna_stitch.utils.progress import console, results
 
 # Commands import what they need themselves: torch and timm take seconds, which the help should
 # not cost.
@@ -95,7 +94,7 @@ def export(
     from optuna_stitch.export.proof import proof_cells, proof_note, read_proofs, unproven_note
     from optuna_stitch.report.tables import figures_table
 
-    out = Console(emoji=False)
+    out = results()
     proofs = read_proofs(written)
     if proofs:
         head, rows = proof_cells(proofs)
@@ -138,7 +137,7 @@ def pick(
     from optuna_stitch.run.report import export_command
 
     picked = opened.pick(knee=knee, fixed_cost=fixed_cost, **bounds)
-    out = Console(emoji=False)
+    out = results()
     out.print(str(picked), highlight=False, markup=False, soft_wrap=True)
     said = "It is a baseline; `export` writes the study's trials only."
     if picked.trial is not None:
@@ -198,7 +197,7 @@ def compare(
         compared = compare_runs(open_searched(runs))
     with console.status("Drawing"):
         write_comparison(compared, to, force=force)
-    out = Console(emoji=False)
+    out = results()
     out.print(rich_table(compared))
     for said in sentences(compared):
         out.print(said, highlight=False, markup=False)

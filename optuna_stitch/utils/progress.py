@@ -23,6 +23,11 @@ T = TypeVar("T")
 console = Console(stderr=True, emoji=False)
 
 
+def results() -> Console:
+    """Where results go: stdout as it is now, which a caller may have redirected."""
+    return Console(emoji=False)
+
+
 @contextmanager
 def progress_bar(*, show_progress_bar: bool) -> Iterator[Progress]:
     """Open a group of progress bars.
