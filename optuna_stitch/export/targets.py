@@ -7,7 +7,7 @@ import logging
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -212,8 +212,11 @@ def openvino_model(path: Path) -> Any:
     Args:
         path: The file.
 
+    Returns:
+        An ``openvino.Model``.
+
     Raises:
-        ExportError: If OpenVINO lacks an operator.
+        ExportError: If OpenVINO lacks an operator, or cannot convert one.
     """
     import onnx
     import openvino
@@ -222,17 +225,37 @@ def openvino_model(path: Path) -> Any:
         return openvino.convert_model(path)
     except Exception as error:  # its kinds have no common base
         nodes = onnx.load(path, load_external_data=False).graph.node
-        # "No conversion rule found for operations: Det-18, mine.Twice"
-        told = set(re.findall(r"[\w.]+", str(error).partition("operations:")[2]))
-        lacking = [
-            f"it has no operator {name}, of the node {node.name}"
-            for node in nodes
-            if (name := _operator(node)) in told
-        ]
         raise ExportError(
-            f"OpenVINO cannot take the network: {'; '.join(lacking[:3]) or first_line(error)}. "
-            "Choose another format, such as onnx."
+            f"OpenVINO cannot take the network: {_lacking_openvino(str(error), nodes)}. Choose "
+            "another format, such as onnx."
         ) from error
+
+
+def _lacking_openvino(told: str, nodes: Iterable[Any]) -> str:
+    """What OpenVINO lacks, without where in its own code it noticed.
+
+    Args:
+        told: Its message. It ends in a summary such as "No conversion rule found for operations:
+            Det-18, mine.Twice", or "Conversion is failed for: Gelu-20" after the reason.
+        nodes: Of the graph.
+    """
+    lacking = {
+        name
+        for line in re.findall("operations: (.*)", told)
+        for name in re.findall(r"[\w.]+", line)
+    }
+    found = [
+        f"it has no operator {name}, of the node {node.name}"
+        for node in nodes
+        if (name := _operator(node)) in lacking
+    ]
+    if found:
+        return "; ".join(found[:3])
+    details, _, summary = told.partition("Summary:")
+    said = [line for line in details.splitlines() if line and not line.startswith("Check ")]
+    reason = (said[-1] if said else told).rstrip(".")
+    failed = re.search(r"failed for: ([\w.]+)", summary)
+    return f"it cannot convert the operator {failed[1]} ({reason})" if failed else reason
 
 
 def _operator(node: Any) -> str:

@@ -46,13 +46,14 @@ EXACT = {"rank_loss": None, "budget": None, "match_variance": False}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="under 8 minutes on 2 cores")
+    parser.add_argument("--quick", action="store_true", help="under 5 minutes on 2 cores")
     parser.add_argument("--pair", default="cifar", choices=["cifar", "cnn_vit", "imagenet"])
     parser.add_argument("--tune", type=float, default=0.0, metavar="MINUTES")
     parser.add_argument("--seeds", type=int, help="3; 1 with --quick")
     parser.add_argument(
         "--sample", type=int, help="number of stitches, drawn at random; all, if absent"
     )
+    parser.add_argument("--images", type=int, help="to fit on; 400 with --quick, otherwise 1,000")
     parser.add_argument("--probed", type=int, help="number of stitches that AdamW trains too")
     parser.add_argument("--test", type=int, help="number of test images; all, if absent")
     parser.add_argument("--full-size", action="store_true", help="only the fit of a large pair")
@@ -63,6 +64,7 @@ def main() -> None:
     if not DATA.is_dir():
         sys.exit(f"This benchmark {MISSING}.")
     images, test, probed = (400, 300, 3) if arguments.quick else (1000, arguments.test, 12)
+    images = arguments.images or images
     probed = probed if arguments.probed is None else arguments.probed
     seeds = arguments.seeds or (1 if arguments.quick else 3)
     measured: dict[str, list[dict[str, float]]] = {}

@@ -5,8 +5,6 @@ import multiprocessing
 import os
 import re
 import tarfile
-import time
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from PIL import Image
 
 import optuna_stitch as st
 from optuna_stitch.data import splits
-from optuna_stitch.data.decode import loader_processes
+from optuna_stitch.data.decode import decode, loader_processes
 from optuna_stitch.utils.errors import DataError, ImageError
 
 VIEW = st.View((3, 16, 16))
@@ -173,27 +171,42 @@ def test_a_broken_image_is_named_by_whichever_process_reads_it(tmp_path: Path) -
         list(split.batches([VIEW], 4))
 
 
-@pytest.mark.timeout(9)  # forgotten processes are waited for five seconds each
-def _ended(before: set[BaseProcess]) -> bool:
-    """Whether the processes since then end; on a busy machine not at once."""
-    end = time.monotonic() + 60
-    while {*multiprocessing.active_children()} - before and time.monotonic() < end:
-        time.sleep(0.1)
-    return not {*multiprocessing.active_children()} - before
+def test_a_split_that_is_given_up_ends_its_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It tells them to end: those that are left to the garbage collector wait for seconds."""
+    told: list[_Told] = []
 
+    class _Told:
+        def __init__(self, *arguments: Any) -> None:
+            self._images = decode(*arguments)
 
-def test_a_split_that_is_given_up_ends_its_processes(tmp_path: Path) -> None:
+        def __next__(self) -> Any:
+            return next(self._images)
+
+        def close(self) -> None:
+            told.append(self)
+            self._images.close()
+
+    monkeypatch.setattr(splits, "decode", _Told)
     before = {*multiprocessing.active_children()}
     root = _pngs(tmp_path, 60)
     split = _split_of(root, 2)
     next(split.batches([VIEW], 4))
-    assert len({*multiprocessing.active_children()} - before) >= 2
+    started = {*multiprocessing.active_children()} - before
+    assert len(started) == 2
     del split
     gc.collect()
-    assert _ended(before)
+    assert len(told) == 1
     split = _split_of(root, 2)
-    assert len(list(split.batches([VIEW], 4))) == 5
-    assert _ended(before)  # also while the split is there
+    batches = split.batches([VIEW], 4)
+    next(batches)
+    started |= {*multiprocessing.active_children()} - before
+    assert len(list(batches)) == 4
+    assert len(told) == 2  # also while the split is there
+    for process in started:
+        process.join(60)
+        assert process.exitcode is not None
 
 
 def test_what_is_said_of_images_is_said_once(

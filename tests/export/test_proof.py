@@ -169,6 +169,10 @@ def test_operators_that_runtimes_lack_are_named(tmp_path: Path) -> None:
         onnx.save(model, tmp_path / "lacking.onnx")
         with pytest.raises(ExportError, match=f"OpenVINO.*operator {name}, of the node d"):
             openvino_model(tmp_path / "lacking.onnx")
+    strange = helper.make_node("Gelu", ["x"], ["y"], "g", approximate="strangely")
+    onnx.save(model_of(strange), tmp_path / "strange.onnx")
+    with pytest.raises(ExportError, match=r"convert the operator Gelu \(.*strangely\)\. Choose"):
+        openvino_model(tmp_path / "strange.onnx")
 
     weights = helper.make_tensor("w", TensorProto.DOUBLE, [1, 3, 1, 1], np.ones(3))
     double = model_of(helper.make_node("Conv", ["x", "w"], ["y"], "c"), kind=TensorProto.DOUBLE)

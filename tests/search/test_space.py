@@ -106,7 +106,6 @@ def test_any_sampler_searches_the_reachable_space(
         assert tuple(trial.values) == objective.values(judged)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("outputs", [["a", "b"], ["ensemble"], ["b then both"]])
 def test_a_study_starts_with_its_own_outputs_only(
     supernetwork: st.Supernetwork, data: st.Data, outputs: list[str]
@@ -118,6 +117,7 @@ def test_a_study_starts_with_its_own_outputs_only(
     st.optimize(study, objective, n_trials=4)
 
 
+@pytest.mark.slow
 def test_the_best_single_stitch_networks_are_among_the_first(
     a: st.Parent, b: st.Parent, data: st.Data
 ) -> None:

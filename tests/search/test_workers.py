@@ -145,6 +145,7 @@ def test_a_worker_that_was_taken_for_dead_comes_back(
         assert [process.exitcode for process in processes] == [0] * COUNT
         trials = _trials(storage)
     _check(trials, supernetwork, wanted)
+    assert all(trial.state.is_finished() for trial in trials)
 
 
 @pytest.mark.parametrize("kind", storages("sqlite", "postgresql"))
