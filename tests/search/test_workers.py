@@ -145,7 +145,8 @@ def test_a_worker_that_was_taken_for_dead_comes_back(
         assert [process.exitcode for process in processes] == [0] * COUNT
         trials = _trials(storage)
     _check(trials, supernetwork, wanted)
-    assert all(trial.state.is_finished() for trial in trials)
+    # another threshold may have been enqueued too late to be tried
+    assert not [trial for trial in trials if trial.state == TrialState.RUNNING]
 
 
 @pytest.mark.parametrize("kind", storages("sqlite", "postgresql"))
