@@ -45,6 +45,10 @@ _TABLE = sa.Table(
 # Databases limit how many values one query may name.
 _AT_ONCE = 500
 
+# Servers give numbers before they commit, in any order: a row may come after so many
+# that have higher numbers.
+_OUT_OF_ORDER = 500
+
 
 @dataclass(frozen=True)
 class CachedResult:
@@ -93,6 +97,7 @@ class ResultCache:
         self._scope = {"supernetwork": supernetwork, "split": split, "kernels": kernels}
         self._cascades = (cascades or CascadeSettings()).model_dump_json()
         self._seen = 0
+        self._missing: list[int] = []
         try:
             self._engine = open_engine(database) if isinstance(database, str) else database
             _TABLE.create(self._engine, checkfirst=True)
@@ -137,15 +142,23 @@ class ResultCache:
         Raises:
             StudyError: If the database fails.
         """
+        number = _TABLE.c.number
         mine = [_TABLE.c[name] == value for name, value in self._scope.items()]
-        query = sa.select(_TABLE).where(_TABLE.c.number > self._seen, *mine)
+        unread = sa.or_(number > self._seen, number.in_(self._missing))
+        query = sa.select(_TABLE).where(unread, *mine).order_by(number)
 
-        def read() -> list[sa.Row]:  # type: ignore[type-arg]
+        def read() -> tuple[set[int], list[sa.Row]]:  # type: ignore[type-arg]
             with self._engine.connect() as connection:
-                return list(connection.execute(query.order_by(_TABLE.c.number)))
+                last = connection.scalar(sa.select(sa.func.max(number))) or 0
+                recent = sa.select(number).where(number > last - _OUT_OF_ORDER)
+                # before the rows: what is committed between the two is read twice, never missed
+                there = set(connection.scalars(recent))
+                return there, list(connection.execute(query))
 
-        rows = self._retry(read)
-        self._seen = rows[-1].number if rows else self._seen
+        there, rows = self._retry(read)
+        self._seen = max(there, default=0)
+        first = max(1, self._seen - _OUT_OF_ORDER + 1)
+        self._missing = [place for place in range(first, self._seen) if place not in there]
         found = [(_genotype(row.genotype), _read(row)) for row in rows]
         return [(genotype, result) for genotype, result in found if genotype.first is None]
 

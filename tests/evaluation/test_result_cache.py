@@ -74,6 +74,29 @@ def test_new_records_are_told_once(result_cache: ResultCache, tmp_path: Path) ->
     assert [genotype for genotype, _ in result_cache.new()] == [Genotype("b", frozenset([2]))]
 
 
+def test_a_record_that_comes_late_is_told(result_cache: ResultCache, tmp_path: Path) -> None:
+    """A server numbers rows before it commits them."""
+
+    def keep(genotype: Genotype, number: int) -> None:
+        result_cache.keep({genotype: _record(accuracy=0.5)})
+        with sqlite3.connect(tmp_path / "records.db") as connection:
+            connection.execute(
+                f"UPDATE optuna_stitch_evaluations SET number = {number} "
+                "WHERE number = (SELECT MAX(number) FROM optuna_stitch_evaluations)"
+            )
+
+    def told() -> list[Genotype]:
+        return [genotype for genotype, _ in result_cache.new()]
+
+    late = [Genotype("b", frozenset([place])) for place in range(3)]
+    keep(Genotype("a"), 700)
+    assert told() == [Genotype("a")]
+    for genotype, number in zip(late, (699, 400, 5), strict=True):
+        keep(genotype, number)
+    assert told() == late[1::-1]  # no commit takes as long as the third
+    assert not told()
+
+
 def _work(url: str, seed: int) -> None:
     result_cache = ResultCache(url, "network", "split", "fast")
     for step in range(20):
