@@ -19,7 +19,7 @@ from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.storage.buffered import BufferedStorage
 from optuna_stitch.storage.open import open_storage
 from optuna_stitch.storage.retry import is_storage_error, reason, way_out
-from optuna_stitch.utils.errors import StudyError, StudyNotFoundError
+from optuna_stitch.utils.errors import ConfigError, StudyError, StudyNotFoundError
 
 # The study's attribute that says which supernetwork it was made for; it is written last.
 CONTENT = "supernetwork"
@@ -70,6 +70,7 @@ def create_study(
             ``load_if_exists`` is False.
         StudyError: If that study was made for another supernetwork or for other objectives, or
             the storage fails.
+        ConfigError: If ``population`` or ``probability`` is out of its range.
 
     Example:
         >>> study = st.create_study(objective, study_name="digits", population=10)
@@ -77,6 +78,10 @@ def create_study(
         (['accuracy', 'macs'], 10)
         >>> st.optimize(study, objective, n_trials=5)
     """
+    if population < 0:
+        raise ConfigError(f"`population` is {population}; it is a number of trials, from 0.")
+    if not 0 <= probability <= 1:
+        raise ConfigError(f"`probability` is {probability}; it lies between 0 and 1.")
     if isinstance(storage, str):
         storage = open_storage(storage)
     content = objective.supernetwork.content_hash()

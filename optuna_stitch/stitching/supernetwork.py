@@ -26,6 +26,7 @@ from optuna_stitch.stitching.genotype import (
     Output,
     Side,
     Switch,
+    outputs_of,
 )
 from optuna_stitch.stitching.io import (
     describe_parent,
@@ -583,12 +584,16 @@ def stitch(
         CaptureError: If a parent cannot be captured.
         MatchError: If the parents name the same classes in different orders, answer what is no
             labels, cannot have the one job that they shall have, or have no compatible points.
-        ConfigError: If ``both`` is asked for beside other outputs.
+        ConfigError: If ``both`` is asked for beside other outputs, or there is no such output.
     """
     device = a.device
     if len(others) > len(LETTERS) - 2:
         raise MatchError(f"{2 + len(others)} parents are more than {len(LETTERS)}; give fewer.")
     parents = dict(zip(LETTERS, (a, b, *others), strict=False))
+    known = (*outputs_of(list(parents)), BOTH)
+    for output in outputs or ():
+        if output not in known:
+            raise ConfigError(f"There is no output {output!r}; there are {', '.join(known)}.")
     graphs = {side: parent.to("cpu").graph() for side, parent in parents.items()}
     similarities = None
     if similar_on is not None:

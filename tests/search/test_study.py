@@ -3,6 +3,7 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -123,6 +124,14 @@ def test_one_objective_is_a_number(supernetwork: st.Supernetwork, data: st.Data)
     enqueue_starts(study, supernetwork, population=3)
     study.optimize(objective, n_trials=3)
     assert study.best_value == max(trial.value for trial in study.trials if trial.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("population", -3), ("probability", 3.0), ("probability", float("nan"))]
+)
+def test_first_trials_that_cannot_be(objective: st.Objective, name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"`{name}` is {value}"):
+        st.create_study(objective, **{name: value})
 
 
 def test_an_interrupted_batch_is_taken_up_again(

@@ -30,6 +30,8 @@ def test_parents_say_whether_they_have_one_job_or_two(
         st.stitch(a, loops, outputs=["a", "b", "ensemble"])
     with pytest.raises(ConfigError, match="stands alone"):
         st.stitch(a, b, outputs=["a", "both"])
+    with pytest.raises(ConfigError, match="no output 'c'; there are a, b, ensemble"):
+        st.stitch(a, b, outputs=["a", "c"])
 
 
 def test_two_jobs_are_remembered(two_jobs: st.Supernetwork, tmp_path: Path) -> None:
