@@ -45,7 +45,7 @@ def test_the_dashboard_serves_the_study(tmp_path: Path) -> None:
     options = {"storage": storage, "port": port}
     server = threading.Thread(target=serve_dashboard, kwargs=options, daemon=True)
     server.start()
-    address, deadline = f"http://127.0.0.1:{port}/api/studies", time.monotonic() + 60
+    address, deadline = f"http://127.0.0.1:{port}/api/studies", time.monotonic() + 240
     while True:
         try:
             answer = urllib.request.urlopen(address, timeout=5).read().decode()
