@@ -8,7 +8,8 @@ import multiprocessing
 import os
 import shutil
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -170,12 +171,8 @@ class _Process:
         context = multiprocessing.get_context("spawn")
         self._said, say = context.Pipe(duplex=False)
         self._process = context.Process(target=_say, args=(task, device, say))
-        # Ctrl-C is for this process, which asks the others to end, once
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
+        with _deaf_to_interrupts():
             self._process.start()
-        finally:
-            signal.signal(signal.SIGINT, before)
         say.close()
 
     def is_alive(self) -> bool:
@@ -199,6 +196,19 @@ class _Process:
     def kill(self) -> None:
         self._process.kill()
         self._process.join()
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Let what is started in a ``with`` block ignore Ctrl-C.
+
+    A terminal sends it to all processes. It is for this one, which asks the others to end, once.
+    """
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _say(task: Task, device: str, to: Connection) -> None:
@@ -417,7 +427,7 @@ class Slurm:
                 "cluster=local`, which starts the same jobs here."
             )
         self._task, self._failure = task, submitit.core.utils.FailedJobError
-        self._log = folder / "slurm"
+        self._log, self._cluster = folder / "slurm", cluster
         self.devices = [device] * workers
         self.elsewhere = cluster == "slurm"
         minutes = _minutes(said.pop("time", _MINUTES))
@@ -448,7 +458,8 @@ class Slurm:
     def start(self, place: int) -> Worker:
         """Submit a job; see `Launcher`."""
         try:
-            job = self._executor.submit(self._task, self.devices[place])
+            with _deaf_to_interrupts():
+                job = self._executor.submit(self._task, self.devices[place])
         except self._failure as error:
             lines = [line for line in str(error).splitlines() if line.strip()]
             raise RunError(
@@ -459,7 +470,7 @@ class Slurm:
             highlight=False,
             soft_wrap=True,
         )
-        return _SlurmJob(job)
+        return _SlurmJob(job) if self._cluster != "local" else _LocalJob(job)
 
     def close(self) -> None:
         """There is nothing to leave."""
@@ -487,6 +498,21 @@ class _SlurmJob:
 
     def kill(self) -> None:
         self._job.cancel(check=False)
+
+
+class _LocalJob(_SlurmJob):
+    """A job that submitit runs on this machine, by a process that watches over it.
+
+    Where the job is cancelled, that process kills it after a second. It hands a SIGTERM on, as
+    Slurm does first.
+    """
+
+    def stop(self) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(int(self._job.job_id), signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.stop()  # a second one is not held
 
 
 def _minutes(time: Any) -> int:

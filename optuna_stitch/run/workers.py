@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
@@ -16,7 +17,6 @@ import optuna
 from optuna_stitch.run.launchers import LAUNCHERS, End, Worker, Workers
 from optuna_stitch.run.schema import check_launch
 from optuna_stitch.utils.errors import ConfigError, OptunaStitchError, RunError
-from optuna_stitch.utils.interrupt import interrupted_once
 from optuna_stitch.utils.progress import console, progress_bar
 
 if TYPE_CHECKING:
@@ -125,16 +125,17 @@ class Search:
                 "place with `--run`."
             )
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            with interrupted_once():
-                if self.directory.is_dir():
-                    os.chdir(self.directory)
-                run = Run.open(self.folder, device=device)
-                run.search(n_trials=self.n_trials, batch=self.batch)
+            if self.directory.is_dir():
+                os.chdir(self.directory)
+            Run.open(self.folder, device=device).search(n_trials=self.n_trials, batch=self.batch)
         except KeyboardInterrupt:
             return End(interrupted=True)
         except OptunaStitchError as error:
             return End(failed=str(error))
+        finally:
+            signal.signal(signal.SIGTERM, before)
         return End()
 
 

@@ -1,4 +1,4 @@
-"""Let an interruption wait until a write and what we remember of it agree; take it once."""
+"""Let an interruption wait until a write and what we remember of it agree."""
 
 from __future__ import annotations
 
@@ -13,10 +13,6 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Whether a block is open in the main thread, and whether an interruption came meanwhile.
 _held = False
 _pending = False
-
-# Whether the first interruption is the only one, and whether it was raised.
-_once = False
-_raised = False
 
 
 @contextmanager
@@ -51,29 +47,6 @@ def uninterrupted() -> Iterator[None]:
         _deliver()
 
 
-@contextmanager
-def interrupted_once() -> Iterator[None]:
-    """Let only the first interruption of a ``with`` block raise, Ctrl-C or SIGTERM.
-
-    What starts processes may tell them to end more than once: the terminal does, and who started
-    them. The second would come while the first is obeyed. Who wants more kills. An interrupt that
-    this process ignores stays ignored.
-    """
-    global _once, _raised
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, _raise_once) for number in numbers}
-    _once, _raised = True, False
-    try:
-        yield
-    finally:
-        _once = False
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def check_interrupt() -> None:
     """Raise an interruption that is held, for who waits inside `uninterrupted`.
 
@@ -84,24 +57,15 @@ def check_interrupt() -> None:
         _deliver()
 
 
-def _raise_once(number: int, frame: FrameType | None) -> None:
-    global _raised
-    if not _raised:
-        _raised = True
-        raise KeyboardInterrupt
-
-
 def _hold(number: int, frame: FrameType | None) -> None:
     global _pending
-    if _once and (_pending or _raised):
-        return
     if _pending:
         _deliver()
     _pending = True
 
 
 def _deliver() -> None:
-    global _pending, _raised
+    global _pending
     if _pending:
-        _pending, _raised = False, True
+        _pending = False
         raise KeyboardInterrupt

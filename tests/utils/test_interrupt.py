@@ -3,11 +3,10 @@
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import nullcontext
 
 import pytest
 
-from optuna_stitch.utils.interrupt import check_interrupt, interrupted_once, uninterrupted
+from optuna_stitch.utils.interrupt import check_interrupt, uninterrupted
 from tests.helpers.interrupts import NUMBERS, interruptible
 
 
@@ -72,37 +71,3 @@ def test_an_error_of_the_block_is_kept() -> None:
     with pytest.raises(KeyboardInterrupt) as caught:
         fail()
     assert isinstance(caught.value.__context__, OSError)
-
-
-@pytest.mark.parametrize("held", [False, True])
-def test_who_is_told_twice_is_interrupted_once(held: bool) -> None:
-    done = []
-
-    def obey() -> None:
-        try:
-            with uninterrupted() if held else nullcontext():
-                _interrupt(signal.SIGTERM)
-                if held:
-                    _interrupt()
-                done.append("held")
-        finally:
-            _interrupt()
-            with uninterrupted():
-                _interrupt()
-            done.append("given back")
-
-    with pytest.raises(KeyboardInterrupt), interrupted_once():
-        obey()
-    assert done == (["held"] if held else []) + ["given back"]
-    with pytest.raises(KeyboardInterrupt):  # afterwards, as before
-        _interrupt()
-    with pytest.raises(KeyboardInterrupt), interrupted_once():
-        _interrupt()
-
-
-def test_what_is_ignored_stays_ignored() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with interrupted_once():
-        _interrupt()
-    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-    signal.signal(signal.SIGINT, signal.default_int_handler)
