@@ -17,6 +17,7 @@ import optuna
 from optuna_stitch.run.launchers import LAUNCHERS, End, Worker, Workers
 from optuna_stitch.run.schema import check_launch
 from optuna_stitch.utils.errors import ConfigError, OptunaStitchError, RunError
+from optuna_stitch.utils.interrupt import check_lost_interrupt, heeding_interrupts
 from optuna_stitch.utils.progress import console, progress_bar
 
 if TYPE_CHECKING:
@@ -67,7 +68,10 @@ def search_together(
     said = {**getattr(run.study_file.launch, launch, {}), **(options or {})}
     task = Search(run.folder.resolve(), Path.cwd(), n_trials, batch)
     device = run.study_file.device
-    with closing(LAUNCHERS[launch](task, workers, device, said, task.folder)) as launcher:
+    with (
+        heeding_interrupts(),
+        closing(LAUNCHERS[launch](task, workers, device, said, task.folder)) as launcher,
+    ):
         count = len(launcher.devices)
         if launcher.elsewhere:
             _warn_of_files(run)
@@ -82,6 +86,7 @@ def search_together(
                 counted = -_COUNT
                 while running:
                     time.sleep(_LOOK)
+                    check_lost_interrupt()
                     for place, worker in list(running.items()):
                         if worker.is_alive():
                             continue
@@ -129,7 +134,9 @@ class Search:
         try:
             if self.directory.is_dir():
                 os.chdir(self.directory)
-            Run.open(self.folder, device=device).search(n_trials=self.n_trials, batch=self.batch)
+            with heeding_interrupts():
+                run = Run.open(self.folder, device=device)
+                run.search(n_trials=self.n_trials, batch=self.batch)
         except KeyboardInterrupt:
             return End(interrupted=True)
         except OptunaStitchError as error:

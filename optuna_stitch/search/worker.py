@@ -34,7 +34,11 @@ from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.storage.buffered import buffered_storage
 from optuna_stitch.storage.retry import is_storage_error, is_transient, reason, way_out
 from optuna_stitch.utils.errors import StudyError
-from optuna_stitch.utils.interrupt import uninterrupted
+from optuna_stitch.utils.interrupt import (
+    check_lost_interrupt,
+    heeding_interrupts,
+    uninterrupted,
+)
 from optuna_stitch.utils.machine import usable_cores
 from optuna_stitch.utils.progress import console, progress_bar
 
@@ -98,7 +102,11 @@ def optimize(
         raise ValueError(f"`batch` is {batch}; at least one trial is judged at once.")
     threads = torch.get_num_threads()
     try:
-        with Heartbeat(study, grace=grace) as worker, _stoppable(study) as stop:
+        with (
+            heeding_interrupts(),
+            Heartbeat(study, grace=grace) as worker,
+            _stoppable(study) as stop,
+        ):
             objective.settle(study)
             search = _Search(study, objective, worker, stop, callbacks)
             search.go(n_trials, until, batch, show_progress_bar)
@@ -136,6 +144,7 @@ class _Search:
         with progress_bar(show_progress_bar=show_progress_bar) as progress:
             task = progress.add_task("Search", total=None, note="")
             while True:
+                check_lost_interrupt()
                 trials = self.study.get_trials(deepcopy=False)
                 done = sum(_counts(trial) for trial in trials)
                 wanted = done + n_trials - self.finished if n_trials is not None else until

@@ -1,4 +1,4 @@
-"""Let an interruption wait until a write and what we remember of it agree."""
+"""Let an interruption wait until a write and what we remember of it agree, and never lose one."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 # Whether a block is open in the main thread, and whether an interruption came meanwhile.
 _held = False
 _pending = False
+
+# Whether `heeding_interrupts` looks, and whether an interruption came meanwhile.
+_heeding = False
+_came = False
 
 
 @contextmanager
@@ -45,6 +50,52 @@ def uninterrupted() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         _deliver()
+
+
+@contextmanager
+def heeding_interrupts() -> Iterator[None]:
+    """Let no interruption of a ``with`` block be lost.
+
+    Python drops `KeyboardInterrupt` where it is raised in a finalizer or the callback of a weak
+    reference, of which SQLAlchemy has one for each row. What loops in a block calls
+    `check_lost_interrupt`.
+
+    Raises:
+        KeyboardInterrupt: At the end of the block, if one was lost.
+    """
+    global _heeding, _came
+    if _heeding or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before: dict[int, Any] = {
+        number: handler for number in _SIGNALS if callable(handler := signal.getsignal(number))
+    }
+
+    def note(number: int, frame: FrameType | None) -> None:
+        global _came
+        _came = True
+        before[number](number, frame)
+
+    for number in before:
+        signal.signal(number, note)
+    _heeding, _came = True, False
+    try:
+        yield
+        check_lost_interrupt()
+    finally:
+        _heeding = _came = False
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def check_lost_interrupt() -> None:
+    """Raise an interruption that came in the block of `heeding_interrupts`, and did not end it.
+
+    Raises:
+        KeyboardInterrupt: If one came.
+    """
+    if _came and threading.current_thread() is threading.main_thread():
+        raise KeyboardInterrupt
 
 
 def check_interrupt() -> None:

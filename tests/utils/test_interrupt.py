@@ -2,11 +2,17 @@
 
 import os
 import signal
+import weakref
 from collections.abc import Iterator
 
 import pytest
 
-from optuna_stitch.utils.interrupt import check_interrupt, uninterrupted
+from optuna_stitch.utils.interrupt import (
+    check_interrupt,
+    check_lost_interrupt,
+    heeding_interrupts,
+    uninterrupted,
+)
 from tests.helpers.interrupts import NUMBERS, interruptible
 
 
@@ -71,3 +77,46 @@ def test_an_error_of_the_block_is_kept() -> None:
     with pytest.raises(KeyboardInterrupt) as caught:
         fail()
     assert isinstance(caught.value.__context__, OSError)
+
+
+class _Row:
+    """As SQLAlchemy's, of which somebody wants to know when they are gone."""
+
+
+def _lose_one() -> None:
+    row = _Row()
+    watched = weakref.ref(row, lambda _: _interrupt())
+    del row
+    assert watched() is None
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_one_that_python_loses_is_heeded() -> None:
+    _lose_one()  # which nobody hears of
+    done = []
+
+    @heeding_interrupts()
+    def search() -> None:
+        check_lost_interrupt()
+        _lose_one()
+        done.append("went on")
+        check_lost_interrupt()
+        pytest.fail("it was lost")
+
+    @heeding_interrupts()
+    def end() -> None:
+        _lose_one()
+        done.append("ended")
+
+    @heeding_interrupts()
+    @uninterrupted()
+    def write() -> None:
+        _interrupt()
+        done.append("written")
+
+    for interrupted in (search, end, heeding_interrupts()(_interrupt), write):
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
+    with heeding_interrupts():  # none is left
+        check_lost_interrupt()
+    assert done == ["went on", "ended", "written"]
