@@ -49,6 +49,9 @@ _AT_ONCE = 500
 # that have higher numbers.
 _OUT_OF_ORDER = 500
 
+# Seconds for which the first contact is tried again.
+_AT_START = 10.0
+
 
 @dataclass(frozen=True)
 class CachedResult:
@@ -100,7 +103,9 @@ class ResultCache:
         self._missing: list[int] = []
         try:
             self._engine = open_engine(database) if isinstance(database, str) else database
-            _TABLE.create(self._engine, checkfirst=True)
+            # a file is locked while another process begins to use it
+            wait = min(_AT_START, retry_timeout)
+            retry(lambda: _TABLE.create(self._engine, checkfirst=True), retry_timeout=wait)
         except sa.exc.SQLAlchemyError as error:
             if not self._exists():  # another worker may have made it in between
                 raise _unusable(error) from error

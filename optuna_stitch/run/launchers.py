@@ -264,7 +264,7 @@ class Ray:
                     logging_level="WARNING",
                     configure_logging=True,
                 )
-            except (ConnectionError, RuntimeError, ValueError) as error:
+            except Exception as error:  # where a part of Ray does not start, nothing narrower
                 raise RunError(
                     f"Ray's cluster at {address or os.environ.get('RAY_ADDRESS') or 'auto'} does "
                     f"not answer ({first_line(error)}). See whether `ray status` does; without an "

@@ -29,8 +29,8 @@ _MOST_RESTARTS = 3
 # Seconds between two looks at the workers, and at the study.
 _LOOK, _COUNT = 0.2, 1.0
 
-# Seconds in which workers give their trials back when they are asked to end; Slurm gives as many.
-_GRACE = 30.0
+# Seconds in which workers give their trials back when they are asked to end.
+_GRACE = 60.0
 
 
 def search_together(

@@ -30,7 +30,8 @@ _GRPC = "grpc://"
 # URL, or one that is starting too.
 _AT_START = 10.0
 
-# How often opening is tried where the tables come into being at the same time.
+# How often opening is tried where tables may come into being at the same time; oftener where they
+# do.
 _TRIES = 5
 
 # What to install where a driver is missing.
@@ -150,15 +151,19 @@ def _open(url: str, wait: float, *, create: bool) -> BaseStorage:
             proxy = optuna.storages.GrpcStorageProxy(host=host, port=int(port or 13000))
         proxy.wait_server_ready(timeout=wait)
         return proxy
-    for _ in range(_TRIES - 1):
+    deadline, tries = time.monotonic() + wait, 0
+    while True:
         try:
             return optuna.storages.get_storage(open_rdb(url, create=create))
         except sqlalchemy.exc.DatabaseError as error:
             if type(error) is sqlalchemy.exc.DatabaseError:
                 raise  # of SQLite: the file is damaged
-            # another worker may be making the tables just now
+            tries += 1
+            # another worker is making the tables just now
+            being_made = "already exists" in str(error) and time.monotonic() < deadline
+            if tries >= _TRIES and not being_made:
+                raise
             time.sleep(random.uniform(0.1, 0.5))
-    return optuna.storages.get_storage(open_rdb(url, create=create))
 
 
 def hide_password(url: str) -> str:

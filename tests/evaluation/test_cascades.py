@@ -12,8 +12,9 @@ import torch
 import optuna_stitch as st
 from optuna_stitch.data.splits import Split
 from optuna_stitch.evaluation.cascades import CascadeAccumulator, tune_exit, with_share
+from optuna_stitch.evaluation.latency import Latencies
 from optuna_stitch.evaluation.metrics import METRICS
-from optuna_stitch.evaluation.settings import CascadeSettings, LatencySettings
+from optuna_stitch.evaluation.settings import CascadeSettings
 from optuna_stitch.search.space import threshold_values
 from optuna_stitch.stitching.cascade import Exit, confidences
 from optuna_stitch.stitching.genotype import FIRST, SIDES, Genotype
@@ -236,9 +237,11 @@ def test_latency_of_cascades(supernetwork: st.Supernetwork, data: st.Data) -> No
     """A larger share takes longer, up to what both heads take; batches are smaller then."""
     names = ["latency_ms", "worst_latency_ms"]
     one = supernetwork.subnetwork(Genotype("a then both", frozenset([3]), 0.5))
+    operations = [operation.name for operation in supernetwork.supergraph.operations]
     for batch_size in (1, 8):
-        settings = LatencySettings(batch_size=batch_size, threads=1)
-        evaluator = st.Evaluator(supernetwork, data.val, names, latency=settings)
+        batch, single = (dict.fromkeys(operations, time) for time in (0.5, 0.3))
+        made_up = Latencies(batch_size, 1, batch, single if batch_size > 1 else None)
+        evaluator = st.Evaluator(supernetwork, data.val, names, latency=made_up)
         some = [one.first, *(one.with_threshold(t) for t in (0.1, 0.3, 0.9, 1.0))]
         found = evaluator.evaluate(some)
         times = [evaluation["latency_ms"] for evaluation in found]

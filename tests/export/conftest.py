@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import shutil
 import subprocess
 import sys
@@ -95,6 +96,8 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         for name in ("torch", "torchvision", "timm", "safetensors", "onnxruntime")
     ]
     subprocess.run([uv, "venv", "--python", sys.executable, str(environment)], check=True)
-    subprocess.run([uv, "pip", "install", "--python", python, *versions], check=True)
+    # compiling all of it would take longer than what is tested
+    quick = {**os.environ, "UV_COMPILE_BYTECODE": "0"}
+    subprocess.run([uv, "pip", "install", "--python", python, *versions], check=True, env=quick)
     yield python
     shutil.rmtree(environment)

@@ -66,6 +66,7 @@ def test_the_very_figures_are_reproduced_elsewhere(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # the environment is large
 def test_in_a_fresh_environment(
     fresh: str,
     exported: Any,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 from pathlib import Path
@@ -165,6 +166,8 @@ def test_nothing_is_said_on_the_way(
     recwarn: pytest.WarningsRecorder,
     cnn_vit: st.Supernetwork,
 ) -> None:
+    gc.collect()  # what other tests left
+    recwarn.clear()
     export_subnetwork(some(cnn_vit, 2), tmp_path, split=data.test, formats=["all"])
     said = capfd.readouterr()
     assert (said.out, said.err) == ("", "")

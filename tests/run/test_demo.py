@@ -54,7 +54,7 @@ def test_notebooks_are_committed_without_output(path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebooks_run(path: Path, tmp_path: Path) -> None:
+def test_notebooks_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nbclient = pytest.importorskip("nbclient", reason="needs nbclient and ipykernel: uv sync")
     nbformat = pytest.importorskip("nbformat", reason="needs nbformat: uv sync")
     notebook = nbformat.read(path, as_version=4)
@@ -65,7 +65,11 @@ def test_notebooks_run(path: Path, tmp_path: Path) -> None:
         )
         assert count == 1
     resources = {"metadata": {"path": str(tmp_path)}}
-    nbclient.NotebookClient(notebook, timeout=300, resources=resources).execute()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # other tests run beside
+    client = nbclient.NotebookClient(
+        notebook, timeout=None, startup_timeout=240, resources=resources
+    )
+    client.execute()
     shown = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     text = "".join(str(output.get("text", "")) for output in shown)
     assert "worth a study" in text

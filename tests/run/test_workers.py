@@ -29,6 +29,9 @@ from tests.helpers.interrupts import interruptible
 from tests.helpers.pretend import accelerator
 from tests.helpers.runs import TINY, complete, study_of
 
+# many processes wait for two cores
+pytestmark = pytest.mark.timeout(1800)
+
 
 def _wait(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 480

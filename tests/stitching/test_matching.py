@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import timm
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ def _best_total(weights: NDArray[np.float64]) -> float:
     return best
 
 
+@settings(deadline=None)
 @given(
     arrays.arrays(
         float,

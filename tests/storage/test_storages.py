@@ -202,7 +202,7 @@ def test_samplers_propose_the_same_as_on_a_plain_storage(tmp_path: Path) -> None
     assert found[0] == found[1]
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(240, func_only=True)  # no lock is waited for
 def test_a_finished_trial_is_not_claimed_and_locks_nobody_out(url: str) -> None:
     study = _study(open_storage(url))
     study.tell(study.ask(SPACE), [1, 2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -52,7 +53,10 @@ def test_two_processes_make_the_same_stitches_as_one(
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     # without the dashes torchrun takes our options for its own
     command = ["-m", "--", "optuna_stitch", "build", "study.yaml", "--run", "two"]
-    done = subprocess.run([*launch, *command], capture_output=True, text=True, check=False)
+    alike = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launch, *command], capture_output=True, text=True, check=False, env=alike
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("stitches, in") == 1
     one, two = (_stitches(Path(run)) for run in ("one", "two"))
