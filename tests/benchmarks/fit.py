@@ -8,6 +8,7 @@ Prints tables of medians over seeds with their spread; the last line is JSON.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import random
 import resource
@@ -120,14 +121,14 @@ def tuned(
     test: int | None,
 ) -> dict[str, float]:
     """Tune for about so long; the number of steps is estimated from a few."""
-    trial = supernetwork.keep(range(len(supernetwork.switches)))
+    fitted = copy.deepcopy(supernetwork.supergraph.stitches.state_dict())
     few = 10
     times = []
     for steps in (1, few):
-        trial.lay([copy_of(stitch) for stitch in supernetwork.stitches])
         began = time.perf_counter()
-        trial.tune(train, st.Tuning(steps=steps, seed=seed))
+        supernetwork.tune(train, st.Tuning(steps=steps, seed=seed))
         times.append(time.perf_counter() - began)
+        supernetwork.supergraph.stitches.load_state_dict(fitted)
     a_step = max(times[1] - times[0], 1e-3) / (few - 1)
     steps = max(few, int((60 * minutes - times[0]) / a_step))
     began = time.perf_counter()
@@ -136,12 +137,6 @@ def tuned(
     figures = judge(supernetwork, pair, test) | {"seconds": seconds}
     say(f"seed {seed}, tuned for {steps} steps: {figures}")
     return figures
-
-
-def copy_of(stitch: Stitch) -> Stitch:
-    twin = Stitch(stitch.source, stitch.target, **stitch.form)
-    twin.load_state_dict(stitch.state_dict())
-    return twin
 
 
 def against_adamw(
