@@ -143,6 +143,7 @@ class _Search:
     ) -> None:
         with progress_bar(show_progress_bar=show_progress_bar) as progress:
             task = progress.add_task("Search", total=None, note="")
+            judged: Sequence[Subnetwork] = ()
             while True:
                 check_lost_interrupt()
                 trials = self.study.get_trials(deepcopy=False)
@@ -168,7 +169,9 @@ class _Search:
                 if min(left) <= 0:
                     time.sleep(_PAUSE)  # others have the last ones, and may yet die
                     continue
-                self._work(min(batch, *left))
+                # not before it is clear that the search goes on: nobody would try them
+                self._enqueue_thresholds(judged)
+                judged = self._work(min(batch, *left))
                 if self.lost:
                     console.print(
                         f"Other workers took this one for dead and finished {self.lost} of its "
@@ -262,15 +265,15 @@ class _Search:
         self._drop(trial)
         return None
 
-    def _work(self, count: int) -> None:
-        """Ask for some trials, judge them together, tell the results."""
+    def _work(self, count: int) -> list[Subnetwork]:
+        """Ask for some trials, judge them together, tell the results; returns the networks."""
         open_trials: list[optuna.Trial] = []
         self.lost = 0
         try:
             subnetworks = self._ask(count, open_trials)
             if not subnetworks:
                 time.sleep(_PAUSE)  # others have the last ones
-                return
+                return []
             evaluations = self.objective.evaluate(subnetworks)
             told = 0
             for evaluation in evaluations:
@@ -291,16 +294,15 @@ class _Search:
         self.finished += told
         failed = any(evaluation.failed for evaluation in evaluations)
         self.fruitless = self.fruitless + 1 if failed and not told else 0
-        self._enqueue_thresholds(subnetworks, most=max(1, count // _FOLLOWED))
+        return subnetworks
 
-    def _enqueue_thresholds(self, subnetworks: Sequence[Subnetwork], most: int) -> None:
+    def _enqueue_thresholds(self, subnetworks: Sequence[Subnetwork]) -> None:
         """Enqueue other thresholds of cascades just judged that would join the front.
 
         Those that add most to its hypervolume come first. They cost a trial, and no image.
 
         Args:
             subnetworks: What was judged.
-            most: How many at most.
         """
         known = [
             (cascade, self.objective.values(evaluation))
@@ -316,7 +318,7 @@ class _Search:
         scale = np.ptp(held, axis=0)
         reference = held.max(axis=0) + np.where(scale > 0, scale, 1) / 10
         outputs = self.objective.outputs_for(self.study)
-        for _ in range(most):
+        for _ in range(max(1, len(subnetworks) // _FOLLOWED)):
             before = moocore.hypervolume(held, ref=reference)
             gains = [
                 moocore.hypervolume(np.vstack([held, loss]), ref=reference) for loss in losses

@@ -219,8 +219,8 @@ def check_targets(
     assert [proof.file for proof in proofs] == files
     for proof in proofs:
         for kept in proof.answers.values():
-            # of untrained networks many answers are near ties
-            assert kept.agreement > 0.9, proof
+            # of untrained networks many answers are near ties, more than 8 bits tell apart
+            assert kept.agreement > (0.5 if "int8" in proof.format else 0.9), proof
             assert kept.quality == kept.judged or kept.agreement < 1
     config = json.loads((folder / "config.json").read_text())
     assert [one["file"] for one in config["files"]] == files
