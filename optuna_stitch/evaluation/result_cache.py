@@ -23,7 +23,7 @@ from optuna_stitch.evaluation.cascades import Curve
 from optuna_stitch.evaluation.settings import CascadeSettings, Kernels
 from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.storage.rdb import open_engine
-from optuna_stitch.storage.retry import RETRY_TIMEOUT, retry
+from optuna_stitch.storage.retry import RETRY_TIMEOUT, START_TIMEOUT, retry
 from optuna_stitch.utils.errors import StudyError, first_line
 
 T = TypeVar("T")
@@ -48,9 +48,6 @@ _AT_ONCE = 500
 # Servers give numbers before they commit, in any order: a row may come after so many
 # that have higher numbers.
 _OUT_OF_ORDER = 500
-
-# Seconds for which the first contact is tried again.
-_AT_START = 10.0
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,7 @@ class ResultCache:
         try:
             self._engine = open_engine(database) if isinstance(database, str) else database
             # a file is locked while another process begins to use it
-            wait = min(_AT_START, retry_timeout)
+            wait = min(START_TIMEOUT, retry_timeout)
             retry(lambda: _TABLE.create(self._engine, checkfirst=True), retry_timeout=wait)
         except sa.exc.SQLAlchemyError as error:
             if not self._exists():  # another worker may have made it in between

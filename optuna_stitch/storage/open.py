@@ -18,7 +18,7 @@ from optuna.storages.journal import JournalStorage
 from optuna_stitch.storage.buffered import BufferedStorage
 from optuna_stitch.storage.journal import JournalFile
 from optuna_stitch.storage.rdb import open_engine, open_rdb
-from optuna_stitch.storage.retry import RETRY_TIMEOUT, reason, retry, way_out
+from optuna_stitch.storage.retry import RETRY_TIMEOUT, START_TIMEOUT, reason, retry, way_out
 from optuna_stitch.utils.errors import StudyError, StudyNotFoundError
 from optuna_stitch.utils.machine import check_address
 
@@ -26,12 +26,8 @@ _JOURNAL = "journal:///"
 
 _GRPC = "grpc://"
 
-# Seconds for which opening is tried again: a server that does not answer then is mostly a wrong
-# URL, or one that is starting too.
-_AT_START = 10.0
-
-# How often opening is tried where tables may come into being at the same time; oftener where they
-# do.
+# How often opening is tried; where tables are there that were not a moment before, as long as a
+# server is waited for.
 _TRIES = 5
 
 # What to install where a driver is missing.
@@ -65,7 +61,7 @@ def open_storage(
         >>> st.create_study(objective, study_name="digits", storage=storage).study_name
         'digits'
     """
-    wait = min(_AT_START, retry_timeout)
+    wait = min(START_TIMEOUT, retry_timeout)
     try:
         backend = retry(lambda: _open(url, wait, create=create), retry_timeout=wait)
     except StudyError:

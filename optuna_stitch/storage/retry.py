@@ -17,6 +17,10 @@ from optuna_stitch.utils.progress import console
 # Seconds for which a storage that cannot be reached is tried again, unless told otherwise.
 RETRY_TIMEOUT = 120.0
 
+# The same at the first contact: a server that does not answer then is mostly a wrong URL, or one
+# that is starting too.
+START_TIMEOUT = 10.0
+
 # Seconds between two tries, which double from the first on.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,3 +21,15 @@ def interruptible() -> Iterator[None]:
     finally:
         for number, handler in zip(NUMBERS, before, strict=True):
             signal.signal(number, handler)
+
+
+class _Row:
+    """As SQLAlchemy's, of which somebody wants to know when they are gone."""
+
+
+def lose_interrupt() -> None:
+    """Interrupt this process where Python drops the exception."""
+    row = _Row()
+    watched = weakref.ref(row, lambda _: os.kill(os.getpid(), signal.SIGINT))
+    del row
+    assert watched() is None

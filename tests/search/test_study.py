@@ -24,6 +24,7 @@ from optuna_stitch.search.steering import SteeredSampler
 from optuna_stitch.stitching.genotype import OUTPUTS, SIDES, Genotype, static_outputs
 from optuna_stitch.storage.open import open_storage, rdb_of
 from optuna_stitch.utils.errors import ConfigError, DataError, StudyError, StudyNotFoundError
+from tests.helpers.interrupts import interruptible, lose_interrupt
 from tests.helpers.networks import networks
 
 
@@ -162,6 +163,22 @@ def test_an_interrupted_batch_is_taken_up_again(
     assert len(_complete(again)) == 10
     done = [trial.params for trial in _complete(again)]
     assert all(params in done for params in lost)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interruption_that_python_loses_ends_the_search(
+    objective: st.Objective, tmp_path: Path
+) -> None:
+    study = _open(objective, _url(tmp_path))
+
+    def lose(_: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        if trial.number == 0:
+            lose_interrupt()
+
+    with interruptible(), pytest.raises(KeyboardInterrupt):
+        st.optimize(study, objective, n_trials=20, batch=4, callbacks=[lose])
+    assert len(_complete(study)) == 4
+    assert not study.get_trials(states=(TrialState.RUNNING,))
 
 
 def test_trials_that_a_killed_worker_left_running_are_taken_up(

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -13,7 +12,7 @@ from optuna_stitch.utils.interrupt import (
     heeding_interrupts,
     uninterrupted,
 )
-from tests.helpers.interrupts import NUMBERS, interruptible
+from tests.helpers.interrupts import NUMBERS, interruptible, lose_interrupt
 
 
 @pytest.fixture(autouse=True)
@@ -79,33 +78,22 @@ def test_an_error_of_the_block_is_kept() -> None:
     assert isinstance(caught.value.__context__, OSError)
 
 
-class _Row:
-    """As SQLAlchemy's, of which somebody wants to know when they are gone."""
-
-
-def _lose_one() -> None:
-    row = _Row()
-    watched = weakref.ref(row, lambda _: _interrupt())
-    del row
-    assert watched() is None
-
-
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_one_that_python_loses_is_heeded() -> None:
-    _lose_one()  # which nobody hears of
+    lose_interrupt()  # which nobody hears of
     done = []
 
     @heeding_interrupts()
     def search() -> None:
         check_lost_interrupt()
-        _lose_one()
+        lose_interrupt()
         done.append("went on")
         check_lost_interrupt()
         pytest.fail("it was lost")
 
     @heeding_interrupts()
     def end() -> None:
-        _lose_one()
+        lose_interrupt()
         done.append("ended")
 
     @heeding_interrupts()
