@@ -227,6 +227,9 @@ class Engine:
             if whole and self.at_once.count >= len(images[0]):
                 return some(slice(None))
             answers = self.at_once(some, len(images[0]))
+            if len(answers) == 1:
+                return answers[0]
+            return [torch.cat(column) for column in zip(*answers, strict=True)]
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -234,9 +237,6 @@ class Engine:
                 "Memory does not suffice for one network on one image. Make room on the device, "
                 "or give the evaluation a smaller `memory`, so that less is kept."
             ) from error
-        if len(answers) == 1:
-            return answers[0]
-        return [torch.cat(column) for column in zip(*answers, strict=True)]
 
     def first_bad(
         self,

@@ -12,6 +12,7 @@ import optuna
 import pytest
 import torch
 from optuna.trial import TrialState
+from torch import Tensor
 
 import optuna_stitch as st
 from optuna_stitch.evaluation.engine import Engine
@@ -197,6 +198,33 @@ def test_values_that_are_kept_give_way(
     monkeypatch.setattr(Supergraph, "recalibrate", scarce)
     asked = networks(supernetwork, single_stitch_genotypes(supernetwork.switches)[:1])
     assert evaluator.evaluate(asked)[0].images == len(data.val)
+
+
+def test_values_give_way_that_cannot_be_put_together(
+    supernetwork: st.Supernetwork, data: st.Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What halves of a batch gave takes its room once more."""
+    whole, joined = Program.run, torch.cat
+    evaluator = st.Evaluator(supernetwork, data.val)
+    expected = st.Evaluator(supernetwork, data.val).evaluate(
+        networks(supernetwork, [Genotype("b")])
+    )
+
+    def scarce(self: Program, images: Any, given: Any) -> Any:
+        if len(images[0]) > 25:
+            raise torch.OutOfMemoryError("out of memory")
+        return whole(self, images, given)
+
+    def together(parts: Any, *args: Any) -> Tensor:
+        if parts[0].dim() == 4:
+            raise torch.OutOfMemoryError("out of memory")
+        return joined(parts, *args)
+
+    monkeypatch.setattr(Program, "run", scarce)
+    monkeypatch.setattr("optuna_stitch.evaluation.engine.torch.cat", together)
+    found = evaluator.evaluate(networks(supernetwork, [Genotype("b")]))
+    assert found[0]["accuracy"] == expected[0]["accuracy"]
+    assert not evaluator.activation_cache.kept
 
 
 def test_no_memory_for_a_single_image(

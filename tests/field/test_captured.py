@@ -23,6 +23,12 @@ def _mean(x: Tensor) -> Tensor:
     return x.mean((2, 3))
 
 
+def _rounded(x: Tensor) -> Tensor:
+    """Rounding that depends on the size of a batch, as kernels' does, many times over."""
+    mean, count = _mean(x), 2 * x.shape[0] + 1
+    return mean + 1e5 * (mean * count / count - mean)
+
+
 def _tokens(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2)
 
@@ -154,6 +160,7 @@ SAME: dict[str, Callable[[], nn.Module]] = {
     "a hook that only looks": lambda: _hooked("", returns=False),
     "logarithms of probabilities": lambda: nn.Sequential(Tiny(), nn.LogSoftmax(1)),
     "writing to the images": _WritesToItsImages,
+    "rounding that it multiplies": lambda: with_head(_rounded),
     "answers that are no numbers": lambda: with_head(lambda x: _mean(x) * float("nan")),
 }
 
