@@ -214,7 +214,7 @@ def finish(
     ] = False,
     epochs: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(help="Passes over the train split at most.", min=1),
+        typer.Option(help="Passes over the train split at most; 0 to polish only.", min=0),
     ] = None,
     minutes: Annotated[
         Optional[float],  # noqa: UP045

@@ -58,7 +58,7 @@ def check_capture(
     except CaptureError:
         # networks may multiply rounding by millions, and float64 has a billionth of it
         try:
-            wide, wide_graph = (copy.deepcopy(part).double() for part in (module, graph))
+            wide, wide_graph = copy.deepcopy(module).double(), copy.deepcopy(graph).double()
             _compare(wide, wide_graph, images.double(), fixed or 2, name, key)
         except Exception:  # not all code runs in float64
             same = False

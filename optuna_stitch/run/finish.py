@@ -114,6 +114,8 @@ def finish_trials(
         found[number] = finished
         assert finished.finished is not None
         steps, budget = finished.finished.planned, _budget(finished.finished)
+        if not steps:
+            continue  # what has no stitches has nothing to polish
         sides = _rivals(subnetwork, supernetwork) if controls else []
         for side in sides:
             name = f"{_PARENT}{side}"

@@ -1,4 +1,4 @@
-"""Train one found network to its end: distillation from both parents, labels beside.
+"""Train one found network to its end: polished, then distilled from both parents, labels beside.
 
 A finished network is a subnetwork of a supernetwork of its own, with the same genotype: copies of
 both parents and of the stitches, of which it has trained what it uses. Whatever takes a subnetwork
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.progress import Progress
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -29,6 +30,7 @@ from optuna_stitch.data.splits import Split
 from optuna_stitch.models.parent import Parent
 from optuna_stitch.stitching.augment import blended, moved
 from optuna_stitch.stitching.genotype import BOTH, ENSEMBLE, Genotype, Output, Side
+from optuna_stitch.stitching.polish import Polish, polish
 from optuna_stitch.stitching.settings import Finishing
 from optuna_stitch.stitching.subnetwork import Finished, Subnetwork
 from optuna_stitch.stitching.supergraph import Supergraph, mean_of_probabilities
@@ -72,6 +74,9 @@ def finish(
     **options: Any,
 ) -> Subnetwork:
     """Train a found network to answer as the ensemble of both parents does.
+
+    First it is polished: layers that follow its stitches are refitted in closed form; see
+    `Polish`. ``epochs=0`` does nothing else.
 
     Where images have labels, these are learned from as well. Of two jobs each head learns from its
     own parent; a cascade learns its first answer and that of both heads at once. In several
@@ -220,11 +225,13 @@ class _Finisher:
             learns, lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
         self._rates = [group["lr"] for group in learns]
-        self._average = AveragedModel(self._module, multi_avg_fn=self._average_in)
-        self._epoch_steps = len(self._train) // settings.batch_size
+        self._average = self._averaged()
+        self._epoch_steps = max(1, len(self._train) // settings.batch_size)
         self._planned = steps or (
-            None if settings.minutes else settings.epochs * self._epoch_steps
+            None if settings.minutes and settings.epochs else settings.epochs * self._epoch_steps
         )
+        self._polish = Polish(self._twin, subnetwork.supergraph)
+        self._refitted: dict[str, Any] = {}
         self._step, self._halved, self._since = 0, 0, 0
         self._before = self._best_loss = self._best_step = math.nan
         self._best: dict[str, Tensor] = {}
@@ -238,6 +245,8 @@ class _Finisher:
 
     def _check(self, settings: Finishing) -> None:
         images = len(self._train)
+        if not settings.epochs:
+            return
         if images < settings.batch_size:
             raise FitError(
                 f"The train split has {images} images, fewer than a batch of "
@@ -314,19 +323,21 @@ class _Finisher:
             f"{self._settings.batch_size} images on {self._device}; give a smaller `batch_size`."
         )
         self._begun = time.monotonic()
-        with memory_for(FitError, too_large):
+        with (
+            memory_for(FitError, too_large),
+            progress_bar(show_progress_bar=show_progress_bar) as progress,
+        ):
             if not self._best:
-                self._judge_first()
-            with progress_bar(show_progress_bar=show_progress_bar) as progress:
-                task = progress.add_task("Finish", total=self._planned, note="")
-                saved = time.monotonic()
-                for loss in self._steps():
-                    note = f"loss {loss:.3f}, val {self._best_loss:.3f}"
-                    progress.update(task, completed=self._step, total=self._planned, note=note)
-                    over = self._over()
-                    if self._at_epoch() or over or time.monotonic() - saved > _EVERY:
-                        self._keep(checkpoint)
-                        saved = time.monotonic()
+                self._judge_first(progress)
+            task = progress.add_task("Finish", total=self._planned, note="")
+            saved = time.monotonic()
+            for loss in self._steps():
+                note = f"loss {loss:.3f}, val {self._best_loss:.3f}"
+                progress.update(task, completed=self._step, total=self._planned, note=note)
+                over = self._over()
+                if self._at_epoch() or over or time.monotonic() - saved > _EVERY:
+                    self._keep(checkpoint)
+                    saved = time.monotonic()
         return self._finished()
 
     def _steps(self) -> Iterator[float]:
@@ -411,6 +422,10 @@ class _Finisher:
         self._step += 1
         return float(said)
 
+    def _averaged(self) -> AveragedModel:
+        """The average of the weights from now on."""
+        return AveragedModel(self._module, multi_avg_fn=self._average_in)
+
     def _average_in(
         self, averaged: Sequence[Tensor], current: Sequence[Tensor], count: Any
     ) -> None:
@@ -491,16 +506,44 @@ class _Finisher:
         layout = self._teacher.memory_format
         return [some.contiguous(memory_format=layout) for some in batch.images], batch.targets
 
-    def _judge_first(self) -> None:
-        """Judge the network as it was found."""
+    def _judge_first(self, progress: Progress) -> None:
+        """Judge the network as it was found, and polished."""
         begin = time.monotonic()
         self._before = self._validate(self._module)
         self._judging = time.monotonic() - begin
         if not math.isfinite(self._before):
             raise FitError("The network's answers, or its teachers', are no finite numbers.")
         self._best_loss, self._best_step = self._before, 0
+        if self._settings.polish and self._polish.layers:
+            self._refit(progress)
         self._best = _copied(self._module.state_dict())
         self._good = copy.deepcopy(self._state())
+
+    def _refit(self, progress: Progress) -> None:
+        """Polish the network, and take what came of it where validation images gain."""
+        found = _copied(self._module.state_dict())
+        wanted = min(self._settings.polish, len(self._train))
+        images = polish(self._polish, self._batches, wanted, self._settings.seed, progress)
+        loss = self._validate(self._module) if images else math.inf
+        if images:
+            self._refitted = {
+                "refitted": self._polish.layers,
+                "refitted_on": images,
+                "refitted_loss": loss if math.isfinite(loss) else None,
+            }
+        if loss < self._before:
+            self._best_loss = loss
+            self._average = self._averaged()
+        else:
+            self._module.load_state_dict(found)
+
+    def _batches(self, images: int) -> list[list[Tensor]]:
+        """The first train images by batch and view."""
+        size = self._graph.batch_size
+        return [
+            self._pick(self._train, range(start, min(start + size, images)), self._graph.views)[0]
+            for start in range(0, images, size)
+        ]
 
     def _judge(self) -> bool:
         """Settle and judge the averaged weights; whether they are finite numbers."""
@@ -572,6 +615,7 @@ class _Finisher:
             "seconds": self._spent(),
             "judging": self._judging,
             "losses": [self._before, self._best_loss, self._best_step],
+            "refitted": self._refitted,
             "module": self._module.state_dict(),
             "average": self._average.state_dict(),
             "best": self._best,
@@ -587,6 +631,7 @@ class _Finisher:
         self._halved, self._since = state["halved"], state["since"]
         self._judging, self._best = state["judging"], state["best"]
         self._before, self._best_loss, self._best_step = state["losses"]
+        self._refitted = state["refitted"]
 
     def _keep(self, path: Path | None) -> None:
         """Keep a state that is good, in memory and in the checkpoint."""
@@ -652,6 +697,7 @@ class _Finisher:
             labels=self._label_weight,
             seconds=round(self._spent(), 1),
             halved=self._halved,
+            **self._refitted,
         )
         return replace(self._twin, finished=said)
 

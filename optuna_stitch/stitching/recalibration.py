@@ -134,7 +134,7 @@ def match_batch(program: Program, own: dict[int, Statistics]) -> Observer:
     def match(step: int, norm: BatchNorm, inputs: Sequence[Any]) -> None:
         if step in stitched:
             found = _statistics(inputs[0])
-            program.normalize(step, *_matched(norm, found, own[program.places[step]]))
+            program.normalize(step, *matched(norm, found, own[program.places[step]]))
 
     return match
 
@@ -173,7 +173,17 @@ def recalibrate(
     return answers
 
 
-def _matched(norm: BatchNorm, found: Statistics, own: Statistics) -> Statistics:
+def matched(norm: BatchNorm, found: Statistics, own: Statistics) -> Statistics:
+    """Statistics under which a BatchNorm answers as it does in its parent.
+
+    Args:
+        norm: The parent's.
+        found: Mean and variance ``(C,)`` of what it reads downstream of a stitch.
+        own: The same of what it reads in its parent, on the same images.
+
+    Returns:
+        Mean and variance, see `match_batch`.
+    """
     (mean, variance), (own_mean, own_variance) = found, own
     scale = ((own_variance + norm.eps) / (variance + norm.eps)).sqrt()
     scale = scale.clamp(1 / _LARGEST_SCALE, _LARGEST_SCALE)

@@ -108,7 +108,9 @@ class Finishing(Settings):
     Args:
         trains: ``all`` of it, or its ``stitches`` and what lies downstream of them; a network
             without stitches, such as a parent, trains whole.
-        epochs: Passes over the train split at most.
+        polish: On how many train images layers that follow stitches are refitted in closed form
+            before it trains; taken where validation images gain by it. 0 for not.
+        epochs: Passes over the train split at most; 0 to polish it only.
         minutes: How long it may take, about: after a few steps it is settled how many fit, and
             from then on the clock has no say.
         batch_size: Images per step, over all processes.
@@ -135,7 +137,8 @@ class Finishing(Settings):
     """
 
     trains: Literal["all", "stitches"] = "all"
-    epochs: int = Field(20, gt=0)
+    polish: int = Field(400, ge=0)
+    epochs: int = Field(20, ge=0)
     minutes: float | None = Field(None, gt=0)
     batch_size: int = Field(64, gt=1)
     learning_rate: float = Field(1e-3, gt=0)

@@ -33,6 +33,9 @@ class Finished:
         labels: Weight of labels in it; the parents have the rest.
         seconds: How long it took.
         halved: How often the learning rate was halved, since the loss was not finite.
+        refitted: How many layers were refitted in closed form before; see `Polish`.
+        refitted_on: On how many images.
+        refitted_loss: On validation images, then; where it was no lower, weights went back.
     """
 
     settings: Mapping[str, Any]
@@ -45,10 +48,37 @@ class Finished:
     labels: float
     seconds: float
     halved: int = 0
+    refitted: int = 0
+    refitted_on: int = 0
+    refitted_loss: float | None = None
 
     @property
     def text(self) -> str:
-        """What was done, in a sentence or two."""
+        """What was done, in a few sentences."""
+        said = [self._polished] if self.refitted else []
+        if self.planned:
+            said.append(self._trained)
+        return " ".join(said) or "Nothing of it was trained."
+
+    @property
+    def is_polished(self) -> bool:
+        """Whether layers that were refitted in closed form were taken."""
+        return self.refitted_loss is not None and self.refitted_loss < self.loss_before
+
+    @property
+    def _polished(self) -> str:
+        layers = f"{self.refitted} layers that follow its stitches were refitted in closed form"
+        if self.refitted == 1:
+            layers = "The layer that follows its stitches was refitted in closed form"
+        if not self.is_polished:
+            return f"{layers} and put back: validation images gained nothing."
+        return (
+            f"{layers} on {self.refitted_on:,} train images (validation loss "
+            f"{self.loss_before:.3f} before, {self.refitted_loss:.3f} then)."
+        )
+
+    @property
+    def _trained(self) -> str:
         batch = self.settings["batch_size"]
         what = "Its stitches and what follows them were"
         if self.settings["trains"] == "all":

@@ -1,0 +1,563 @@
+"""Refit what follows stitches, in closed form, so that it makes the most of what they give.
+
+A layer downstream of a stitch was trained on its parent's own features, and reads features that
+only resemble them. Layer after layer, convolutions and fully connected layers get the weights
+that best reproduce what they answer in their parent, on the same images, from what they read
+here: ridge regression of what is missing, so that weights stay where nothing is gained. What one
+layer could not make good the next ones try, which read through other activations; a chain of
+linear fits is no linear fit. BatchNorms get statistics that fit, as in `recalibration`. The
+network costs what it did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from rich.progress import Progress
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from optuna_stitch.stitching.genotype import Genotype
+from optuna_stitch.stitching.moments import EVERY
+from optuna_stitch.stitching.recalibration import Statistics, matched
+from optuna_stitch.stitching.subnetwork import Subnetwork
+from optuna_stitch.stitching.supergraph import Supergraph
+from optuna_stitch.utils.device import (
+    are_finite,
+    float32_products,
+    free_memory,
+    sums_in_float64,
+)
+from optuna_stitch.utils.distributed import all_reduce, world_size
+from optuna_stitch.utils.memory import is_out_of_memory
+from optuna_stitch.utils.progress import console
+
+GIB = 1 << 30
+
+# Bytes of values that are held at once on a processor, and their share of what is free elsewhere.
+_MEMORY, _SHARE = 4 * GIB, 1 / 2
+
+# Positions of all images that a layer is fitted on; fewer, where they hold more numbers than that.
+_SAMPLES, _FEWEST, _NUMBERS = 24_000, 2_000, 1 << 26
+
+# The normal equations grow with the square of what a layer reads, their solution with its cube.
+_WIDEST = 2304
+
+# Strengths of ridge regression, relative to the mean variance of what is read.
+_RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+
+# Weights change where that explains this share more of the variance.
+_WORTH = 1e-4
+
+# A value: whether it is the network's own rather than a parent's, and its operation.
+_Key = tuple[bool, int]
+
+
+@dataclass(frozen=True)
+class Refit:
+    """What became of one layer.
+
+    Args:
+        name: Of its operation.
+        before: Share of the variance of what it answers in its parent that it reproduced, on
+            held-out images.
+        after: The same after refitting.
+        ridge: The strength chosen; None where the weights stay.
+    """
+
+    name: str
+    before: float
+    after: float
+    ridge: float | None
+
+
+class Polish:
+    """Refit a network's layers downstream of stitches.
+
+    Args:
+        network: The network, in a supernetwork of its own, whose weights change; see `twin`.
+        original: The supernetwork that it was found in, with the parents.
+
+    Attributes:
+        layers: How many layers there are to be refitted.
+    """
+
+    def __init__(self, network: Subnetwork, original: Supergraph) -> None:
+        self._own, self._original = network.supergraph, original
+        self._reads = dict(network.resolved.steps)
+        self._stitched: set[int] = set()
+        for place, reads in network.resolved.steps:
+            owner = self._own.operations[place].owner
+            if owner == "stitch" or (owner in self._own.sides and self._stitched & {*reads}):
+                self._stitched.add(place)
+        raw = [dict(original.resolve(Genotype(side)).steps) for side in original.sides]
+        self._raw_reads = {place: reads for steps in raw for place, reads in steps.items()}
+        after = [p for p in self._stitched if self._own.operations[p].owner != "stitch"]
+        self._layers = {p: module for p in after if (module := self._layer(p)) is not None}
+        self._norms = {p for p in after if self._own.operations[p].norm is not None}
+        self._events = self._ordered()
+        self._last = {key: n for n, event in enumerate(self._events) for key in self._uses(event)}
+
+    @property
+    def layers(self) -> int:
+        """How many layers there are to be refitted."""
+        return len(self._layers)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes per image of the values that are held at once."""
+        alive = largest = 0
+        for number, event in enumerate(self._events):
+            alive += self._elements(event)
+            largest = max(largest, alive)
+            alive -= sum(self._elements(key) for key in self._ending(number))
+        return 4 * largest
+
+    @property
+    def largest(self) -> int:
+        """How many images memory has room for."""
+        free = free_memory(self._own.device)
+        memory = _MEMORY if free is None else _SHARE * free
+        return int(memory / max(self.bytes, 1))
+
+    def _elements(self, key: _Key) -> int:
+        return self._own.operations[key[1]].elements
+
+    def _layer(self, place: int) -> nn.Module | None:
+        """The module that an operation calls, where its weights can be refitted."""
+        operation = self._own.operations[place]
+        if operation.node is None or operation.node.op != "call_module":
+            return None
+        graph = self._own.graphs[operation.owner]
+        module = graph.module.get_submodule(str(operation.node.target))
+        if not isinstance(module, (nn.Conv2d, nn.Linear)) or place not in self._raw_reads:
+            return None
+        users = [p for p in self._reads if self._own.operations[p].weights]
+        uses = sum(
+            any(weight is module.weight for weight in self._own.operations[p].weights)
+            for p in users
+        )
+        return module if uses == 1 and module.weight[0].numel() <= _WIDEST else None
+
+    def _ordered(self) -> list[_Key]:
+        """What is computed, in order: a parent's own value before the network's."""
+        wanted: set[_Key] = {(True, place) for place in (*self._layers, *self._norms)}
+        order = sorted({*self._reads, *self._raw_reads}, reverse=True)
+        events: list[_Key] = []
+        for place in order:
+            for own in (True, False):
+                if (own, place) in wanted:
+                    events.append((own, place))
+                    wanted.update(self._uses((own, place)))
+        return events[::-1]
+
+    def _inputs(self, event: _Key) -> list[_Key]:
+        own, place = event
+        if not own:
+            return [(False, read) for read in self._raw_reads[place]]
+        return [(read in self._stitched, read) for read in self._reads[place]]
+
+    def _uses(self, event: _Key) -> list[_Key]:
+        """What has to be known before an event: what it reads, and what it is compared with."""
+        own, place = event
+        uses = self._inputs(event)
+        if own and place in self._layers:
+            uses.append((False, place))
+        if own and place in self._norms:
+            uses.append((False, self._raw_reads[place][0]))
+        return uses
+
+    def _ending(self, number: int) -> list[_Key]:
+        """The values that nothing needs after an event."""
+        return [key for key in {*self._uses(self._events[number])} if self._last[key] == number]
+
+    @torch.no_grad()
+    def run(
+        self, batches: Sequence[Sequence[Tensor]], seed: int = 0, told: Callable[[], object] = int
+    ) -> list[Refit]:
+        """Refit all layers, in place.
+
+        Args:
+            batches: Images by view, ``(N, C, H, W)`` each; all of their values at a layer are
+                held at once.
+            seed: Draws positions.
+            told: Called after every layer.
+
+        Returns:
+            What became of each layer, in the order of computation.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        values: dict[_Key, list[Any]] = {}
+        found: list[Refit] = []
+        with float32_products(self._own.device, exact=True):
+            for number, event in enumerate(self._events):
+                own, place = event
+                operation = (self._own if own else self._original).operations[place]
+                inputs = [values[key] for key in self._inputs(event)]
+                if own and place in self._layers:
+                    layer = _Layer.of(self._layers[place])
+                    wanted, centred = values[False, place], self._is_centred(place)
+                    said = layer.refit(inputs[0], wanted, generator, centred=centred)
+                    found.append(Refit(operation.name, *said))
+                    told()
+                if own and place in self._norms:
+                    raw = values[False, self._raw_reads[place][0]]
+                    self._normalize(place, _statistics(inputs[0]), _statistics(raw))
+                ending = [values[key] for key in self._ending(number)]
+                made: list[Any] = []
+                for batch, images in enumerate(batches):
+                    if operation.owner == "input":
+                        made.append(images[operation.number])
+                    else:
+                        made.append(operation.run(*[value[batch] for value in inputs]))
+                    for value in ending:
+                        value[batch] = None
+                values[event] = made
+                for key in self._ending(number):
+                    del values[key]
+        self._agree()
+        return found
+
+    def _is_centred(self, place: int) -> bool:
+        """Whether something makes good what a layer's answers miss on average."""
+        readers = [p for p, reads in self._reads.items() if place in reads]
+        return self._layers[place].bias is not None or all(p in self._norms for p in readers)
+
+    def _normalize(self, place: int, found: Statistics, raw: Statistics) -> None:
+        """Give a BatchNorm statistics under which it answers as its parent's does."""
+        norm, parents = self._own.operations[place].norm, self._original.operations[place].norm
+        assert norm is not None
+        assert parents is not None
+        mean, variance = matched(parents, found, raw)
+        norm.mean.copy_(mean)
+        norm.variance.copy_(variance)
+
+    def state(self) -> list[Tensor]:
+        """Copies of all that `run` changes."""
+        return [value.clone() for value in self._changing()]
+
+    def restore(self, state: Sequence[Tensor]) -> None:
+        """Put back what `state` copied.
+
+        Args:
+            state: The copies.
+        """
+        for value, before in zip(self._changing(), state, strict=True):
+            value.copy_(before)
+
+    def _changing(self) -> list[Tensor]:
+        norms = [self._own.operations[place].norm for place in sorted(self._norms)]
+        held = [value for norm in norms if norm for value in (norm.mean, norm.variance)]
+        layers = [self._layers[place] for place in sorted(self._layers)]
+        return held + [weight.data for layer in layers for weight in layer.parameters()]
+
+    def _agree(self) -> None:
+        """Give all processes the same weights: on other hardware they may differ by rounding."""
+        if world_size() > 1:
+            together = self._changing()
+            all_reduce(together)
+            for value in together:
+                value.div_(world_size())
+
+
+def polish(
+    work: Polish,
+    images: Callable[[int], Sequence[Sequence[Tensor]]],
+    wanted: int,
+    seed: int,
+    progress: Progress,
+) -> int:
+    """Refit on as many images as memory has room for.
+
+    Args:
+        work: What is refitted; where memory runs out for good, its weights are of no use.
+        images: So many of them, by batch and view.
+        wanted: How many at most.
+        seed: Draws positions.
+        progress: Takes a task.
+
+    Returns:
+        How many images it was refitted on; 0 where there are too few, which is said.
+    """
+    largest = work.largest
+    count = min(wanted, largest)
+    begun = work.state()
+    while count >= 2 * EVERY:
+        if count < wanted:
+            console.print(f"Memory has room to polish on {count} images.", highlight=False)
+        task = progress.add_task("Polish", total=work.layers, note="")
+        try:
+            work.run(images(count), seed, partial(progress.advance, task))
+            return count
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # out of the clause above, so that nothing is held of what was begun
+        work.restore(begun)
+        count //= 2
+    console.print(
+        f"The network is not polished: {count} images are too few, of {2 * EVERY} at least.",
+        highlight=False,
+    )
+    return 0
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Means over samples: of d numbers that are read, and of o that are missing, by group.
+
+    Args:
+        count: Number of samples.
+        x: ``(g, d)``, of what is read.
+        r: ``(g, o)``, of what is missing.
+        xx: ``(g, d, d)``, of products.
+        xr: ``(g, d, o)``, likewise.
+        rr: Of squares, summed over groups and outputs.
+    """
+
+    count: int
+    x: Tensor
+    r: Tensor
+    xx: Tensor
+    xr: Tensor
+    rr: float
+
+    @staticmethod
+    def of(x: Tensor, r: Tensor) -> _Sums:
+        """Means over samples, in float64.
+
+        Args:
+            x: ``(P, g, d)``.
+            r: ``(P, g, o)``.
+        """
+        if not sums_in_float64(x.device):
+            x, r = x.cpu(), r.cpu()
+        x, r = x.double().transpose(0, 1), r.double().transpose(0, 1)
+        count, turned = x.shape[1], x.transpose(1, 2)
+        rr = float(r.square().sum() / count)
+        return _Sums(count, x.mean(1), r.mean(1), turned @ x / count, turned @ r / count, rr)
+
+    def plus(self, other: _Sums) -> _Sums:
+        """The means over the samples of both.
+
+        Args:
+            other: Other samples.
+        """
+        count = self.count + other.count
+        one, two = self.count / count, other.count / count
+        return _Sums(
+            count,
+            one * self.x + two * other.x,
+            one * self.r + two * other.r,
+            one * self.xx + two * other.xx,
+            one * self.xr + two * other.xr,
+            one * self.rr + two * other.rr,
+        )
+
+    def solution(self, strength: float, *, centred: bool) -> Tensor:
+        """What is to be added to the weights, ``(g, d, o)``.
+
+        Args:
+            strength: Of ridge regression, relative to the mean variance of what is read.
+            centred: Whether a bias makes good what is missing on average.
+        """
+        xx, xr = self.xx, self.xr
+        if centred:
+            xx = xx - self.x[:, :, None] * self.x[:, None]
+            xr = xr - self.x[:, :, None] * self.r[:, None]
+        ridge = (strength * xx.diagonal(dim1=1, dim2=2).mean(1)).clamp_min(1e-12)
+        identity = torch.eye(xx.shape[1], dtype=xx.dtype, device=xx.device)
+        factor = torch.linalg.cholesky(xx + ridge[:, None, None] * identity)
+        found: Tensor = torch.cholesky_solve(xr, factor)
+        return found
+
+    def bias(self, change: Tensor) -> Tensor:
+        """What is missing on average after a change of the weights, ``(g, o)``.
+
+        Args:
+            change: ``(g, d, o)``.
+        """
+        return self.r - torch.einsum("gd,gdo->go", self.x, change)
+
+    def error(self, change: Tensor, bias: Tensor | None) -> float:
+        """Mean squared error after a change, summed over outputs.
+
+        Args:
+            change: ``(g, d, o)``.
+            bias: ``(g, o)``, or None.
+        """
+        error = self.rr + (change * (self.xx @ change - 2 * self.xr)).sum()
+        if bias is not None:
+            error = error + (bias * (bias - 2 * self.bias(change))).sum()
+        return float(error)
+
+
+class _Layer:
+    """A fully connected layer, or another one, as a linear map in one group of channels or more.
+
+    Args:
+        module: The layer.
+    """
+
+    def __init__(self, module: nn.Linear | nn.Conv2d) -> None:
+        self.module = module
+        self.groups = 1
+
+    @staticmethod
+    def of(module: nn.Module) -> _Layer:
+        """What takes samples of a layer.
+
+        Args:
+            module: The layer.
+        """
+        if isinstance(module, nn.Conv2d):
+            return _Convolution(module)
+        assert isinstance(module, nn.Linear)
+        return _Layer(module)
+
+    def refit(
+        self,
+        read: Sequence[Tensor],
+        wanted: Sequence[Tensor],
+        generator: torch.Generator,
+        *,
+        centred: bool,
+    ) -> tuple[float, float, float | None]:
+        """Change the weights, where that reproduces more on held-out images.
+
+        Args:
+            read: What it reads, by batch.
+            wanted: What it shall answer, by batch.
+            generator: Draws positions.
+            centred: Whether a bias makes good what is missing on average, or what follows does.
+
+        Returns:
+            Shares of the variance that are reproduced before and after, and the strength of the
+            ridge; None where the weights stay.
+        """
+        weight, bias = self.module.weight, self.module.bias
+        samples = self._samples(read, wanted, generator)
+        if samples is None:
+            return 0.0, 0.0, None
+        x, y, missing, held = samples
+        fitted, tested = (_Sums.of(x[part], missing[part]) for part in (~held, held))
+        none = torch.zeros_like(fitted.xr)
+        spread = float(y[held].var(0, correction=0).sum()) or 1.0
+        least = before = tested.error(none, fitted.bias(none) if centred else None)
+        ridge = None
+        for strength in _RIDGES:
+            change = fitted.solution(strength, centred=centred)
+            error = tested.error(change, fitted.bias(change) if centred else None)
+            if error < min(least, before - _WORTH * spread):
+                least, ridge = error, strength
+        whole = fitted.plus(tested)
+        change = none if ridge is None else whole.solution(ridge, centred=centred)
+        # (g, d, o) as (g · o, ...)
+        weight += change.transpose(1, 2).reshape(weight.shape).to(weight)
+        if bias is not None:
+            bias += whole.bias(change).flatten().to(bias)
+        return 1 - before / spread, 1 - least / spread, ridge
+
+    def _samples(
+        self, read: Sequence[Tensor], wanted: Sequence[Tensor], generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """What is read, ``(P, g, d)``, wanted and missing, ``(P, g, o)``, and what is held out.
+
+        None where the layer is more than a linear map, or its values are no finite numbers.
+        """
+        weight = self.module.weight
+        width = weight[0].numel()
+        grouped = weight.reshape(self.groups, -1, width).transpose(1, 2)
+        bias = 0.0 if self.module.bias is None else self.module.bias.reshape(self.groups, -1)
+        many = max(_FEWEST, min(_SAMPLES, _NUMBERS // (self.groups * width)))
+        images = sum(map(len, read))
+        found: list[tuple[Tensor, ...]] = []
+        seen = 0
+        for some, target in zip(read, wanted, strict=True):
+            answers = self._rows(target)
+            rows, each = len(answers), len(answers) // len(some)
+            chosen = torch.randperm(rows, generator=generator)[: many * len(some) // images]
+            held = (seen + chosen // each) % EVERY == EVERY - 1
+            chosen, held = chosen.to(some.device), held.to(some.device)
+            x = self._read(some, target, chosen)
+            if x is None:
+                return None
+            x = x.reshape(len(chosen), self.groups, width)
+            y = answers.index_select(0, chosen).reshape(len(chosen), self.groups, -1)
+            predicted = torch.einsum("pgd,gdo->pgo", x, grouped) + bias
+            found.append((x, y, y - predicted, held))
+            seen += len(some)
+            if len(found) == 1:
+                told = self._rows(self.module(some)).index_select(0, chosen)
+                far = (told - predicted.flatten(1)).abs().max()
+                if not far <= 1e-3 * told.abs().max():
+                    return None
+        x, y, missing, held = (torch.cat(column) for column in zip(*found, strict=True))
+        return (x, y, missing, held) if all(are_finite([x, missing])) else None
+
+    def _rows(self, answers: Tensor) -> Tensor:
+        """Answers by position, ``(images · positions, outputs)``."""
+        return answers.flatten(0, -2)
+
+    def _read(self, feature: Tensor, answers: Tensor, chosen: Tensor) -> Tensor | None:
+        """What is read for some rows, ``(rows, columns)``."""
+        return feature.flatten(0, -2).index_select(0, chosen)
+
+
+class _Convolution(_Layer):
+    """A convolution: at every position it reads a neighbourhood, in each group of channels."""
+
+    def __init__(self, module: nn.Conv2d) -> None:
+        super().__init__(module)
+        self.groups = module.groups
+        self._size, self._stride, self._dilation = (
+            module.kernel_size,
+            module.stride,
+            module.dilation,
+        )
+        self._padding = module.padding
+
+    def _rows(self, answers: Tensor) -> Tensor:
+        return answers.permute(0, 2, 3, 1).flatten(0, 2)
+
+    def _read(self, feature: Tensor, answers: Tensor, chosen: Tensor) -> Tensor | None:
+        grid = answers.shape[2:]
+        borders: list[tuple[int, int]] = []  # before and behind, by dimension
+        for d in range(2):
+            reach = (grid[d] - 1) * self._stride[d] + (self._size[d] - 1) * self._dilation[d] + 1
+            lacking = max(reach - feature.shape[2 + d], 0)
+            same = isinstance(self._padding, str) or type(self.module) is not nn.Conv2d
+            before = lacking // 2 if same else int(self._padding[d])
+            borders.append((before, max(lacking - before, 0)))
+        (top, bottom), (left, right) = borders
+        padded = F.pad(feature, (left, right, top, bottom)).permute(0, 2, 3, 1)
+        height, width = padded.shape[1:3]
+        cells = grid[0] * grid[1]
+        image, cell = chosen // cells, chosen % cells
+        row, column = cell // grid[1] * self._stride[0], cell % grid[1] * self._stride[1]
+        first = (image * height + row) * width + column
+        taps = [
+            down * self._dilation[0] * width + across * self._dilation[1]
+            for down in range(self._size[0])
+            for across in range(self._size[1])
+        ]
+        wanted = first[:, None] + torch.tensor(taps, device=first.device)
+        read = padded.flatten(0, 2).index_select(0, wanted.flatten())
+        # (rows, taps, channels) as (rows, channels, taps)
+        return read.reshape(len(chosen), len(taps), -1).transpose(1, 2)
+
+
+def _statistics(values: Sequence[Tensor]) -> Statistics:
+    """Mean and variance by channel, ``(C,)``, over all batches."""
+    images = sum(map(len, values))
+    mean = square = torch.zeros((), device=values[0].device)
+    for value in values:
+        others = [dimension for dimension in range(value.dim()) if dimension != 1]
+        variance, own = torch.var_mean(value.float(), others, correction=0)
+        share = len(value) / images
+        mean, square = mean + share * own, square + share * (variance + own.square())
+    return mean, (square - mean.square()).clamp_min(0)

@@ -1,0 +1,277 @@
+"""What follows stitches, refitted in closed form."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from timm.layers import Conv2dSame, StdConv2d
+from torch import Tensor, nn
+
+import optuna_stitch as st
+from optuna_stitch.stitching.finish import twin
+from optuna_stitch.stitching.finished import load_finished, save_finished
+from optuna_stitch.stitching.genotype import Genotype
+from optuna_stitch.stitching.polish import Polish, _Layer
+from tests.helpers.networks import small_pair, small_parents
+
+
+class _Plain(nn.Module):
+    """Layers in a row: what one reads wrong the next can make good."""
+
+    def __init__(self, *, shared: bool = False) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.conv = nn.Conv2d(6, 6, 1, bias=False)
+        self.norm = nn.BatchNorm2d(6)
+        self.last = self.conv if shared else nn.Conv2d(6, 6, 1)
+        self.head = nn.Linear(6, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.norm(self.conv(self.stem(images))).relu()
+        logits: Tensor = self.head(self.last(x).relu().mean((2, 3)))
+        return logits
+
+
+def _twins(**options: bool) -> st.Supernetwork:
+    """A network and itself, stitched at all points."""
+    torch.manual_seed(0)
+    module = _Plain(**options)
+    norm = module.norm
+    norm.register_buffer("running_mean", torch.randn(6))
+    norm.register_buffer("running_var", torch.rand(6) + 0.5)
+    return st.stitch(*small_parents([module, copy.deepcopy(module)]), points="all")
+
+
+def _crossing(supernetwork: st.Supernetwork, output: str, **more: Any) -> st.Subnetwork:
+    """A network that crosses into b at its stem, by a random map."""
+    torch.manual_seed(1)
+    (number,) = [
+        number
+        for number, switch in enumerate(supernetwork.switches)
+        if (switch.into, switch.target) == ("b", "stem")
+    ]
+    stitch = supernetwork.stitches[number]
+    with torch.no_grad():
+        stitch.weight.copy_(torch.randn_like(stitch.weight))
+        stitch.bias.normal_()
+    return supernetwork.subnetwork(Genotype(output, frozenset([number]), **more))
+
+
+def _images(count: int = 60) -> list[tuple[Tensor]]:
+    images = torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    return [(some,) for some in images.split(25)]
+
+
+@pytest.mark.parametrize("output", ["b", "ensemble"])
+def test_the_next_layer_makes_good_what_can_be_undone(output: str) -> None:
+    supernetwork = _twins()
+    found = _crossing(supernetwork, output)
+    content, own = supernetwork.content_hash(), twin(found)
+    refits = Polish(own, found.supergraph).run(_images())
+    assert [refit.name for refit in refits] == ["b.conv", "b.last", "b.head"]
+    assert refits[0].before < 0.5
+    assert all(refit.after > 0.999 for refit in refits)
+    parent = supernetwork.subnetwork({"output": output})
+    with torch.no_grad():
+        wanted, bad, good = (
+            network.extract()(torch.cat([images for (images,) in _images(9)]))
+            for network in (parent, found, own)
+        )
+    assert (good - wanted).norm() < 0.02 * (bad - wanted).norm()
+    assert content == supernetwork.content_hash()  # what it was found in stays
+    assert (own.macs, own.parameters) == (found.macs, found.parameters)
+
+
+def test_layers_that_do_not_follow_a_stitch_alone_stay() -> None:
+    assert Polish(twin(_twins().subnetwork({"output": "b"})), _twins().supergraph).layers == 0
+    shared = _twins(shared=True)
+    found = _crossing(shared, "b")
+    polish = Polish(twin(found), shared.supergraph)
+    assert [refit.name for refit in polish.run(_images())] == ["b.head"]
+
+
+class _Scaled(nn.Conv2d):
+    """More than its weights say."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "pointwise": lambda: nn.Conv2d(8, 6, 1),
+    "neighbours": lambda: nn.Conv2d(8, 6, 3, padding=1),
+    "strides": lambda: nn.Conv2d(8, 6, 3, stride=2, padding=1),
+    "dilation": lambda: nn.Conv2d(8, 6, (3, 1), padding=(2, 0), dilation=2),
+    "no padding": lambda: nn.Conv2d(8, 6, 2, stride=2),
+    "by name": lambda: nn.Conv2d(8, 6, 3, padding="same"),
+    "groups": lambda: nn.Conv2d(8, 6, 3, padding=1, groups=2),
+    "depthwise": lambda: nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False),
+    "as in TensorFlow": lambda: Conv2dSame(8, 6, 3, stride=2),
+    "fully connected": lambda: nn.Linear(8, 6),
+    "tokens": lambda: nn.Linear(8, 6, bias=False),
+}
+
+
+def _read(name: str) -> list[Tensor]:
+    shape = {"fully connected": (500, 8), "tokens": (40, 9, 8)}.get(name, (40, 8, 9, 11))
+    features = torch.randn(*shape, generator=torch.Generator().manual_seed(3))
+    return [*features.split(len(features) // 2 + 1)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_learns_what_another_one_does(name: str) -> None:
+    torch.manual_seed(0)
+    layer, other, generator = LAYERS[name](), LAYERS[name](), torch.Generator().manual_seed(0)
+    read = _read(name)
+    wanted = [other(feature) for feature in read]
+    before, after, ridge = _Layer.of(layer).refit(read, wanted, generator, centred=True)
+    assert before < 0.9
+    assert after > 0.999
+    assert ridge is not None
+    for feature, target in zip(read, wanted, strict=True):
+        # without a bias, what is missing on average is the next layer's
+        difference = layer(feature) - target
+        assert difference.norm() < 0.02 * target.norm()
+    # what it does already stays
+    assert _Layer.of(other).refit(read, wanted, generator, centred=True)[2] is None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["more", "standardized", "reflected", "no numbers"])
+def test_what_is_no_linear_map_of_its_weights_stays(kind: str) -> None:
+    made: dict[str, Callable[[], nn.Module]] = {
+        "more": lambda: _Scaled(8, 6, 1),
+        "standardized": lambda: StdConv2d(8, 6, 3, padding=1),
+        "reflected": lambda: nn.Conv2d(8, 6, 3, padding=1, padding_mode="reflect"),
+        "no numbers": lambda: nn.Conv2d(8, 6, 1),
+    }
+    layer = made[kind]()
+    weights = copy.deepcopy(layer.state_dict())
+    read = _read("")
+    wanted = [torch.randn_like(layer(feature)) for feature in read]
+    if kind == "no numbers":
+        read[1][0, 0, 0, 0] = float("nan")
+    said = _Layer.of(layer).refit(read, wanted, torch.Generator(), centred=True)
+    assert said == (0.0, 0.0, None)
+    assert all(torch.equal(value, weights[name]) for name, value in layer.state_dict().items())
+
+
+def _data(data: st.Data) -> st.Data:
+    return dataclasses.replace(data, train=data.train.take(60), val=data.val.take(40))
+
+
+def test_finishing_may_be_polishing_alone(
+    a: st.Parent, b: st.Parent, data: st.Data, tmp_path: Path
+) -> None:
+    supernetwork = st.stitch(a, b, points="blocks")
+    supernetwork.fit(data.train, images=40, recalibrate=20, kernel=1, rank_loss=None, budget=0.01)
+    number = next(n for n, s in enumerate(supernetwork.switches) if s.into == "b")
+    found = supernetwork.subnetwork(Genotype("b", frozenset([number])))
+    done = st.finish(found, _data(data), epochs=0)
+    said = done.finished
+    assert said is not None
+    assert (said.steps, said.planned, said.refitted_on) == (0, 0, 60)
+    assert said.refitted > 3
+    assert said.is_polished
+    assert said.loss == said.refitted_loss < said.loss_before
+    assert f"{said.refitted} layers that follow its stitches were refitted" in said.text
+    assert "trained for" not in said.text
+    save_finished(done, tmp_path / "polished.safetensors")
+    again = load_finished(tmp_path / "polished.safetensors", found)
+    images = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        answers = [network.extract()(images) for network in (found, done, again)]
+    assert torch.equal(answers[1], answers[2])
+    assert not torch.allclose(answers[0], answers[1])
+    assert again.finished == said
+    # where nothing is gained, it stays
+    parent = st.finish(supernetwork.subnetwork({"output": "b"}), _data(data), epochs=0)
+    assert parent.finished is not None
+    assert parent.finished.text == "Nothing of it was trained."
+
+
+def test_what_validation_images_lose_by_is_put_back(
+    data: st.Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supernetwork = small_pair()
+    supernetwork.fit(data.train.take(40), recalibrate=10)
+    found = supernetwork.subnetwork(Genotype("b", frozenset([2])))
+
+    def spoil(work: Polish, *_: object) -> list[Any]:
+        for value in work._changing():
+            value.mul_(-3)
+        return []
+
+    monkeypatch.setattr(Polish, "run", spoil)
+    done = st.finish(found, _data(data), epochs=0)
+    assert done.finished is not None
+    assert not done.finished.is_polished
+    assert "put back: validation images gained nothing" in done.finished.text
+    images = torch.randn(3, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(done.extract()(images), twin(found).extract()(images))
+
+
+def test_memory_that_runs_out_takes_fewer_images(
+    data: st.Data, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    supernetwork = small_pair()
+    supernetwork.fit(data.train.take(40), recalibrate=10)
+    found, run = supernetwork.subnetwork(Genotype("b", frozenset([2]))), Polish.run
+    counts: list[int] = []
+
+    def scarce(work: Polish, batches: Sequence[Sequence[Tensor]], *rest: Any) -> Any:
+        counts.append(sum(len(images) for (images,) in batches))
+        if counts[-1] > 20:
+            for value in work._changing():
+                value.zero_()
+            raise torch.OutOfMemoryError("out of memory")
+        return run(work, batches, *rest)
+
+    monkeypatch.setattr(Polish, "run", scarce)
+    monkeypatch.setattr(Polish, "largest", 50)
+    done = st.finish(found, _data(data), epochs=0)
+    assert counts == [50, 25, 12]
+    assert "room to polish on 12 images" in capsys.readouterr().err
+    assert done.finished is not None
+    assert done.finished.refitted_on == 12
+    monkeypatch.setattr(Polish, "largest", 9)
+    done = st.finish(found, _data(data), epochs=0)
+    assert "not polished: 9 images are too few" in " ".join(capsys.readouterr().err.split())
+    assert done.finished is not None
+    assert done.finished.refitted == 0
+
+
+@pytest.mark.parametrize("kind", ["cascade", "segments", "two jobs", "vit"])
+def test_all_that_is_found_can_be_polished(
+    kind: str, a: st.Parent, vit: st.Parent, data: st.Data
+) -> None:
+    images, more = data, {}
+    output: str = {"cascade": "a then both", "two jobs": "both"}.get(kind, "b")
+    if kind == "vit":
+        supernetwork = st.stitch(a, vit, points="blocks")
+    elif kind == "two jobs":
+        one = small_pair()
+        supernetwork = st.stitch(one.a, one.b, points="all", outputs=["both"])
+        images = st.DataPair(data, data)  # type: ignore[assignment]
+    else:
+        supernetwork = small_pair(segments=kind == "segments")
+    if kind == "segments":
+        images = st.load_data("noise/5/pixels", train={"images": 40}, val={"images": 20})
+    if kind == "cascade":
+        more = {"threshold": 0.3}
+    supernetwork.fit(images.train, images=40, recalibrate=10, kernel=1)
+    into_b = next(n for n, s in enumerate(supernetwork.switches) if s.into == "b")
+    found = supernetwork.subnetwork(Genotype(output, frozenset([into_b]), **more))
+    done = st.finish(found, images, epochs=0, polish=40)
+    assert done.finished is not None
+    assert done.finished.refitted >= 2
+    assert done.finished.refitted_loss is not None
+    assert done.finished.loss <= done.finished.loss_before
