@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import json
 import random
 import resource
@@ -34,6 +35,7 @@ from pairs import DATA, MISSING, Pair, load_pair, say, spread, state
 SHAPE = {"fold": False, "context": False}
 PLAIN = {"kernel": 1, "rank_loss": None, "budget": None, "by_position": False, **SHAPE}
 DEFAULT = "default: + the image's context, of tokens"
+POLISHED = "+ polished, one by one"
 VARIANTS: dict[str, dict[str, Any]] = {
     "ridge alone": {**PLAIN, "match_variance": False, "recalibrate": 0},
     "+ variance matching": {**PLAIN, "recalibrate": 0},
@@ -50,6 +52,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="under 5 minutes on 2 cores")
     parser.add_argument("--pair", default="cifar", choices=["cifar", "cnn_vit", "imagenet"])
     parser.add_argument("--tune", type=float, default=0.0, metavar="MINUTES")
+    parser.add_argument("--polish", action="store_true", help="each network, on the same images")
     parser.add_argument("--seeds", type=int, help="3; 1 with --quick")
     parser.add_argument(
         "--sample", type=int, help="number of stitches, drawn at random; all, if absent"
@@ -57,6 +60,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="to fit on; 400 with --quick, otherwise 1,000")
     parser.add_argument("--probed", type=int, help="number of stitches that AdamW trains too")
     parser.add_argument("--test", type=int, help="number of test images; all, if absent")
+    parser.add_argument("--short", action="store_true", help="only the default fit")
     parser.add_argument("--full-size", action="store_true", help="only the fit of a large pair")
     arguments = parser.parse_args()
     if arguments.full_size:
@@ -73,6 +77,8 @@ def main() -> None:
     for seed in range(seeds):
         pair = load_pair(arguments.pair, seed)
         for variant, options in VARIANTS.items():
+            if arguments.short and variant != DEFAULT:
+                continue
             supernetwork = st.stitch(pair.a, pair.b)
             count = len(supernetwork.switches)
             if arguments.sample is not None and arguments.sample < count:
@@ -82,12 +88,15 @@ def main() -> None:
             train = pair.data.train.take(images)
             supernetwork.fit(train, seed=seed, **options)
             seconds = time.perf_counter() - began
-            figures = judge(supernetwork, pair, test) | {"seconds": seconds}
-            measured.setdefault(variant, []).append(figures)
-            say(f"seed {seed}, {variant}: {figures}")
+            said = judge(supernetwork, pair, test) | {"seconds": seconds}
+            measured.setdefault(variant, []).append(said)
+            say(f"seed {seed}, {variant}: {said}")
             if variant == DEFAULT and probed:
                 speeds.append(against_adamw(pair, images, probed, seconds, seed))
                 say(f"seed {seed}, AdamW: {speeds[-1]}")
+            if variant == DEFAULT and arguments.polish:
+                measured.setdefault(POLISHED, []).append(polished(supernetwork, pair, train, test))
+                say(f"seed {seed}, {POLISHED}: {measured[POLISHED][-1]}")
             if variant == DEFAULT and arguments.tune:
                 measured.setdefault(f"tuned, {arguments.tune:g} minutes", []).append(
                     tuned(supernetwork, pair, train, arguments.tune, seed, test)
@@ -98,12 +107,39 @@ def main() -> None:
 
 def judge(supernetwork: st.Supernetwork, pair: Pair, test: int | None) -> dict[str, float]:
     """All single-stitch networks on test images, against the weaker parent there."""
-    evaluator = st.Evaluator(supernetwork, pair.data.test.take(test), ["accuracy"])
     parents = [Genotype("a"), Genotype("b")]
-    figures = evaluator.evaluate(
-        networks(supernetwork, [*parents, *single_stitch_genotypes(supernetwork.switches)])
-    )
-    a, b, *crossed = [entry["accuracy"] for entry in figures]
+    genotypes = [*parents, *single_stitch_genotypes(supernetwork.switches)]
+    evaluator = st.Evaluator(supernetwork, pair.data.test.take(test), ["accuracy"])
+    found = evaluator.evaluate(networks(supernetwork, genotypes))
+    return figures([entry["accuracy"] for entry in found], supernetwork)
+
+
+def polished(
+    supernetwork: st.Supernetwork, pair: Pair, train: Split, test: int | None
+) -> dict[str, float]:
+    """The same, each with what follows its stitch refitted."""
+    data = dataclasses.replace(pair.data, train=train)
+    split = pair.data.test.take(test)
+    evaluator = st.Evaluator(supernetwork, split, ["accuracy"])
+    parents = networks(supernetwork, [Genotype("a"), Genotype("b")])
+    accuracies = [entry["accuracy"] for entry in evaluator.evaluate(parents)]
+    seconds = 0.0
+    for genotype in single_stitch_genotypes(supernetwork.switches):
+        began = time.perf_counter()
+        found = supernetwork.subnetwork(genotype)
+        done = st.finish(found, data, epochs=0, polish=len(train))
+        seconds += time.perf_counter() - began
+        around = st.Supernetwork.around(done, pair.a, pair.b)
+        accuracies.append(
+            st.Evaluator(around, split, ["accuracy"]).evaluate([done])[0]["accuracy"]
+        )
+        say(f"{found.stitches[0]}: {accuracies[-1]:.3f} after {seconds:.0f} s in all")
+    return figures(accuracies, supernetwork) | {"seconds": seconds}
+
+
+def figures(accuracies: Sequence[float], supernetwork: st.Supernetwork) -> dict[str, float]:
+    """What a table says of both parents and of all single-stitch networks, in that order."""
+    a, b, *crossed = accuracies
     losses = [min(a, b) - accuracy for accuracy in crossed]
     return {
         "within_2_points_share": sum(loss <= 0.02 for loss in losses) / len(losses),
@@ -134,9 +170,9 @@ def tuned(
     began = time.perf_counter()
     supernetwork.tune(train, st.Tuning(steps=steps, seed=seed))
     seconds = time.perf_counter() - began
-    figures = judge(supernetwork, pair, test) | {"seconds": seconds}
-    say(f"seed {seed}, tuned for {steps} steps: {figures}")
-    return figures
+    said = judge(supernetwork, pair, test) | {"seconds": seconds}
+    say(f"seed {seed}, tuned for {steps} steps: {said}")
+    return said
 
 
 def against_adamw(
