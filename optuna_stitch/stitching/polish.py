@@ -11,13 +11,15 @@ network costs what it did.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from rich.progress import Progress
+from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -53,6 +55,10 @@ _RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 # Weights change where that explains this share more of the variance.
 _WORTH = 1e-4
 
+# What adds two values, and what passes a value on.
+_ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
+_IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout2d, DropPath)
+
 # A value: whether it is the network's own rather than a parent's, and its operation.
 _Key = tuple[bool, int]
 
@@ -73,6 +79,35 @@ class Refit:
     before: float
     after: float
     ridge: float | None
+
+
+@dataclass(frozen=True)
+class _Shortcut:
+    """What a layer's answers are added to, at most a BatchNorm lying between.
+
+    Args:
+        own: Its operation.
+        raw: What it is instead in the parent.
+        norm: The BatchNorm that lies between; None without.
+        scale: ``(C,)``, by which it multiplies.
+    """
+
+    own: int
+    raw: int
+    norm: int | None
+    scale: Tensor | None
+
+    def lacking(self, difference: Tensor) -> Tensor:
+        """What a layer would have to answer for a difference of the sum.
+
+        Args:
+            difference: Any.
+        """
+        if self.scale is None:
+            return difference
+        # what is hardly let through is not asked for
+        heard = self.scale.abs() > 1e-2 * self.scale.abs().median()
+        return difference * torch.where(heard, 1 / self.scale, 0.0)[:, None, None]
 
 
 class Polish:
@@ -99,6 +134,11 @@ class Polish:
         after = [p for p in self._stitched if self._own.operations[p].owner != "stitch"]
         self._layers = {p: module for p in after if (module := self._layer(p)) is not None}
         self._norms = {p for p in after if self._own.operations[p].norm is not None}
+        self._readers: dict[int, list[int]] = {}
+        for place, reads in network.resolved.steps:
+            for read in {*reads}:
+                self._readers.setdefault(read, []).append(place)
+        self._shortcuts = {p: found for p in self._layers if (found := self._shortcut(p))}
         self._events = self._ordered()
         self._last = {key: n for n, event in enumerate(self._events) for key in self._uses(event)}
 
@@ -143,6 +183,32 @@ class Polish:
         )
         return module if uses == 1 and module.weight[0].numel() <= _WIDEST else None
 
+    def _shortcut(self, layer: int) -> _Shortcut | None:
+        """What a layer's answers are added to, where it is known before them."""
+        place, norm, scale = layer, None, None
+        while len(readers := self._readers.get(place, [])) == 1:
+            before, place = place, readers[0]
+            operation = self._own.operations[place]
+            node = operation.node
+            if operation.norm is not None and norm is None:
+                norm = place
+                scale = _slope(self._original.operations[place].run, operation.norm.mean)
+                if scale is None:
+                    return None
+            elif node is not None and node.op == "call_module":
+                graph = self._own.graphs[operation.owner]
+                if not isinstance(graph.module.get_submodule(str(node.target)), _IDENTITIES):
+                    return None
+            else:
+                reads, raw = self._reads[place], self._raw_reads.get(place, ())
+                others = [n for n, read in enumerate(reads) if read != before]
+                if node is None or node.target not in _ADDITIONS or len(others) != 1 or not raw:
+                    return None
+                own = reads[others[0]]
+                known = own in self._stitched and own < layer
+                return _Shortcut(own, raw[others[0]], norm, scale) if known else None
+        return None
+
     def _ordered(self) -> list[_Key]:
         """What is computed, in order: a parent's own value before the network's."""
         wanted: set[_Key] = {(True, place) for place in (*self._layers, *self._norms)}
@@ -167,6 +233,9 @@ class Polish:
         uses = self._inputs(event)
         if own and place in self._layers:
             uses.append((False, place))
+            if place in self._shortcuts:
+                shortcut = self._shortcuts[place]
+                uses += [(True, shortcut.own), (False, shortcut.raw)]
         if own and place in self._norms:
             uses.append((False, self._raw_reads[place][0]))
         return uses
@@ -192,6 +261,7 @@ class Polish:
         """
         generator = torch.Generator().manual_seed(seed)
         values: dict[_Key, list[Any]] = {}
+        means: dict[int, Tensor] = {}
         found: list[Refit] = []
         with float32_products(self._own.device, exact=True):
             for number, event in enumerate(self._events):
@@ -200,13 +270,15 @@ class Polish:
                 inputs = [values[key] for key in self._inputs(event)]
                 if own and place in self._layers:
                     layer = _Layer.of(self._layers[place])
-                    wanted, centred = values[False, place], self._is_centred(place)
+                    wanted, centred = self._wanted(place, values), self._is_centred(place)
                     said = layer.refit(inputs[0], wanted, generator, centred=centred)
                     found.append(Refit(operation.name, *said))
+                    if (shortcut := self._shortcuts.get(place)) and shortcut.norm is not None:
+                        means[shortcut.norm] = _statistics(wanted)[0]
                     told()
                 if own and place in self._norms:
                     raw = values[False, self._raw_reads[place][0]]
-                    self._normalize(place, _statistics(inputs[0]), _statistics(raw))
+                    self._normalize(place, inputs[0], raw, means.get(place))
                 ending = [values[key] for key in self._ending(number)]
                 made: list[Any] = []
                 for batch, images in enumerate(batches):
@@ -222,19 +294,44 @@ class Polish:
         self._agree()
         return found
 
+    def _wanted(self, place: int, values: Mapping[_Key, Sequence[Tensor]]) -> Sequence[Tensor]:
+        """What a layer shall answer: as in its parent, and what a shortcut lacks besides."""
+        wanted, shortcut = values[False, place], self._shortcuts.get(place)
+        if shortcut is None:
+            return wanted
+        raw, own = values[False, shortcut.raw], values[True, shortcut.own]
+        return [
+            target + shortcut.lacking(one - other)
+            for target, one, other in zip(wanted, raw, own, strict=True)
+        ]
+
     def _is_centred(self, place: int) -> bool:
         """Whether something makes good what a layer's answers miss on average."""
         readers = [p for p, reads in self._reads.items() if place in reads]
         return self._layers[place].bias is not None or all(p in self._norms for p in readers)
 
-    def _normalize(self, place: int, found: Statistics, raw: Statistics) -> None:
-        """Give a BatchNorm statistics under which it answers as its parent's does."""
+    def _normalize(
+        self, place: int, read: Sequence[Tensor], raw: Sequence[Tensor], mean: Tensor | None
+    ) -> None:
+        """Give a BatchNorm statistics that fit what it reads.
+
+        Args:
+            place: The BatchNorm.
+            read: What it reads, by batch.
+            raw: What it reads in its parent.
+            mean: ``(C,)``, of what it shall read, where that is not what its parent's does: what
+                a shortcut lacks keeps its size. None where its answers shall vary as its parent's.
+        """
         norm, parents = self._own.operations[place].norm, self._original.operations[place].norm
         assert norm is not None
         assert parents is not None
-        mean, variance = matched(parents, found, raw)
-        norm.mean.copy_(mean)
-        norm.variance.copy_(variance)
+        found = _statistics(read)
+        if mean is None:
+            statistics = matched(parents, found, _statistics(raw))
+        else:
+            statistics = parents.mean + found[0] - mean, parents.variance
+        norm.mean.copy_(statistics[0])
+        norm.variance.copy_(statistics[1])
 
     def state(self) -> list[Tensor]:
         """Copies of all that `run` changes."""
@@ -549,6 +646,23 @@ class _Convolution(_Layer):
         read = padded.flatten(0, 2).index_select(0, wanted.flatten())
         # (rows, taps, channels) as (rows, channels, taps)
         return read.reshape(len(chosen), len(taps), -1).transpose(1, 2)
+
+
+@torch.no_grad()
+def _slope(normalize: Callable[[Tensor], Tensor], mean: Tensor) -> Tensor | None:
+    """What a BatchNorm of images multiplies by, ``(C,)``; None if it does more than that.
+
+    Args:
+        normalize: Takes ``(N, C, H, W)``.
+        mean: ``(C,)``.
+    """
+    steps = torch.tensor([0.0, 1.0, -2.0], device=mean.device)
+    try:
+        answers = normalize(mean[:, None, None] + steps[:, None, None, None])[:, :, 0, 0]
+    except (RuntimeError, ValueError):  # of vectors
+        return None
+    slope = answers[1] - answers[0]
+    return slope if torch.allclose(answers[2] - answers[0], -2 * slope, atol=1e-5) else None
 
 
 def _statistics(values: Sequence[Tensor]) -> Statistics:

@@ -118,7 +118,7 @@ def polished(
     supernetwork: st.Supernetwork, pair: Pair, train: Split, test: int | None
 ) -> dict[str, float]:
     """The same, each with what follows its stitch refitted."""
-    data = dataclasses.replace(pair.data, train=train)
+    data = dataclasses.replace(pair.data, train=train, val=pair.data.val.take(300))
     split = pair.data.test.take(test)
     evaluator = st.Evaluator(supernetwork, split, ["accuracy"])
     parents = networks(supernetwork, [Genotype("a"), Genotype("b")])

@@ -96,6 +96,44 @@ def test_layers_that_do_not_follow_a_stitch_alone_stay() -> None:
     assert [refit.name for refit in polish.run(_images())] == ["b.head"]
 
 
+class _Residual(nn.Module):
+    """A block whose shortcut a stitch makes wrong, and a head that cannot make that good."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.branch = nn.Conv2d(6, 6, 1)
+        self.norm = norm
+        self.drop = nn.Dropout(0.5)
+        self.head = StdConv2d(6, 10, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images)
+        x = x + self.drop(self.norm(self.branch(x)))
+        return self.head(x).relu().mean((2, 3))
+
+
+@pytest.mark.parametrize("norm", [nn.Identity(), nn.BatchNorm2d(6), nn.ReLU()])
+def test_a_branch_makes_good_what_its_shortcut_lacks(norm: nn.Module) -> None:
+    torch.manual_seed(0)
+    if isinstance(norm, nn.BatchNorm2d):
+        nn.init.uniform_(norm.weight, 0.5, 2)
+    module = _Residual(norm)
+    supernetwork = st.stitch(*small_parents([module, copy.deepcopy(module)]), points="all")
+    found = _crossing(supernetwork, "b")
+    own = twin(found)
+    Polish(own, found.supergraph).run(_images())
+    parent = supernetwork.subnetwork({"output": "b"})
+    with torch.no_grad():
+        wanted, bad, good = (
+            network.extract()(torch.cat([images for (images,) in _images(9)]))
+            for network in (parent, found, own)
+        )
+    left = float((good - wanted).norm() / (bad - wanted).norm())
+    # a branch that ends in an activation is not what is added up
+    assert (left > 0.2) == isinstance(norm, nn.ReLU), left
+
+
 class _Scaled(nn.Conv2d):
     """More than its weights say."""
 
