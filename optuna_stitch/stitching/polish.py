@@ -271,9 +271,11 @@ class Polish:
                 if own and place in self._layers:
                     layer = _Layer.of(self._layers[place])
                     wanted, centred = self._wanted(place, values), self._is_centred(place)
-                    said = layer.refit(inputs[0], wanted, generator, centred=centred)
+                    counts = [len(images[0]) for images in batches]
+                    said = layer.refit(inputs[0], wanted, counts, generator, centred=centred)
                     found.append(Refit(operation.name, *said))
-                    if (shortcut := self._shortcuts.get(place)) and shortcut.norm is not None:
+                    shortcut = self._shortcuts.get(place)
+                    if shortcut and shortcut.norm is not None and found[-1].ridge is not None:
                         means[shortcut.norm] = _statistics(wanted)[0]
                     told()
                 if own and place in self._norms:
@@ -520,6 +522,7 @@ class _Layer:
         self,
         read: Sequence[Tensor],
         wanted: Sequence[Tensor],
+        counts: Sequence[int],
         generator: torch.Generator,
         *,
         centred: bool,
@@ -529,6 +532,7 @@ class _Layer:
         Args:
             read: What it reads, by batch.
             wanted: What it shall answer, by batch.
+            counts: Number of images, by batch; all positions of an image are held out, or none.
             generator: Draws positions.
             centred: Whether a bias makes good what is missing on average, or what follows does.
 
@@ -537,7 +541,7 @@ class _Layer:
             ridge; None where the weights stay.
         """
         weight, bias = self.module.weight, self.module.bias
-        samples = self._samples(read, wanted, generator)
+        samples = self._samples(read, wanted, counts, generator)
         if samples is None:
             return 0.0, 0.0, None
         x, y, missing, held = samples
@@ -560,7 +564,11 @@ class _Layer:
         return 1 - before / spread, 1 - least / spread, ridge
 
     def _samples(
-        self, read: Sequence[Tensor], wanted: Sequence[Tensor], generator: torch.Generator
+        self,
+        read: Sequence[Tensor],
+        wanted: Sequence[Tensor],
+        counts: Sequence[int],
+        generator: torch.Generator,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
         """What is read, ``(P, g, d)``, wanted and missing, ``(P, g, o)``, and what is held out.
 
@@ -571,14 +579,14 @@ class _Layer:
         grouped = weight.reshape(self.groups, -1, width).transpose(1, 2)
         bias = 0.0 if self.module.bias is None else self.module.bias.reshape(self.groups, -1)
         many = max(_FEWEST, min(_SAMPLES, _NUMBERS // (self.groups * width)))
-        images = sum(map(len, read))
+        images = sum(counts)
         found: list[tuple[Tensor, ...]] = []
         seen = 0
-        for some, target in zip(read, wanted, strict=True):
+        for some, target, count in zip(read, wanted, counts, strict=True):
             answers = self._rows(target)
-            rows, each = len(answers), len(answers) // len(some)
-            chosen = torch.randperm(rows, generator=generator)[: many * len(some) // images]
-            held = (seen + chosen // each) % EVERY == EVERY - 1
+            rows = len(answers)
+            chosen = torch.randperm(rows, generator=generator)[: many * count // images]
+            held = (seen + chosen * count // rows) % EVERY == EVERY - 1
             chosen, held = chosen.to(some.device), held.to(some.device)
             x = self._read(some, target, chosen)
             if x is None:
@@ -587,7 +595,7 @@ class _Layer:
             y = answers.index_select(0, chosen).reshape(len(chosen), self.groups, -1)
             predicted = torch.einsum("pgd,gdo->pgo", x, grouped) + bias
             found.append((x, y, y - predicted, held))
-            seen += len(some)
+            seen += count
             if len(found) == 1:
                 told = self._rows(self.module(some)).index_select(0, chosen)
                 far = (told - predicted.flatten(1)).abs().max()
@@ -659,7 +667,7 @@ def _slope(normalize: Callable[[Tensor], Tensor], mean: Tensor) -> Tensor | None
     steps = torch.tensor([0.0, 1.0, -2.0], device=mean.device)
     try:
         answers = normalize(mean[:, None, None] + steps[:, None, None, None])[:, :, 0, 0]
-    except (RuntimeError, ValueError):  # of vectors
+    except (RuntimeError, TypeError, ValueError):  # of vectors, or of more than one value
         return None
     slope = answers[1] - answers[0]
     return slope if torch.allclose(answers[2] - answers[0], -2 * slope, atol=1e-5) else None

@@ -63,3 +63,25 @@ def test_a_finished_network_is_reported_and_exported(finished_once: Path, tmp_pa
         next(iter(other.supernetwork.stitches)).bias.add_(1)
     with pytest.raises(ArtifactError, match="of another supernetwork"):
         other.evaluate_front()
+
+
+@pytest.mark.slow
+def test_a_network_may_be_polished_only(
+    finished_once: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "tiny"
+    shutil.copytree(finished_once, folder)
+    run = st.Run.open(folder)
+    trial = next(t.number for t in complete(run.study) if run.supernetwork.subnetwork(t.params).on)
+    assert call("finish", str(folder), "--trial", str(trial), "--epochs", "0") == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "refitted in closed form" in said
+    assert "trained for" not in said
+    # what has no stitches would stay as it is
+    assert [path.name for path in (folder / "finished").iterdir()] == [
+        f"trial-{trial}.safetensors"
+    ]
+    finished = st.Run.open(folder).report().entry(trial, finished=True)
+    assert finished.subnetwork is not None
+    assert finished.subnetwork.finished is not None
+    assert finished.subnetwork.finished.refitted > 0

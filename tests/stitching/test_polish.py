@@ -168,8 +168,8 @@ def test_a_layer_learns_what_another_one_does(name: str) -> None:
     torch.manual_seed(0)
     layer, other, generator = LAYERS[name](), LAYERS[name](), torch.Generator().manual_seed(0)
     read = _read(name)
-    wanted = [other(feature) for feature in read]
-    before, after, ridge = _Layer.of(layer).refit(read, wanted, generator, centred=True)
+    wanted, counts = [other(feature) for feature in read], [len(feature) for feature in read]
+    before, after, ridge = _Layer.of(layer).refit(read, wanted, counts, generator, centred=True)
     assert before < 0.9
     assert after > 0.999
     assert ridge is not None
@@ -178,7 +178,7 @@ def test_a_layer_learns_what_another_one_does(name: str) -> None:
         difference = layer(feature) - target
         assert difference.norm() < 0.02 * target.norm()
     # what it does already stays
-    assert _Layer.of(other).refit(read, wanted, generator, centred=True)[2] is None
+    assert _Layer.of(other).refit(read, wanted, counts, generator, centred=True)[2] is None
 
 
 @torch.no_grad()
@@ -194,9 +194,10 @@ def test_what_is_no_linear_map_of_its_weights_stays(kind: str) -> None:
     weights = copy.deepcopy(layer.state_dict())
     read = _read("")
     wanted = [torch.randn_like(layer(feature)) for feature in read]
+    counts = [len(feature) for feature in read]
     if kind == "no numbers":
         read[1][0, 0, 0, 0] = float("nan")
-    said = _Layer.of(layer).refit(read, wanted, torch.Generator(), centred=True)
+    said = _Layer.of(layer).refit(read, wanted, counts, torch.Generator(), centred=True)
     assert said == (0.0, 0.0, None)
     assert all(torch.equal(value, weights[name]) for name, value in layer.state_dict().items())
 
