@@ -17,7 +17,8 @@ import optuna_stitch as st
 from optuna_stitch.stitching.finish import twin
 from optuna_stitch.stitching.finished import load_finished, save_finished
 from optuna_stitch.stitching.genotype import Genotype
-from optuna_stitch.stitching.polish import Polish, _Layer
+from optuna_stitch.stitching.polish import Polish
+from optuna_stitch.stitching.refit import Layer
 from tests.helpers.networks import small_pair, small_parents
 
 
@@ -169,7 +170,7 @@ def test_a_layer_learns_what_another_one_does(name: str) -> None:
     layer, other, generator = LAYERS[name](), LAYERS[name](), torch.Generator().manual_seed(0)
     read = _read(name)
     wanted, counts = [other(feature) for feature in read], [len(feature) for feature in read]
-    before, after, ridge = _Layer.of(layer).refit(read, wanted, counts, generator, centred=True)
+    before, after, ridge = Layer.of(layer).refit(read, wanted, counts, generator, centred=True)
     assert before < 0.9
     assert after > 0.999
     assert ridge is not None
@@ -178,7 +179,7 @@ def test_a_layer_learns_what_another_one_does(name: str) -> None:
         difference = layer(feature) - target
         assert difference.norm() < 0.02 * target.norm()
     # what it does already stays
-    assert _Layer.of(other).refit(read, wanted, counts, generator, centred=True)[2] is None
+    assert Layer.of(other).refit(read, wanted, counts, generator, centred=True)[2] is None
 
 
 @torch.no_grad()
@@ -197,7 +198,7 @@ def test_what_is_no_linear_map_of_its_weights_stays(kind: str) -> None:
     counts = [len(feature) for feature in read]
     if kind == "no numbers":
         read[1][0, 0, 0, 0] = float("nan")
-    said = _Layer.of(layer).refit(read, wanted, counts, torch.Generator(), centred=True)
+    said = Layer.of(layer).refit(read, wanted, counts, torch.Generator(), centred=True)
     assert said == (0.0, 0.0, None)
     assert all(torch.equal(value, weights[name]) for name, value in layer.state_dict().items())
 
