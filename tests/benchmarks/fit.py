@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from scipy.stats import binomtest
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -117,23 +118,30 @@ def judge(supernetwork: st.Supernetwork, pair: Pair, test: int | None) -> dict[s
 def polished(
     supernetwork: st.Supernetwork, pair: Pair, train: Split, test: int | None
 ) -> dict[str, float]:
-    """The same, each with what follows its stitch refitted."""
+    """The same, each with what follows its stitch refitted; says how many gained by it."""
     data = dataclasses.replace(pair.data, train=train, val=pair.data.val.take(300))
     split = pair.data.test.take(test)
+    singles = single_stitch_genotypes(supernetwork.switches)
+    asked = networks(supernetwork, [Genotype("a"), Genotype("b"), *singles])
     evaluator = st.Evaluator(supernetwork, split, ["accuracy"])
-    parents = networks(supernetwork, [Genotype("a"), Genotype("b")])
-    accuracies = [entry["accuracy"] for entry in evaluator.evaluate(parents)]
+    accuracies = [entry["accuracy"] for entry in evaluator.evaluate(asked)]
+    changes: list[float] = []
     seconds = 0.0
-    for genotype in single_stitch_genotypes(supernetwork.switches):
+    for place, found in enumerate(asked[2:], start=2):
         began = time.perf_counter()
-        found = supernetwork.subnetwork(genotype)
         done = st.finish(found, data, epochs=0, polish=len(train))
         seconds += time.perf_counter() - began
         around = st.Supernetwork.around(done, pair.a, pair.b)
-        accuracies.append(
-            st.Evaluator(around, split, ["accuracy"]).evaluate([done])[0]["accuracy"]
-        )
-        say(f"{found.stitches[0]}: {accuracies[-1]:.3f} after {seconds:.0f} s in all")
+        (judged,) = st.Evaluator(around, split, ["accuracy"]).evaluate([done])
+        changes.append(judged["accuracy"] - accuracies[place])
+        accuracies[place] = judged["accuracy"]
+        say(f"{found.stitches[0]}: {changes[-1]:+.3f}, {seconds:.0f} s in all")
+    better, worse = (sum(sign * change > 0 for change in changes) for sign in (1, -1))
+    p_value = binomtest(better, better + worse).pvalue if better + worse else 1.0
+    say(
+        f"polished, {better} of {len(changes)} networks are better and {worse} worse "
+        f"(sign test: p = {p_value:.2g}); the median gains {100 * statistics.median(changes):.2f}"
+    )
     return figures(accuracies, supernetwork) | {"seconds": seconds}
 
 
