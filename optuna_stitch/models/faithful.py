@@ -76,18 +76,9 @@ def _compare(
     name: str,
     key: str | None,
 ) -> None:
-    """Compare as `check_capture` says, in the precision of the images.
+    """Compare as `check_capture` says, in the precision of the images ``(N, C, H, W)``.
 
-    Args:
-        module: The network.
-        graph: What was captured of it.
-        images: ``(N, C, H, W)``.
-        count: How many of them the network is given.
-        name: The network's name, for errors.
-        key: Key of the output that counts.
-
-    Raises:
-        CaptureError: As `check_capture`.
+    The network is given the first ``count`` of them.
     """
     batch = images[:count]
     with torch.no_grad(), torch.random.fork_rng(devices=[]), unchanged(module), unchanged(graph):

@@ -91,7 +91,7 @@ def finish_trials(
     Raises:
         RunError: If the run has no study yet, or its folder is read-only.
         StudyError: If a trial is none, or not complete.
-        ConfigError: If students shall be compared with in two jobs.
+        ConfigError: If students shall be compared with in two jobs, or without any training.
         FitError: As `finish` says. Other networks are finished first.
     """
     run.check_writable()
@@ -99,6 +99,10 @@ def finish_trials(
     chosen = _chosen(run, trials)
     if students and supernetwork.two_jobs:
         raise ConfigError("Students are not there for two jobs; leave them out.")
+    if students and not settings.epochs:
+        raise ConfigError(
+            "Students are trained, which `epochs: 0` is not; leave them out."
+        )
     made = [(config, _student(config, run)) for config in students]  # a wrong name costs nothing
     folder = run.folder / FOLDER
     found: dict[int, Subnetwork] = {}

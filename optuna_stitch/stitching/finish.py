@@ -329,7 +329,8 @@ class _Finisher:
         ):
             if not self._best:
                 self._judge_first(progress)
-            task = progress.add_task("Finish", total=self._planned, note="")
+            trains = self._planned != 0
+            task = progress.add_task("Finish", total=self._planned, note="", visible=trains)
             saved = time.monotonic()
             for loss in self._steps():
                 note = f"loss {loss:.3f}, val {self._best_loss:.3f}"
@@ -523,11 +524,12 @@ class _Finisher:
         """Polish the network, and take what came of it where validation images gain."""
         found = _copied(self._module.state_dict())
         wanted = min(self._settings.polish, len(self._train))
-        images = polish(self._polish, self._batches, wanted, self._settings.seed, progress)
+        seed = self._settings.seed
+        images, layers = polish(self._polish, self._batches, wanted, seed, progress)
         loss = self._validate(self._module) if images else math.inf
         if images:
             self._refitted = {
-                "refitted": self._polish.layers,
+                "refitted": layers,
                 "refitted_on": images,
                 "refitted_loss": loss if math.isfinite(loss) else None,
             }

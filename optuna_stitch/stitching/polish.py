@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.stitching.moments import EVERY
-from optuna_stitch.stitching.recalibration import Statistics, matched
+from optuna_stitch.stitching.recalibration import Statistics, channel_statistics, matched
 from optuna_stitch.stitching.refit import Layer
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supergraph import Supergraph
@@ -57,8 +57,8 @@ class Refit:
 
     Args:
         name: Of its operation.
-        before: Share of the variance of what it answers in its parent that it reproduced, on
-            held-out images.
+        before: Share of the variance of what it shall answer that it reproduced on held-out
+            images, a bias set right.
         after: The same after refitting.
         ridge: The strength chosen; None where the weights stay.
     """
@@ -104,9 +104,6 @@ class Polish:
     Args:
         network: The network, in a supernetwork of its own, whose weights change; see `twin`.
         original: The supernetwork that it was found in, with the parents.
-
-    Attributes:
-        layers: How many layers there are to be refitted.
     """
 
     def __init__(self, network: Subnetwork, original: Supergraph) -> None:
@@ -297,8 +294,8 @@ class Polish:
 
     def _is_centred(self, place: int) -> bool:
         """Whether something makes good what a layer's answers miss on average."""
-        readers = [p for p, reads in self._reads.items() if place in reads]
-        return self._layers[place].bias is not None or all(p in self._norms for p in readers)
+        readers = {*self._readers.get(place, [])}
+        return self._layers[place].bias is not None or (bool(readers) and readers <= self._norms)
 
     def _normalize(
         self, place: int, read: Sequence[Tensor], raw: Sequence[Tensor], mean: Tensor | None
@@ -357,7 +354,7 @@ def polish(
     wanted: int,
     seed: int,
     progress: Progress,
-) -> int:
+) -> tuple[int, int]:
     """Refit on as many images as memory has room for.
 
     Args:
@@ -368,7 +365,8 @@ def polish(
         progress: Takes a task.
 
     Returns:
-        How many images it was refitted on; 0 where there are too few, which is said.
+        On how many images it was refitted, and how many layers have other weights; twice 0 where
+        there are too few images, which is said.
     """
     count = min(wanted, work.largest)
     begun = work.state()
@@ -377,8 +375,8 @@ def polish(
             console.print(f"Memory has room to polish on {count} images.", highlight=False)
         task = progress.add_task("Polish", total=work.layers, note="")
         try:
-            work.run(images(count), seed, partial(progress.advance, task))
-            return count
+            refits = work.run(images(count), seed, partial(progress.advance, task))
+            return count, sum(refit.ridge is not None for refit in refits)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -389,7 +387,7 @@ def polish(
         f"The network is not polished: {count} images are too few, of {2 * EVERY} at least.",
         highlight=False,
     )
-    return 0
+    return 0, 0
 
 
 @torch.no_grad()
@@ -410,12 +408,11 @@ def _slope(normalize: Callable[[Tensor], Tensor], mean: Tensor) -> Tensor | None
 
 
 def _statistics(values: Sequence[Tensor]) -> Statistics:
-    """Mean and variance by channel, ``(C,)``, over all batches."""
+    """As `channel_statistics`, over all batches."""
     images = sum(map(len, values))
     mean = square = torch.zeros((), device=values[0].device)
     for value in values:
-        others = [dimension for dimension in range(value.dim()) if dimension != 1]
-        variance, own = torch.var_mean(value.float(), others, correction=0)
+        own, variance = channel_statistics(value)
         share = len(value) / images
         mean, square = mean + share * own, square + share * (variance + own.square())
     return mean, (square - mean.square()).clamp_min(0)

@@ -108,7 +108,7 @@ def statistics_of(parents: Program, images: Sequence[Tensor]) -> dict[int, Stati
     found: dict[int, Statistics] = {}
 
     def observe(step: int, norm: BatchNorm, inputs: Sequence[Any]) -> None:
-        found[parents.places[step]] = _statistics(inputs[0])
+        found[parents.places[step]] = channel_statistics(inputs[0])
 
     with torch.no_grad():
         parents.observe(images, observe)
@@ -133,7 +133,7 @@ def match_batch(program: Program, own: dict[int, Statistics]) -> Observer:
 
     def match(step: int, norm: BatchNorm, inputs: Sequence[Any]) -> None:
         if step in stitched:
-            found = _statistics(inputs[0])
+            found = channel_statistics(inputs[0])
             program.normalize(step, *matched(norm, found, own[program.places[step]]))
 
     return match
@@ -191,7 +191,12 @@ def matched(norm: BatchNorm, found: Statistics, own: Statistics) -> Statistics:
     return mean - (own_mean - norm.mean) / scale, wanted.clamp_min(0)
 
 
-def _statistics(feature: Tensor) -> Statistics:
+def channel_statistics(feature: Tensor) -> Statistics:
+    """Mean and variance by channel, ``(C,)``.
+
+    Args:
+        feature: ``(N, C, ...)``.
+    """
     others = [dimension for dimension in range(feature.dim()) if dimension != 1]
     variance, mean = torch.var_mean(feature.detach().float(), others, correction=0)
     return mean, variance

@@ -148,18 +148,20 @@ class Layer:
         *,
         centred: bool,
     ) -> tuple[float, float, float | None]:
-        """Change the weights, where that reproduces more on held-out images.
+        """Change the weights, where that reproduces more on held-out images; set a bias right.
 
         Args:
-            read: What it reads, by batch.
-            wanted: What it shall answer, by batch.
+            read: What it reads, by batch: ``(N, C, H, W)``, or ``(..., C)`` of what is fully
+                connected.
+            wanted: What it shall answer, by batch, in the shape of its answers.
             counts: Number of images, by batch; all positions of an image are held out, or none.
             generator: Draws positions.
             centred: Whether a bias makes good what is missing on average, or what follows does.
 
         Returns:
-            Shares of the variance that are reproduced before and after, and the strength of the
-            ridge; None where the weights stay.
+            Shares of the variance that are reproduced with the weights as they were, a bias set
+            right, and now; and the strength of the ridge, None where the weights stay. Zeros where
+            the layer is more than a linear map, or values are no finite numbers: it stays.
         """
         weight, bias = self.module.weight, self.module.bias
         samples = self._samples(read, wanted, counts, generator)
@@ -209,10 +211,7 @@ class Layer:
             chosen = torch.randperm(rows, generator=generator)[: many * count // images]
             held = (seen + chosen * count // rows) % EVERY == EVERY - 1
             chosen, held = chosen.to(some.device), held.to(some.device)
-            x = self._read(some, target, chosen)
-            if x is None:
-                return None
-            x = x.reshape(len(chosen), self.groups, width)
+            x = self._read(some, target, chosen).reshape(len(chosen), self.groups, width)
             y = answers.index_select(0, chosen).reshape(len(chosen), self.groups, -1)
             predicted = torch.einsum("pgd,gdo->pgo", x, grouped) + bias
             found.append((x, y, y - predicted, held))
@@ -229,7 +228,7 @@ class Layer:
         """Answers by position, ``(images · positions, outputs)``."""
         return answers.flatten(0, -2)
 
-    def _read(self, feature: Tensor, answers: Tensor, chosen: Tensor) -> Tensor | None:
+    def _read(self, feature: Tensor, answers: Tensor, chosen: Tensor) -> Tensor:
         """What is read for some rows, ``(rows, columns)``."""
         return feature.flatten(0, -2).index_select(0, chosen)
 
@@ -250,7 +249,7 @@ class _Convolution(Layer):
     def _rows(self, answers: Tensor) -> Tensor:
         return answers.permute(0, 2, 3, 1).flatten(0, 2)
 
-    def _read(self, feature: Tensor, answers: Tensor, chosen: Tensor) -> Tensor | None:
+    def _read(self, feature: Tensor, answers: Tensor, chosen: Tensor) -> Tensor:
         grid = answers.shape[2:]
         borders: list[tuple[int, int]] = []  # before and behind, by dimension
         for d in range(2):

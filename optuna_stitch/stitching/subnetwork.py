@@ -33,7 +33,7 @@ class Finished:
         labels: Weight of labels in it; the parents have the rest.
         seconds: How long it took.
         halved: How often the learning rate was halved, since the loss was not finite.
-        refitted: How many layers were refitted in closed form before; see `Polish`.
+        refitted: How many layers got other weights in closed form before; see `Polish`.
         refitted_on: On how many images.
         refitted_loss: On validation images, then; where it was no lower, weights went back.
     """

@@ -73,7 +73,10 @@ def test_a_network_may_be_polished_only(
     shutil.copytree(finished_once, folder)
     run = st.Run.open(folder)
     trial = next(t.number for t in complete(run.study) if run.supernetwork.subnetwork(t.params).on)
-    assert call("finish", str(folder), "--trial", str(trial), "--epochs", "0") == 0
+    command = ("finish", str(folder), "--trial", str(trial), "--epochs", "0")
+    assert call(*command, "--student", "test_vit") == 2
+    assert "Students are trained" in capsys.readouterr().err
+    assert call(*command) == 0
     said = " ".join(capsys.readouterr().err.split())
     assert "refitted in closed form" in said
     assert "trained for" not in said
