@@ -100,9 +100,7 @@ def finish_trials(
     if students and supernetwork.two_jobs:
         raise ConfigError("Students are not there for two jobs; leave them out.")
     if students and not settings.epochs:
-        raise ConfigError(
-            "Students are trained, which `epochs: 0` is not; leave them out."
-        )
+        raise ConfigError("Students are trained, which `epochs: 0` is not; leave them out.")
     made = [(config, _student(config, run)) for config in students]  # a wrong name costs nothing
     folder = run.folder / FOLDER
     found: dict[int, Subnetwork] = {}
