@@ -12,21 +12,19 @@ did.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from rich.progress import Progress
-from timm.layers import DropPath
 from torch import Tensor, nn
 
+from optuna_stitch.stitching.following import Following, Step
 from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.stitching.moments import EVERY
 from optuna_stitch.stitching.recalibration import Statistics, channel_statistics, matched
-from optuna_stitch.stitching.refit import Layer
+from optuna_stitch.stitching.refit import Layer, Refit
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supergraph import Supergraph
 from optuna_stitch.utils.device import (
@@ -43,59 +41,8 @@ _MEMORY, _SHARE = 4 << 30, 1 / 2
 # The normal equations grow with the square of what a layer reads, their solution with its cube.
 _WIDEST = 2304
 
-# What adds two values, and what passes a value on.
-_ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
-_IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout2d, DropPath)
-
 # A value: whether it is the network's own rather than a parent's, and its operation.
 _Key = tuple[bool, int]
-
-
-@dataclass(frozen=True)
-class Refit:
-    """What became of one layer.
-
-    Args:
-        name: Of its operation.
-        before: Share of the variance of what it shall answer that it reproduced on held-out
-            images, a bias set right.
-        after: The same after refitting.
-        ridge: The strength chosen; None where the weights stay.
-    """
-
-    name: str
-    before: float
-    after: float
-    ridge: float | None
-
-
-@dataclass(frozen=True)
-class _Shortcut:
-    """What a layer's answers are added to, at most a BatchNorm lying between.
-
-    Args:
-        own: Its operation.
-        raw: What it is instead in the parent.
-        norm: The BatchNorm that lies between; None without.
-        scale: ``(C,)``, by which it multiplies.
-    """
-
-    own: int
-    raw: int
-    norm: int | None
-    scale: Tensor | None
-
-    def lacking(self, difference: Tensor) -> Tensor:
-        """What a layer would have to answer for a difference of the sum.
-
-        Args:
-            difference: Any.
-        """
-        if self.scale is None:
-            return difference
-        # what is hardly let through is not asked for
-        heard = self.scale.abs() > 1e-2 * self.scale.abs().median()
-        return difference * torch.where(heard, 1 / self.scale, 0.0)[:, None, None]
 
 
 class Polish:
@@ -123,7 +70,7 @@ class Polish:
         for place, reads in network.resolved.steps:
             for read in {*reads}:
                 self._readers.setdefault(read, []).append(place)
-        self._shortcuts = {p: found for p in self._layers if (found := self._shortcut(p))}
+        self._following = {place: self._following_of(place) for place in self._layers}
         self._events = self._ordered()
         self._last = {key: n for n, event in enumerate(self._events) for key in self._uses(event)}
 
@@ -168,31 +115,30 @@ class Polish:
         )
         return module if uses == 1 and module.weight[0].numel() <= _WIDEST else None
 
-    def _shortcut(self, layer: int) -> _Shortcut | None:
-        """What a layer's answers are added to, where it is known before them."""
-        place, norm, scale = layer, None, None
+    def _following_of(self, layer: int) -> Following:
+        """What is done with a layer's answers."""
+        steps: list[Step] = []
+        place = layer
         while len(readers := self._readers.get(place, [])) == 1:
             before, place = place, readers[0]
-            operation = self._own.operations[place]
-            node = operation.node
-            if operation.norm is not None and norm is None:
-                norm = place
-                scale = _slope(self._original.operations[place].run, operation.norm.mean)
-                if scale is None:
-                    return None
-            elif node is not None and node.op == "call_module":
-                graph = self._own.graphs[operation.owner]
-                if not isinstance(graph.module.get_submodule(str(node.target)), _IDENTITIES):
-                    return None
-            else:
-                reads, raw = self._reads[place], self._raw_reads.get(place, ())
+            operation, reads = self._original.operations[place], self._reads[place]
+            node, raw = operation.node, self._raw_reads.get(place, ())
+            if node is None or (operation.weights and operation.norm is None):
+                break
+            calls: Any = node.target
+            if node.op == "call_module":
+                calls = self._original.graphs[operation.owner].module.get_submodule(str(calls))
+            added = None
+            if len(reads) > 1:
                 others = [n for n, read in enumerate(reads) if read != before]
-                if node is None or node.target not in _ADDITIONS or len(others) != 1 or not raw:
-                    return None
+                if len(others) != 1 or not raw:
+                    break
                 own = reads[others[0]]
-                known = own in self._stitched and own < layer
-                return _Shortcut(own, raw[others[0]], norm, scale) if known else None
-        return None
+                if own not in self._stitched or own >= layer:  # not known before the layer
+                    break
+                added = own, raw[others[0]]
+            steps.append(Step(place, calls, operation.norm, operation.run, added))
+        return Following.of(steps)
 
     def _ordered(self) -> list[_Key]:
         """What is computed, in order: a parent's own value before the network's."""
@@ -218,9 +164,9 @@ class Polish:
         uses = self._inputs(event)
         if own and place in self._layers:
             uses.append((False, place))
-            if place in self._shortcuts:
-                shortcut = self._shortcuts[place]
-                uses += [(True, shortcut.own), (False, shortcut.raw)]
+            following = self._following[place]
+            if following.own is not None and following.raw is not None:
+                uses += [(True, following.own), (False, following.raw)]
         if own and place in self._norms:
             uses.append((False, self._raw_reads[place][0]))
         return uses
@@ -232,7 +178,7 @@ class Polish:
     @torch.no_grad()
     def run(
         self, batches: Sequence[Sequence[Tensor]], seed: int = 0, told: Callable[[], object] = int
-    ) -> list[Refit]:
+    ) -> dict[str, Refit]:
         """Refit all layers, in place.
 
         Args:
@@ -242,30 +188,26 @@ class Polish:
             told: Called after every layer.
 
         Returns:
-            What became of each layer, in the order of computation.
+            What became of each layer, by its operation's name, in the order of computation.
         """
         generator = torch.Generator().manual_seed(seed)
         values: dict[_Key, list[Any]] = {}
-        means: dict[int, Tensor] = {}
-        found: list[Refit] = []
+        lacking: dict[int, Tensor] = {}
+        found: dict[str, Refit] = {}
         with float32_products(self._own.device, exact=True):
             for number, event in enumerate(self._events):
                 own, place = event
                 operation = (self._own if own else self._original).operations[place]
                 inputs = [values[key] for key in self._inputs(event)]
                 if own and place in self._layers:
-                    layer = Layer.of(self._layers[place])
-                    wanted, centred = self._wanted(place, values), self._is_centred(place)
-                    counts = [len(images[0]) for images in batches]
-                    said = layer.refit(inputs[0], wanted, counts, generator, centred=centred)
-                    found.append(Refit(operation.name, *said))
-                    shortcut = self._shortcuts.get(place)
-                    if shortcut and shortcut.norm is not None and found[-1].ridge is not None:
-                        means[shortcut.norm] = _statistics(wanted)[0]
+                    said = found[operation.name] = self._refit(place, values, batches, generator)
+                    norm = self._following[place].norm
+                    if norm is not None and said.lacking is not None:
+                        lacking[norm] = said.lacking
                     told()
                 if own and place in self._norms:
                     raw = values[False, self._raw_reads[place][0]]
-                    self._normalize(place, inputs[0], raw, means.get(place))
+                    self._normalize(place, inputs[0], raw, lacking.get(place))
                 ending = [values[key] for key in self._ending(number)]
                 made: list[Any] = []
                 for batch, images in enumerate(batches):
@@ -281,16 +223,29 @@ class Polish:
         self._agree()
         return found
 
-    def _wanted(self, place: int, values: Mapping[_Key, Sequence[Tensor]]) -> Sequence[Tensor]:
-        """What a layer shall answer: as in its parent, and what a shortcut lacks besides."""
-        wanted, shortcut = values[False, place], self._shortcuts.get(place)
-        if shortcut is None:
-            return wanted
-        raw, own = values[False, shortcut.raw], values[True, shortcut.own]
-        return [
-            target + shortcut.lacking(one - other)
-            for target, one, other in zip(wanted, raw, own, strict=True)
-        ]
+    def _refit(
+        self,
+        place: int,
+        values: Mapping[_Key, Sequence[Tensor]],
+        batches: Sequence[Sequence[Tensor]],
+        generator: torch.Generator,
+    ) -> Refit:
+        """Refit a layer to answer as in its parent, and what a shortcut lacks besides."""
+        following, wanted = self._following[place], values[False, place]
+        added: Sequence[Tensor | None] = [None] * len(batches)
+        if following.own is not None and following.raw is not None:
+            added, raw = values[True, following.own], values[False, following.raw]
+            wanted = [
+                target + following.lacking(one - other)
+                for target, one, other in zip(wanted, raw, added, strict=True)
+            ]
+        read = values[self._inputs((True, place))[0]]
+        return Layer.of(self._layers[place]).refit(
+            *(read, wanted, [len(images[0]) for images in batches], generator),
+            centred=self._is_centred(place),
+            heard=map(following.bounds, added) if following.heard else None,
+            sized=following.own is not None,
+        )
 
     def _is_centred(self, place: int) -> bool:
         """Whether something makes good what a layer's answers miss on average."""
@@ -298,7 +253,11 @@ class Polish:
         return self._layers[place].bias is not None or (bool(readers) and readers <= self._norms)
 
     def _normalize(
-        self, place: int, read: Sequence[Tensor], raw: Sequence[Tensor], mean: Tensor | None
+        self,
+        place: int,
+        read: Sequence[Tensor],
+        raw: Sequence[Tensor],
+        lacking: Tensor | None,
     ) -> None:
         """Give a BatchNorm statistics that fit what it reads.
 
@@ -306,17 +265,16 @@ class Polish:
             place: The BatchNorm.
             read: What it reads, by batch.
             raw: What it reads in its parent.
-            mean: ``(C,)``, of what it shall read, where that is not what its parent's does: what
-                a shortcut lacks keeps its size. None where its answers shall vary as its parent's.
+            lacking: ``(C,)``, what is to be added to what it reads; None where that shall vary as
+                it does in its parent.
         """
         norm, parents = self._own.operations[place].norm, self._original.operations[place].norm
         assert norm is not None
         assert parents is not None
-        found = _statistics(read)
-        if mean is None:
-            statistics = matched(parents, found, _statistics(raw))
+        if lacking is None:
+            statistics = matched(parents, _statistics(read), _statistics(raw))
         else:
-            statistics = parents.mean + found[0] - mean, parents.variance
+            statistics = parents.mean - lacking, parents.variance
         norm.mean.copy_(statistics[0])
         norm.variance.copy_(statistics[1])
 
@@ -376,7 +334,7 @@ def polish(
         task = progress.add_task("Polish", total=work.layers, note="")
         try:
             refits = work.run(images(count), seed, partial(progress.advance, task))
-            return count, sum(refit.ridge is not None for refit in refits)
+            return count, sum(refit.ridge is not None for refit in refits.values())
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -388,23 +346,6 @@ def polish(
         highlight=False,
     )
     return 0, 0
-
-
-@torch.no_grad()
-def _slope(normalize: Callable[[Tensor], Tensor], mean: Tensor) -> Tensor | None:
-    """What a BatchNorm of images multiplies by, ``(C,)``; None if it does more than that.
-
-    Args:
-        normalize: Takes ``(N, C, H, W)``.
-        mean: ``(C,)``.
-    """
-    steps = torch.tensor([0.0, 1.0, -2.0], device=mean.device)
-    try:
-        answers = normalize(mean[:, None, None] + steps[:, None, None, None])[:, :, 0, 0]
-    except (RuntimeError, TypeError, ValueError):  # of vectors, or of more than one value
-        return None
-    slope = answers[1] - answers[0]
-    return slope if torch.allclose(answers[2] - answers[0], -2 * slope, atol=1e-5) else None
 
 
 def _statistics(values: Sequence[Tensor]) -> Statistics:

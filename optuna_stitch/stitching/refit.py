@@ -1,13 +1,18 @@
 """Refit one linear layer: the weights that best give what is wanted from what it reads.
 
 Ridge regression of what is missing, so that weights stay where nothing is gained; its strength is
-chosen on images that are held out.
+chosen on images that are held out. Where an activation follows that is flat in places, such as a
+ReLU, answers need to be right only as far as it hears them: by turns, what is wanted where it is
+not heard becomes the nearest answer that sounds the same, and the layer is fitted to that (Zhang,
+Zou, He and Sun, "Accelerating very deep convolutional networks for classification and detection",
+2016).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import repeat
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +31,107 @@ _RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _WORTH = 1e-4
 
 
+# Two values of the shape of a layer's answers, or one that is broadcast to it: low and high.
+Bounds = tuple[Tensor, Tensor]
+
+# How often a layer is fitted anew to what an activation hears of its answers.
+_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Refit:
+    """What became of one layer.
+
+    Args:
+        before: Share of the variance of what it shall answer that it reproduced on held-out
+            images, a bias set right; where an activation follows, of what that hears.
+        after: The same after refitting.
+        ridge: The strength chosen; None where the weights stay.
+        lacking: ``(C,)``, what has to be added to its answers, as far as it has no bias; None
+            where their size is to be made good as well.
+    """
+
+    before: float
+    after: float
+    ridge: float | None
+    lacking: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """Rows that a layer is fitted on: of d numbers that are read, and o answers, by group.
+
+    Args:
+        x: ``(P, g, d)``, what is read.
+        wanted: ``(P, g, o)``, what shall be answered.
+        told: ``(P, g, o)``, what the weights answer as they are.
+        held: ``(P,)``, whether a row is held out.
+        low: ``(P, g, o)``, what answers may fall below without being heard; None for nothing.
+        high: Likewise, what they may exceed.
+    """
+
+    x: Tensor
+    wanted: Tensor
+    told: Tensor
+    held: Tensor
+    low: Tensor | None
+    high: Tensor | None
+
+    def part(self, rows: Tensor) -> _Samples:
+        """Some of the rows.
+
+        Args:
+            rows: ``(P,)``, which.
+        """
+        low, high = (None if some is None else some[rows] for some in (self.low, self.high))
+        x, wanted, told, held = (
+            some[rows] for some in (self.x, self.wanted, self.told, self.held)
+        )
+        return _Samples(x, wanted, told, held, low, high)
+
+    def answers(self, change: Tensor, bias: Tensor) -> Tensor:
+        """What is answered after a change, ``(P, g, o)``.
+
+        Args:
+            change: ``(g, d, o)``, of the weights.
+            bias: ``(g, o)``.
+        """
+        return (
+            self.told + torch.einsum("pgd,gdo->pgo", self.x, change.to(self.x)) + bias.to(self.x)
+        )
+
+    def asked(self, answers: Tensor) -> Tensor:
+        """What is wanted, where that is heard; elsewhere the next best that sounds like it.
+
+        Args:
+            answers: What is answered.
+        """
+        if self.low is None or self.high is None:
+            return self.wanted
+        asked = torch.where(self.wanted <= self.low, answers.minimum(self.low), self.wanted)
+        return torch.where(self.wanted >= self.high, answers.maximum(self.high), asked)
+
+    def error(self, change: Tensor, bias: Tensor) -> float:
+        """Mean squared error of what is heard after a change, summed over outputs.
+
+        Args:
+            change: ``(g, d, o)``.
+            bias: ``(g, o)``.
+        """
+        missing = self._heard(self.answers(change, bias)) - self._heard(self.wanted)
+        return float(missing.square().sum() / len(missing))
+
+    @property
+    def spread(self) -> float:
+        """Variance of what shall be heard, summed over outputs."""
+        return float(self._heard(self.wanted).var(0, correction=0).sum()) or 1.0
+
+    def _heard(self, answers: Tensor) -> Tensor:
+        if self.low is None or self.high is None:
+            return answers
+        return answers.clamp(self.low, self.high)
+
+
 @dataclass(frozen=True)
 class _Sums:
     """Means over samples: of d numbers that are read, and of o that are missing, by group.
@@ -36,7 +142,6 @@ class _Sums:
         r: ``(g, o)``, of what is missing.
         xx: ``(g, d, d)``, of products.
         xr: ``(g, d, o)``, likewise.
-        rr: Of squares, summed over groups and outputs.
     """
 
     count: int
@@ -44,7 +149,6 @@ class _Sums:
     r: Tensor
     xx: Tensor
     xr: Tensor
-    rr: float
 
     @staticmethod
     def of(x: Tensor, r: Tensor) -> _Sums:
@@ -54,12 +158,19 @@ class _Sums:
             x: ``(P, g, d)``.
             r: ``(P, g, o)``.
         """
-        if not sums_in_float64(x.device):
-            x, r = x.cpu(), r.cpu()
-        x, r = x.double().transpose(0, 1), r.double().transpose(0, 1)
+        x, r = _summed(x), _summed(r)
         count, turned = x.shape[1], x.transpose(1, 2)
-        rr = float(r.square().sum() / count)
-        return _Sums(count, x.mean(1), r.mean(1), turned @ x / count, turned @ r / count, rr)
+        return _Sums(count, x.mean(1), r.mean(1), turned @ x / count, turned @ r / count)
+
+    def towards(self, x: Tensor, r: Tensor) -> _Sums:
+        """The same where something else is missing.
+
+        Args:
+            x: ``(P, g, d)``, as before.
+            r: ``(P, g, o)``.
+        """
+        x, r = _summed(x), _summed(r)
+        return replace(self, r=r.mean(1), xr=x.transpose(1, 2) @ r / self.count)
 
     def plus(self, other: _Sums) -> _Sums:
         """The means over the samples of both.
@@ -75,7 +186,6 @@ class _Sums:
             one * self.r + two * other.r,
             one * self.xx + two * other.xx,
             one * self.xr + two * other.xr,
-            one * self.rr + two * other.rr,
         )
 
     def solution(self, strength: float, *, centred: bool) -> Tensor:
@@ -95,25 +205,22 @@ class _Sums:
         found: Tensor = torch.cholesky_solve(xr, factor)
         return found
 
-    def bias(self, change: Tensor) -> Tensor:
+    def bias(self, change: Tensor, *, centred: bool) -> Tensor:
         """What is missing on average after a change of the weights, ``(g, o)``.
 
         Args:
             change: ``(g, d, o)``.
+            centred: Whether a bias makes that good; otherwise it is 0.
         """
-        return self.r - torch.einsum("gd,gdo->go", self.x, change)
+        missing = self.r - torch.einsum("gd,gdo->go", self.x, change)
+        return missing if centred else torch.zeros_like(missing)
 
-    def error(self, change: Tensor, bias: Tensor | None) -> float:
-        """Mean squared error after a change, summed over outputs.
 
-        Args:
-            change: ``(g, d, o)``.
-            bias: ``(g, o)``, or None.
-        """
-        error = self.rr + (change * (self.xx @ change - 2 * self.xr)).sum()
-        if bias is not None:
-            error = error + (bias * (bias - 2 * self.bias(change))).sum()
-        return float(error)
+def _summed(values: Tensor) -> Tensor:
+    """Samples by group in float64, ``(g, P, ...)``, where they can be summed."""
+    if not sums_in_float64(values.device):
+        values = values.cpu()
+    return values.double().transpose(0, 1)
 
 
 class Layer:
@@ -147,7 +254,9 @@ class Layer:
         generator: torch.Generator,
         *,
         centred: bool,
-    ) -> tuple[float, float, float | None]:
+        heard: Iterable[Bounds] | None = None,
+        sized: bool = False,
+    ) -> Refit:
         """Change the weights, where that reproduces more on held-out images; set a bias right.
 
         Args:
@@ -157,34 +266,50 @@ class Layer:
             counts: Number of images, by batch; all positions of an image are held out, or none.
             generator: Draws positions.
             centred: Whether a bias makes good what is missing on average, or what follows does.
+            heard: By batch, between which answers the activation that follows hears
+                differences; in the shape of the answers, or one that is broadcast to it.
+            sized: Whether answers have to be of the right size, whatever is heard of them.
 
         Returns:
-            Shares of the variance that are reproduced with the weights as they were, a bias set
-            right, and now; and the strength of the ridge, None where the weights stay. Zeros where
-            the layer is more than a linear map, or values are no finite numbers: it stays.
+            What became of it; shares are zero where it is more than a linear map, or values are
+            no finite numbers: it stays.
         """
-        weight, bias = self.module.weight, self.module.bias
-        samples = self._samples(read, wanted, counts, generator)
+        samples = self._samples(read, wanted, counts, generator, heard)
         if samples is None:
-            return 0.0, 0.0, None
-        x, y, missing, held = samples
-        fitted, tested = (_Sums.of(x[part], missing[part]) for part in (~held, held))
-        none = torch.zeros_like(fitted.xr)
-        spread = float(y[held].var(0, correction=0).sum()) or 1.0
-        least = before = tested.error(none, fitted.bias(none) if centred else None)
-        ridge = None
+            return Refit(0.0, 0.0, None)
+        fitted, tested = samples.part(~samples.held), samples.part(samples.held)
+        sums, others = (_Sums.of(some.x, some.wanted - some.told) for some in (fitted, tested))
+        none = torch.zeros_like(sums.xr)
+        spread = tested.spread
+        least = before = tested.error(none, sums.bias(none, centred=centred))
+        ridge, rounds = None, 0
         for strength in _RIDGES:
-            change = fitted.solution(strength, centred=centred)
-            error = tested.error(change, fitted.bias(change) if centred else None)
+            error = tested.error(*_solved(fitted, sums, strength, 0, centred=centred))
             if error < min(least, before - _WORTH * spread):
                 least, ridge = error, strength
-        whole = fitted.plus(tested)
-        change = none if ridge is None else whole.solution(ridge, centred=centred)
+        if ridge is not None and heard is not None:
+            error = tested.error(*_solved(fitted, sums, ridge, _ROUNDS, centred=centred))
+            if error < least:
+                least, rounds = error, _ROUNDS
+        whole = sums.plus(others)
+        if ridge is None:
+            change, added = none, whole.bias(none, centred=True)
+        else:
+            change, added = _solved(samples, whole, ridge, rounds, centred=centred)
+        weight, bias = self.module.weight, self.module.bias
         # (g, d, o) as (g · o, ...)
         weight += change.transpose(1, 2).reshape(weight.shape).to(weight)
+        lacking = added.flatten().to(weight)
         if bias is not None:
-            bias += whole.bias(change).flatten().to(bias)
-        return 1 - before / spread, 1 - least / spread, ridge
+            bias += lacking
+            lacking = torch.zeros_like(lacking)
+        after = 1 - least / spread
+        return Refit(
+            1 - before / spread,
+            after,
+            ridge,
+            lacking if ridge is not None and (sized or rounds) else None,
+        )
 
     def _samples(
         self,
@@ -192,8 +317,9 @@ class Layer:
         wanted: Sequence[Tensor],
         counts: Sequence[int],
         generator: torch.Generator,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-        """What is read, ``(P, g, d)``, wanted and missing, ``(P, g, o)``, and what is held out.
+        heard: Iterable[Bounds] | None,
+    ) -> _Samples | None:
+        """Rows to fit on.
 
         None where the layer is more than a linear map, or its values are no finite numbers.
         """
@@ -205,24 +331,34 @@ class Layer:
         images = sum(counts)
         found: list[tuple[Tensor, ...]] = []
         seen = 0
-        for some, target, count in zip(read, wanted, counts, strict=True):
+        bounds: Iterable[Bounds | None] = repeat(None) if heard is None else heard
+        for some, target, count, bound in zip(read, wanted, counts, bounds, strict=False):
             answers = self._rows(target)
             rows = len(answers)
             chosen = torch.randperm(rows, generator=generator)[: many * count // images]
             held = (seen + chosen * count // rows) % EVERY == EVERY - 1
             chosen, held = chosen.to(some.device), held.to(some.device)
+            shape = (len(chosen), self.groups, -1)
             x = self._read(some, target, chosen).reshape(len(chosen), self.groups, width)
-            y = answers.index_select(0, chosen).reshape(len(chosen), self.groups, -1)
+            y = answers.index_select(0, chosen).reshape(shape)
             predicted = torch.einsum("pgd,gdo->pgo", x, grouped) + bias
-            found.append((x, y, y - predicted, held))
+            limits = [self._rows(limit.to(target).expand_as(target)) for limit in bound or ()]
+            found.append(
+                (
+                    *(x, y, predicted, held),
+                    *(limit.index_select(0, chosen).reshape(shape) for limit in limits),
+                )
+            )
             seen += count
             if len(found) == 1:
                 told = self._rows(self.module(some)).index_select(0, chosen)
                 far = (told - predicted.flatten(1)).abs().max()
                 if not far <= 1e-3 * told.abs().max():
                     return None
-        x, y, missing, held = (torch.cat(column) for column in zip(*found, strict=True))
-        return (x, y, missing, held) if all(are_finite([x, missing])) else None
+        x, y, predicted, held, *ends = (torch.cat(column) for column in zip(*found, strict=True))
+        low, high = ends or (None, None)
+        finite = all(are_finite([x, y, predicted]))
+        return _Samples(x, y, predicted, held, low, high) if finite else None
 
     def _rows(self, answers: Tensor) -> Tensor:
         """Answers by position, ``(images · positions, outputs)``."""
@@ -274,3 +410,25 @@ class _Convolution(Layer):
         read = padded.flatten(0, 2).index_select(0, wanted.flatten())
         # (rows, taps, channels) as (rows, channels, taps)
         return read.reshape(len(chosen), len(taps), -1).transpose(1, 2)
+
+
+def _solved(
+    samples: _Samples, sums: _Sums, strength: float, rounds: int, *, centred: bool
+) -> tuple[Tensor, Tensor]:
+    """Changes of weights, ``(g, d, o)``, and of biases, ``(g, o)``.
+
+    Args:
+        samples: What is fitted.
+        sums: Of these.
+        strength: Of the ridge.
+        rounds: How often it is fitted anew to what is heard.
+        centred: Whether there are biases.
+    """
+    change = sums.solution(strength, centred=centred)
+    bias = sums.bias(change, centred=centred)
+    for _ in range(rounds):
+        asked = samples.asked(samples.answers(change, bias))
+        sums = sums.towards(samples.x, asked - samples.told)
+        change = sums.solution(strength, centred=centred)
+        bias = sums.bias(change, centred=centred)
+    return change, bias

@@ -17,8 +17,8 @@ import optuna_stitch as st
 from optuna_stitch.stitching.finish import twin
 from optuna_stitch.stitching.finished import load_finished, save_finished
 from optuna_stitch.stitching.genotype import Genotype
-from optuna_stitch.stitching.polish import Polish, Refit
-from optuna_stitch.stitching.refit import Layer
+from optuna_stitch.stitching.polish import Polish
+from optuna_stitch.stitching.refit import Layer, Refit
 from tests.helpers.networks import small_pair, small_parents
 
 
@@ -75,9 +75,9 @@ def test_the_next_layer_makes_good_what_can_be_undone(output: str) -> None:
     found = _crossing(supernetwork, output)
     content, own = supernetwork.content_hash(), twin(found)
     refits = Polish(own, found.supergraph).run(_images())
-    assert [refit.name for refit in refits] == ["b.conv", "b.last", "b.head"]
-    assert refits[0].before < 0.5
-    assert all(refit.after > 0.999 for refit in refits)
+    assert [*refits] == ["b.conv", "b.last", "b.head"]
+    assert refits["b.conv"].before < 0.5
+    assert all(refit.after > 0.999 for refit in refits.values())
     parent = supernetwork.subnetwork({"output": output})
     with torch.no_grad():
         wanted, bad, good = (
@@ -94,7 +94,7 @@ def test_layers_that_do_not_follow_a_stitch_alone_stay() -> None:
     shared = _twins(shared=True)
     found = _crossing(shared, "b")
     polish = Polish(twin(found), shared.supergraph)
-    assert [refit.name for refit in polish.run(_images())] == ["b.head"]
+    assert [*polish.run(_images())] == ["b.head"]
 
 
 class _Residual(nn.Module):
@@ -170,16 +170,16 @@ def test_a_layer_learns_what_another_one_does(name: str) -> None:
     layer, other, generator = LAYERS[name](), LAYERS[name](), torch.Generator().manual_seed(0)
     read = _read(name)
     wanted, counts = [other(feature) for feature in read], [len(feature) for feature in read]
-    before, after, ridge = Layer.of(layer).refit(read, wanted, counts, generator, centred=True)
-    assert before < 0.9
-    assert after > 0.999
-    assert ridge is not None
+    said = Layer.of(layer).refit(read, wanted, counts, generator, centred=True)
+    assert said.before < 0.9
+    assert said.after > 0.999
+    assert said.ridge is not None
     for feature, target in zip(read, wanted, strict=True):
         # without a bias, what is missing on average is the next layer's
         difference = layer(feature) - target
         assert difference.norm() < 0.02 * target.norm()
     # what it does already stays
-    assert Layer.of(other).refit(read, wanted, counts, generator, centred=True)[2] is None
+    assert Layer.of(other).refit(read, wanted, counts, generator, centred=True).ridge is None
 
 
 @torch.no_grad()
@@ -199,7 +199,7 @@ def test_what_is_no_linear_map_of_its_weights_stays(kind: str) -> None:
     if kind == "no numbers":
         read[1][0, 0, 0, 0] = float("nan")
     said = Layer.of(layer).refit(read, wanted, counts, torch.Generator(), centred=True)
-    assert said == (0.0, 0.0, None)
+    assert said == Refit(0.0, 0.0, None)
     assert all(torch.equal(value, weights[name]) for name, value in layer.state_dict().items())
 
 
@@ -244,10 +244,10 @@ def test_what_validation_images_lose_by_is_put_back(
     supernetwork.fit(data.train.take(40), recalibrate=10)
     found = supernetwork.subnetwork(Genotype("b", frozenset([2])))
 
-    def spoil(work: Polish, *_: object) -> list[Any]:
+    def spoil(work: Polish, *_: object) -> dict[str, Refit]:
         for value in work._changing():
             value.mul_(-3)
-        return [Refit("b.conv", 0.5, 0.6, 1.0)]
+        return {"b.conv": Refit(0.5, 0.6, 1.0)}
 
     monkeypatch.setattr(Polish, "run", spoil)
     done = st.finish(found, _data(data), epochs=0)
