@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from timm.layers import Conv2dSame, StdConv2d
+from timm.layers import BatchNormAct2d, Conv2dSame, StdConv2d
 from torch import Tensor, nn
 
 import optuna_stitch as st
@@ -180,6 +180,126 @@ def test_a_layer_learns_what_another_one_does(name: str) -> None:
         assert difference.norm() < 0.02 * target.norm()
     # what it does already stays
     assert Layer.of(other).refit(read, wanted, counts, generator, centred=True).ridge is None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("heard", "activation"),
+    [((0.0, float("inf")), nn.ReLU()), ((0.0, 3.0), nn.Hardtanh(0.0, 3.0))],
+)
+def test_answers_are_right_where_an_activation_hears_them(
+    heard: tuple[float, float], activation: nn.Module
+) -> None:
+    torch.manual_seed(0)
+    other, start, read = nn.Conv2d(8, 6, 1), nn.Conv2d(8, 6, 1), _read("")
+    low, high = heard
+    # no linear map answers this, but where it is heard
+    wanted = []
+    for feature in read:
+        answers = 3 * other(feature)
+        beyond = (answers >= high).float() - (answers <= low).float()
+        wanted.append(answers + 3 * beyond * torch.rand_like(answers))
+    errors = []
+    for bounds in (None, [(torch.tensor(low), torch.tensor(high))] * len(read)):
+        layer, generator = copy.deepcopy(start), torch.Generator().manual_seed(0)
+        counts = [len(feature) for feature in read]
+        said = Layer.of(layer).refit(read, wanted, counts, generator, centred=True, heard=bounds)
+        assert (said.lacking is None) == (bounds is None)
+        answers = torch.cat([layer(feature) for feature in read])
+        errors.append((activation(answers) - activation(torch.cat(wanted))).square().mean())
+        assert bounds is None or said.after > 0.9
+    assert errors[1] < 0.8 * errors[0]
+
+
+class _Blocks(nn.Module):
+    """Convolutions, each with something else behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        for name in ("plain", "six", "branch", "smooth", "last"):
+            setattr(self, name, nn.Conv2d(6, 6, 1, bias=False))
+        self.norm = nn.BatchNorm2d(6)
+        self.norm_six = BatchNormAct2d(6, act_layer=nn.ReLU6)
+        self.norm_branch = nn.BatchNorm2d(6)
+        self.head = nn.Linear(6, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images)
+        x = self.norm(self.plain(x)).relu()
+        x = self.norm_six(self.six(x))
+        x = (x + self.norm_branch(self.branch(x))).relu()
+        x = nn.functional.silu(self.smooth(x))
+        logits: Tensor = self.head(self.last(x).mean((2, 3)))
+        return logits
+
+
+@torch.no_grad()
+def test_what_follows_a_layer_is_known() -> None:
+    torch.manual_seed(0)
+    module = _Blocks()
+    for norm in (module.norm, module.norm_six, module.norm_branch):
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+        norm.weight.uniform_(-2, 2)
+        norm.bias.normal_()
+    supernetwork = st.stitch(*small_parents([module, copy.deepcopy(module)]), points="all")
+    found = _crossing(supernetwork, "b")
+    polish = Polish(twin(found), found.supergraph)
+    following = {
+        found.supergraph.operations[place].name: said for place, said in polish._following.items()
+    }
+    infinite = float("inf")
+    heard = {name: said.heard for name, said in following.items()}
+    assert heard == {
+        "b.plain": (0.0, infinite),
+        "b.six": (0.0, 6.0),
+        "b.branch": (0.0, infinite),
+        "b.smooth": None,
+        "b.last": None,
+        "b.head": None,
+    }
+    assert [name for name, said in following.items() if said.own is not None] == ["b.branch"]
+    # outside its bounds the activation answers the same for all, inside it does not
+    answers, added = 4 * torch.randn(2, 6, 5, 5), torch.randn(2, 6, 5, 5)
+    after: dict[str, Callable[[Tensor], Tensor]] = {
+        "b.plain": lambda y: module.norm.eval()(y).relu(),
+        "b.six": lambda y: module.norm_six.eval()(y),
+        "b.branch": lambda y: (module.norm_branch.eval()(y) + added).relu(),
+    }
+    for name, compute in after.items():
+        low, high = following[name].bounds(added if name == "b.branch" else None)
+        clipped = answers.clamp(low.expand_as(answers), high.expand_as(answers))
+        torch.testing.assert_close(compute(clipped), compute(answers), rtol=1e-4, atol=1e-4)
+        changes = (compute(answers + 0.01) - compute(answers)).abs() > 1e-4
+        inside = (answers > low) & (answers < high)
+        assert (changes != inside).float().mean() < 0.02
+
+
+@torch.no_grad()
+def test_polishing_says_what_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    module = _Blocks()
+    supernetwork = st.stitch(*small_parents([module, copy.deepcopy(module)]), points="all")
+    found = _crossing(supernetwork, "b")
+    # a stitch that forgets half of what it reads, so that answers cannot be right everywhere
+    supernetwork.stitches[min(found.on)].weight[:, 3:] = 0
+    said = []
+    for rounds in (0, 3):
+        monkeypatch.setattr("optuna_stitch.stitching.refit._ROUNDS", rounds)
+        own = twin(found)
+        said.append(Polish(own, found.supergraph).run(_images(200)))
+    assert said[1]["b.plain"].after > said[0]["b.plain"].after
+    assert said[0]["b.plain"].lacking is None  # and its size is made good by its BatchNorm
+    lacking = said[1]["b.plain"].lacking
+    assert lacking is not None
+    (norm,) = (o.norm for o in own.supergraph.operations if o.name == "b.norm")
+    assert norm is not None
+    assert module.norm.running_mean is not None
+    torch.testing.assert_close(norm.mean, module.norm.running_mean - lacking)
+    torch.testing.assert_close(norm.variance, module.norm.running_var)
 
 
 @torch.no_grad()
