@@ -30,9 +30,11 @@ _RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 # Weights change where that explains this share more of the variance.
 _WORTH = 1e-4
 
-
 # Two values of the shape of a layer's answers, or one that is broadcast to it: low and high.
 Bounds = tuple[Tensor, Tensor]
+
+# Of weights, ``(g, d, o)``, and of biases, ``(g, o)``.
+_Change = tuple[Tensor, Tensor]
 
 # How often a layer is fitted anew to what an activation hears of its answers.
 _ROUNDS = 3
@@ -166,10 +168,9 @@ class _Sums:
         """The same where something else is missing.
 
         Args:
-            x: ``(P, g, d)``, as before.
-            r: ``(P, g, o)``.
+            x: ``(g, P, d)``, as before, in float64.
+            r: ``(g, P, o)``, likewise.
         """
-        x, r = _summed(x), _summed(r)
         return replace(self, r=r.mean(1), xr=x.transpose(1, 2) @ r / self.count)
 
     def plus(self, other: _Sums) -> _Sums:
@@ -188,20 +189,32 @@ class _Sums:
             one * self.xr + two * other.xr,
         )
 
-    def solution(self, strength: float, *, centred: bool) -> Tensor:
-        """What is to be added to the weights, ``(g, d, o)``.
+    def factor(self, strength: float, *, centred: bool) -> Tensor:
+        """The Cholesky factor of the normal equations, ``(g, d, d)``.
 
         Args:
             strength: Of ridge regression, relative to the mean variance of what is read.
             centred: Whether a bias makes good what is missing on average.
         """
-        xx, xr = self.xx, self.xr
+        xx = self.xx
         if centred:
             xx = xx - self.x[:, :, None] * self.x[:, None]
-            xr = xr - self.x[:, :, None] * self.r[:, None]
         ridge = (strength * xx.diagonal(dim1=1, dim2=2).mean(1)).clamp_min(1e-12)
         identity = torch.eye(xx.shape[1], dtype=xx.dtype, device=xx.device)
-        factor = torch.linalg.cholesky(xx + ridge[:, None, None] * identity)
+        found: Tensor = torch.linalg.cholesky(xx + ridge[:, None, None] * identity)
+        return found
+
+    def solution(self, strength: float, *, centred: bool, factor: Tensor | None = None) -> Tensor:
+        """What is to be added to the weights, ``(g, d, o)``.
+
+        Args:
+            strength: Of ridge regression, relative to the mean variance of what is read.
+            centred: Whether a bias makes good what is missing on average.
+            factor: What `factor` says, if it is known.
+        """
+        xr = self.xr - self.x[:, :, None] * self.r[:, None] if centred else self.xr
+        if factor is None:
+            factor = self.factor(strength, centred=centred)
         found: Tensor = torch.cholesky_solve(xr, factor)
         return found
 
@@ -282,20 +295,24 @@ class Layer:
         none = torch.zeros_like(sums.xr)
         spread = tested.spread
         least = before = tested.error(none, sums.bias(none, centred=centred))
+        best: _Change | None = None
         ridge, rounds = None, 0
         for strength in _RIDGES:
-            error = tested.error(*_solved(fitted, sums, strength, 0, centred=centred))
+            found = _solved(fitted, sums, strength, 0, centred=centred)
+            error = tested.error(*found)
             if error < min(least, before - _WORTH * spread):
-                least, ridge = error, strength
+                least, ridge, best = error, strength, found
         if ridge is not None and heard is not None:
-            error = tested.error(*_solved(fitted, sums, ridge, _ROUNDS, centred=centred))
+            found = _solved(fitted, sums, ridge, _ROUNDS, centred=centred, start=best)
+            error = tested.error(*found)
             if error < least:
-                least, rounds = error, _ROUNDS
+                least, rounds, best = error, 1, found
         whole = sums.plus(others)
         if ridge is None:
             change, added = none, whole.bias(none, centred=True)
         else:
-            change, added = _solved(samples, whole, ridge, rounds, centred=centred)
+            # what was held out is fitted too, from what is known already
+            change, added = _solved(samples, whole, ridge, rounds, centred=centred, start=best)
         weight, bias = self.module.weight, self.module.bias
         # (g, d, o) as (g · o, ...)
         weight += change.transpose(1, 2).reshape(weight.shape).to(weight)
@@ -413,9 +430,15 @@ class _Convolution(Layer):
 
 
 def _solved(
-    samples: _Samples, sums: _Sums, strength: float, rounds: int, *, centred: bool
-) -> tuple[Tensor, Tensor]:
-    """Changes of weights, ``(g, d, o)``, and of biases, ``(g, o)``.
+    samples: _Samples,
+    sums: _Sums,
+    strength: float,
+    rounds: int,
+    *,
+    centred: bool,
+    start: _Change | None = None,
+) -> _Change:
+    """How weights and biases change.
 
     Args:
         samples: What is fitted.
@@ -423,12 +446,16 @@ def _solved(
         strength: Of the ridge.
         rounds: How often it is fitted anew to what is heard.
         centred: Whether there are biases.
+        start: What the first round starts from; what is wanted, heard or not, if None.
     """
-    change = sums.solution(strength, centred=centred)
-    bias = sums.bias(change, centred=centred)
-    for _ in range(rounds):
-        asked = samples.asked(samples.answers(change, bias))
-        sums = sums.towards(samples.x, asked - samples.told)
+    if start is None or not rounds:
         change = sums.solution(strength, centred=centred)
-        bias = sums.bias(change, centred=centred)
-    return change, bias
+        start = change, sums.bias(change, centred=centred)
+    if rounds:
+        x, factor = _summed(samples.x), sums.factor(strength, centred=centred)
+        for _ in range(rounds):
+            asked = samples.asked(samples.answers(*start))
+            sums = sums.towards(x, _summed(asked - samples.told))
+            change = sums.solution(strength, centred=centred, factor=factor)
+            start = change, sums.bias(change, centred=centred)
+    return start
