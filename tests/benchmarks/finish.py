@@ -1,6 +1,6 @@
 """What is a short training worth, with stitching and without?
 
-    uv run python tests/benchmarks/finish.py [--minutes 10] [--seed 0] [--trials 400] [--quick]
+    uv run python tests/benchmarks/finish.py [--minutes 10] [--trials 400] [--polish 400] [--quick]
 
 The pair `cifar` is searched as by `value.py`. Three networks of the front, chosen by validation
 images, are finished: the best that costs the same for every image and no more than the dearer
@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--trials", type=int, default=400)
     parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--polish", type=int, default=400, help="train images to polish on first")
     parser.add_argument("--quick", action="store_true", help="under 8 minutes on 2 cores")
     arguments = parser.parse_args()
     if not DATA.is_dir():
@@ -59,7 +60,12 @@ def main() -> None:
     if not chosen:
         sys.exit("No stitched network is on the front; search for more trials.")
     settings = st.Finishing(
-        epochs=1000, minutes=minutes, flip=True, shift=0.1, learning_rate=arguments.rate
+        epochs=1000,
+        minutes=minutes,
+        flip=True,
+        shift=0.1,
+        learning_rate=arguments.rate,
+        polish=arguments.polish,
     )
     finished: dict[int | str, st.Subnetwork] = {}
     steps = None
