@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
@@ -151,19 +151,15 @@ def _affine(norm: BatchNorm, run: Callable[..., Any]) -> tuple[Tensor, Tensor, n
     try:
         answers = run(steps)[:, :, 0, 0]
         if module is None:
-            scale, offset = answers[1] - answers[0], answers[0] - 0.0
+            scale, offset = answers[1] - answers[0], answers[0]
         else:
-            scale = (norm.variance + norm.eps).rsqrt() * _of(module, "weight", norm.mean, 1.0)
-            offset = _of(module, "bias", norm.mean, 0.0)
+            weight, bias = (getattr(module, name) for name in ("weight", "bias"))
+            scale = (norm.variance + norm.eps).rsqrt()
+            scale = scale if weight is None else scale * weight
+            offset = torch.zeros_like(scale) if bias is None else bias
         expected = activation(scale * (steps[:, :, 0, 0] - norm.mean) + offset)
     except (RuntimeError, TypeError, ValueError):  # of vectors, or of more than one value
         return None
     if not torch.allclose(answers, expected, rtol=1e-4, atol=1e-4):
         return None
     return scale, offset - norm.mean * scale, activation
-
-
-def _of(module: nn.Module, name: str, like: Tensor, default: float) -> Tensor:
-    found: Mapping[str, Tensor | None] = dict(module.named_parameters(recurse=False))
-    value = found.get(name)
-    return torch.full_like(like, default) if value is None else value

@@ -6,8 +6,9 @@ that best reproduce what they answer in their parent, on the same images, from w
 here: ridge regression of what is missing, so that weights stay where nothing is gained. What one
 layer could not make good the next ones try, which read through other activations; a chain of
 linear fits is no linear fit. Where answers are added to a shortcut, they also make up for what
-that lacks. BatchNorms get statistics that fit, as in `recalibration`. The network costs what it
-did.
+that lacks; where an activation follows that is flat in places, they are right where it hears
+them, see `refit`. BatchNorms get statistics that fit, as in `recalibration`. The network costs
+what it did.
 """
 
 from __future__ import annotations
@@ -27,10 +28,7 @@ from optuna_stitch.stitching.recalibration import Statistics, channel_statistics
 from optuna_stitch.stitching.refit import Layer, Refit
 from optuna_stitch.stitching.subnetwork import Subnetwork
 from optuna_stitch.stitching.supergraph import Supergraph
-from optuna_stitch.utils.device import (
-    float32_products,
-    free_memory,
-)
+from optuna_stitch.utils.device import float32_products, free_memory
 from optuna_stitch.utils.distributed import all_reduce, world_size
 from optuna_stitch.utils.memory import is_out_of_memory
 from optuna_stitch.utils.progress import console

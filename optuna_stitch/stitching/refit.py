@@ -281,7 +281,7 @@ class Layer:
             centred: Whether a bias makes good what is missing on average, or what follows does.
             heard: By batch, between which answers the activation that follows hears
                 differences; in the shape of the answers, or one that is broadcast to it.
-            sized: Whether answers have to be of the right size, whatever is heard of them.
+            sized: Whether their size may not be made good by what follows.
 
         Returns:
             What became of it; shares are zero where it is more than a linear map, or values are
@@ -320,13 +320,9 @@ class Layer:
         if bias is not None:
             bias += lacking
             lacking = torch.zeros_like(lacking)
-        after = 1 - least / spread
-        return Refit(
-            1 - before / spread,
-            after,
-            ridge,
-            lacking if ridge is not None and (sized or rounds) else None,
-        )
+        absolute = ridge is not None and (sized or rounds > 0)
+        shares = 1 - before / spread, 1 - least / spread
+        return Refit(*shares, ridge, lacking if absolute else None)
 
     def _samples(
         self,
