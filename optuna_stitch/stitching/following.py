@@ -20,8 +20,8 @@ from optuna_stitch.stitching.refit import Bounds
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout2d, DropPath)
 
-# Between what activations hear differences; outside, all sounds the same.
-_FLAT: dict[Any, tuple[float, float]] = {
+# Between what values activations hear differences; outside, all sounds the same.
+_HEARD: dict[Any, tuple[float, float]] = {
     **dict.fromkeys([nn.ReLU, F.relu, torch.relu, torch.relu_, "relu", "relu_"], (0.0, inf)),
     **dict.fromkeys([nn.ReLU6, F.relu6], (0.0, 6.0)),
     **dict.fromkeys([nn.Hardswish, F.hardswish], (-3.0, inf)),
@@ -86,20 +86,13 @@ class Following:
                 scale, offset, activation = known
                 found = replace(found, norm=step.place, scale=scale, offset=offset)
                 if not isinstance(activation, _IDENTITIES):
-                    return replace(found, heard=_FLAT.get(type(activation)))
+                    return replace(found, heard=_HEARD.get(type(activation)))
             elif step.added is not None and found.own is None and step.calls in _ADDITIONS:
                 found = replace(found, own=step.added[0], raw=step.added[1])
             elif not isinstance(step.calls, _IDENTITIES):
                 kind = type(step.calls) if isinstance(step.calls, nn.Module) else step.calls
-                return replace(found, heard=_FLAT.get(kind))
+                return replace(found, heard=_HEARD.get(kind))
         return found
-
-    @property
-    def _lets_through(self) -> Tensor | None:
-        """Which channels a BatchNorm lets through, ``(C,)``, by more than hardly."""
-        if self.scale is None:
-            return None
-        return self.scale.abs() > 1e-2 * self.scale.abs().median()
 
     def lacking(self, difference: Tensor) -> Tensor:
         """What a layer would have to answer for a difference of the sum.
@@ -109,9 +102,8 @@ class Following:
         """
         if self.scale is None:
             return difference
-        assert self._lets_through is not None
         # what is hardly let through is not asked for
-        factor = torch.where(self._lets_through, 1 / self.scale, 0.0)
+        factor = torch.where(_is_let_through(self.scale), 1 / self.scale, 0.0)
         return difference * factor[:, None, None]
 
     def bounds(self, added: Tensor | None) -> Bounds:
@@ -123,19 +115,24 @@ class Following:
         Returns:
             Both in the answers' shape, or in one that is broadcast to it.
         """
-        low, high = (torch.tensor(bound) for bound in self.heard or (-inf, inf))
+        assert self.heard is not None
+        low, high = map(torch.tensor, self.heard)
         if added is not None:
             low, high = low.to(added) - added, high.to(added) - added
         if self.scale is None or self.offset is None:
             return low, high
-        assert self._lets_through is not None
         scale, offset = self.scale[:, None, None], self.offset[:, None, None]
         one, other = (low.to(scale) - offset) / scale, (high.to(scale) - offset) / scale
-        through = self._lets_through[:, None, None]
+        through = _is_let_through(scale)
         return (
             torch.where(through, one.minimum(other), -inf),
             torch.where(through, one.maximum(other), inf),
         )
+
+
+def _is_let_through(scale: Tensor) -> Tensor:
+    """Which channels a BatchNorm lets through by more than hardly, in the shape of its scale."""
+    return scale.abs() > 1e-2 * scale.abs().median()
 
 
 @torch.no_grad()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import repeat
 
 import torch
 from torch import Tensor, nn
@@ -344,8 +343,8 @@ class Layer:
         images = sum(counts)
         found: list[tuple[Tensor, ...]] = []
         seen = 0
-        bounds: Iterable[Bounds | None] = repeat(None) if heard is None else heard
-        for some, target, count, bound in zip(read, wanted, counts, bounds, strict=False):
+        bounds: Iterable[Bounds | None] = [None] * len(read) if heard is None else heard
+        for some, target, count, bound in zip(read, wanted, counts, bounds, strict=True):
             answers = self._rows(target)
             rows = len(answers)
             chosen = torch.randperm(rows, generator=generator)[: many * count // images]

@@ -1,6 +1,7 @@
 """What is a short training worth, with stitching and without?
 
-    uv run python tests/benchmarks/finish.py [--minutes 10] [--trials 400] [--polish 400] [--quick]
+    uv run python tests/benchmarks/finish.py [--minutes 10] [--seed 0] [--trials 400] \\
+        [--polish 400] [--quick]
 
 The pair `cifar` is searched as by `value.py`. Three networks of the front, chosen by validation
 images, are finished: the best that costs the same for every image and no more than the dearer

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import optuna_stitch as st
 from optuna_stitch.stitching.finish import twin
 from optuna_stitch.stitching.finished import load_finished, save_finished
+from optuna_stitch.stitching.following import _HEARD
 from optuna_stitch.stitching.genotype import Genotype
 from optuna_stitch.stitching.polish import Polish
 from optuna_stitch.stitching.refit import Layer, Refit
@@ -209,6 +210,21 @@ def test_answers_are_right_where_an_activation_hears_them(
         errors.append((activation(answers) - activation(torch.cat(wanted))).square().mean())
         assert bounds is None or said.after > 0.9
     assert errors[1] < 0.8 * errors[0]
+
+
+@pytest.mark.parametrize("activation", _HEARD, ids=str)
+def test_activations_hear_what_lies_between_their_bounds(activation: Any) -> None:
+    low, high = _HEARD[activation]
+    if isinstance(activation, str):
+        compute = getattr(Tensor, activation)
+    else:
+        compute = activation() if isinstance(activation, type) else activation
+    values = torch.linspace(-8, 8, 321)
+    told = compute(values.clone())
+    for beyond in (told[values < low], told[values > high]):
+        assert not len(beyond) or torch.equal(beyond, beyond[:1].expand_as(beyond))
+    inside = told[(values >= low) & (values <= high)]
+    assert (inside.diff() != 0).all()
 
 
 class _Blocks(nn.Module):
