@@ -212,7 +212,7 @@ def test_answers_are_right_where_an_activation_hears_them(
     assert errors[1] < 0.8 * errors[0]
 
 
-@pytest.mark.parametrize("activation", _HEARD, ids=str)
+@pytest.mark.parametrize("activation", _HEARD, ids=lambda some: getattr(some, "__name__", some))
 def test_activations_hear_what_lies_between_their_bounds(activation: Any) -> None:
     low, high = _HEARD[activation]
     if isinstance(activation, str):
